@@ -1,0 +1,113 @@
+"""Darknet: a network built from a .cfg."""
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.boxes import decode
+from utils.cfg import parse_cfg
+from utils.definitions import Defs
+from utils.devices import inference_dtype
+from utils.errors import UserError
+from utils.layers import Convolution, YoloHead, build_layer
+from utils.shapes import input_channels, max_stride, output_shapes
+
+
+class Darknet(nn.Module):
+    """The detector that a .cfg describes.
+
+    cfg: path, text, or parsed definitions; img_size: side of the (square) input in pixels, or (height, width).
+    Raises UserError naming file, line and layer for a cfg that can't be built, or an image size that doesn't fit it.
+
+    Training mode: forward(x) -> one raw map a [yolo] layer, in the cfg's order, float32
+    (batch, anchors, ny, nx, 5 + classes), before any sigmoid.
+    Eval mode: forward(x) -> (decoded, raws), decoded (batch, boxes, 5 + classes): cx cy w h in pixels of the input,
+    objectness and class probabilities.
+    x: (batch, channels, height, width), RGB in 0..1, sides multiples of `max_stride`.
+    """
+
+    def __init__(self, cfg: str | Path | Defs, img_size: int | tuple[int, int] = 416) -> None:
+        super().__init__()
+        self.defs = cfg if isinstance(cfg, Defs) else parse_cfg(cfg)
+        self.max_stride = max_stride(self.defs)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        check_img_size(height, self.max_stride)
+        check_img_size(width, self.max_stride)
+        shapes = output_shapes(self.defs, height, width)
+        self.module_list = nn.ModuleList(
+            build_layer(self.defs, i, input_channels(self.defs, shapes, i)[0]) for i in range(len(self.defs))
+        )
+        self.sources = [self.defs.sources(i) for i in range(len(self.defs))]
+        last_reader = {s: i for i, sources in enumerate(self.sources) for s in sources}
+        self._done = [[s for s in set(sources) if last_reader[s] == i] for i, sources in enumerate(self.sources)]
+        self.seen = 0  # images trained on, as the .weights header counts them
+        self._initialise_heads(shapes, height)
+
+    @property
+    def heads(self) -> list[YoloHead]:
+        """The [yolo] layers, in the cfg's order."""
+        return [m for m in self.module_list if isinstance(m, YoloHead)]
+
+    def head_convolutions(self) -> list[tuple[int, int]]:
+        """(index of the convolution, index of the [yolo] layer that reads it), for each head fed by a convolution."""
+        pairs = [(self.sources[i][0], i) for i in self.defs.yolo_indices()]
+        return [(s, i) for s, i in pairs if s >= 0 and isinstance(self.module_list[s], Convolution)]
+
+    @torch.no_grad()
+    def _initialise_heads(self, shapes: list[tuple[int, int, int]], height: int) -> None:
+        """Biases that start with few objects (8 a 640-pixel picture) and equal classes (Lin et al. 2017, section 3.3)."""
+        for source, index in self.head_convolutions():
+            head, bias = self.module_list[index], self.module_list[source].conv.bias
+            if bias is None:
+                continue
+            rows = bias.view(len(head.anchors), -1)
+            stride = height / shapes[index][1]
+            rows[:, 4] += math.log(8 / (640 / stride) ** 2)
+            rows[:, 5:] += math.log(0.6 / max(head.classes - 0.99, 0.6))
+
+    def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        height = x.shape[-2]
+        maps: dict[int, Tensor] = {-1: x}
+        raws: list[Tensor] = []
+        for i, module in enumerate(self.module_list):
+            maps[i] = module(*(maps[s] for s in self.sources[i]))
+            if isinstance(module, YoloHead):
+                raws.append(maps[i])
+            for s in self._done[i]:  # a map that nobody reads any more gives its memory back
+                del maps[s]
+        return raws if self.training else (self.decode(raws, height), raws)
+
+    def decode(self, raws: list[Tensor], height: int) -> Tensor:
+        """Raw maps of a `height` pixels high input -> (batch, boxes of all heads, 5 + classes)."""
+        heads = zip(self.heads, raws, strict=True)
+        return torch.cat([decode(r, h.anchors, height / r.shape[2], h.scale_x_y, h.new_coords) for h, r in heads], 1)
+
+    def fuse(self) -> "Darknet":
+        """Fold every batch normalisation into its convolution, in place; returns self."""
+        for module in self.module_list:
+            if isinstance(module, Convolution):
+                module.fuse()
+        return self
+
+    def inference_copy(self, device: torch.device, precision: str = "auto") -> "Darknet":
+        """A fused copy in eval mode, on `device`, in channels_last and the precision that suits it.
+
+        precision: auto | fp32 | bf16 | fp16 (see utils.devices). The convolutions that feed a [yolo] layer stay in
+        float32: box sides are exponentials of their outputs, and bfloat16's 8 bits would cost accuracy.
+        """
+        dtype = inference_dtype(device, precision)
+        model = copy.deepcopy(self).eval().requires_grad_(False).fuse()
+        model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        for source, _ in model.head_convolutions():
+            model.module_list[source].float().float_input = True
+        return model
+
+
+def check_img_size(size: int, stride: int) -> None:
+    """Raise UserError unless `size` pixels is a positive multiple of the network's stride."""
+    if size < stride or size % stride:
+        near = max(stride, round(size / stride) * stride)
+        raise UserError(f"--img-size {size}: this network needs a multiple of {stride}; the nearest is {near}")

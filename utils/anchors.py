@@ -1,0 +1,106 @@
+"""Anchor sizes: how well they fit a dataset's boxes, and better ones by clustering."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.hyp import Hyp
+
+RESTARTS = 10
+GENERATIONS = 1000
+SAMPLE = 20_000  # boxes that the clustering looks at; more change the third digit at most
+
+
+@dataclass
+class AnchorFit:
+    """How well anchors fit boxes: best possible recall (share of the boxes whose sides differ from some anchor's by less
+    than the factor `anchor_t`, see utils.hyp) and the mean over the boxes of the IoU with the best anchor, both centred."""
+
+    recall: float
+    mean_iou: float
+
+
+def label_sizes(
+    labels: Sequence[np.ndarray], shapes: np.ndarray, img_size: tuple[int, int], stretch: bool = False
+) -> np.ndarray:
+    """(n, 2) width and height, in pixels of the network's input, of every labelled box.
+
+    labels: (boxes, 5) class, cx, cy, w, h a picture, normalised; shapes: (pictures, 2) height, width; as
+    utils.datasets.scan gives them. img_size: (height, width) of the input, into which pictures are letterboxed (scaled by
+    one factor) or stretched.
+    """
+    scales = np.array(img_size) / shapes
+    inner = np.array(img_size) * np.ones_like(scales) if stretch else shapes * scales.min(1, keepdims=True)
+    return np.concatenate([rows[:, 3:].astype(np.float64) * hw[::-1] for rows, hw in zip(labels, inner, strict=True)])
+
+
+def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(n, k) IoU of boxes (n, 2) and anchors (k, 2) as if both had the same centre."""
+    overlap = np.minimum(sizes[:, None], anchors[None]).prod(2)
+    return overlap / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - overlap)
+
+
+def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t) -> AnchorFit:
+    """How well `anchors` (k, 2) fit the boxes `sizes` (n, 2)."""
+    ratio = sizes[:, None] / anchors[None]
+    worst_side = np.maximum(ratio, 1 / ratio).max(2)
+    return AnchorFit(float((worst_side.min(1) < anchor_t).mean()), float(size_iou(sizes, anchors).max(1).mean()))
+
+
+def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """(count, 2) anchors for the boxes `sizes` (n, 2), in whole pixels, sorted by area; the same for the same seed.
+
+    k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), begun several times as k-means++ begins
+    (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises.
+    Raises UserError when there are fewer different sizes than anchors.
+    """
+    different = len(np.unique(sizes.round(3), axis=0))
+    if different < count:
+        raise UserError(f"--anchors kmeans: {count} anchors need at least {count} different box sizes; the labels have {different}")
+    generator = np.random.default_rng(seed)
+    if len(sizes) > SAMPLE:
+        sizes = generator.choice(sizes, SAMPLE, replace=False)
+    candidates = [_kmeans(sizes, _spread_start(sizes, count, generator)) for _ in range(RESTARTS)]
+    anchors = _refine(sizes, max(candidates, key=lambda a: _fitness(sizes, a)), generator)
+    anchors = np.maximum(anchors.round(), 1)
+    return anchors[np.argsort(anchors.prod(1), kind="stable")]
+
+
+def _fitness(sizes: np.ndarray, anchors: np.ndarray) -> float:
+    return float(size_iou(sizes, anchors).max(1).mean())
+
+
+def _spread_start(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Boxes that are far from each other: each drawn with a probability that grows with its squared distance."""
+    chosen = sizes[generator.integers(len(sizes))][None]
+    while len(chosen) < count:
+        weight = (1 - size_iou(sizes, chosen).max(1)).clip(0) ** 2
+        weight = weight / weight.sum() if weight.sum() > 0 else None
+        chosen = np.concatenate((chosen, sizes[generator.choice(len(sizes), p=weight)][None]))
+    return chosen
+
+
+def _kmeans(sizes: np.ndarray, anchors: np.ndarray, rounds: int = 100) -> np.ndarray:
+    """Lloyd's rounds until no box changes its cluster; an empty cluster keeps its anchor."""
+    nearest = np.full(len(sizes), -1)
+    for _ in range(rounds):
+        previous, nearest = nearest, size_iou(sizes, anchors).argmax(1)
+        if np.array_equal(previous, nearest):
+            break
+        members = [sizes[nearest == k] for k in range(len(anchors))]
+        anchors = np.stack([m.mean(0) if len(m) else a for m, a in zip(members, anchors, strict=True)])
+    return anchors
+
+
+def _refine(sizes: np.ndarray, anchors: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Random changes by about a tenth; the better set survives."""
+    best = _fitness(sizes, anchors)
+    for _ in range(GENERATIONS):
+        change = generator.normal(1, 0.1, anchors.shape) ** (generator.random(anchors.shape) < 0.5)
+        mutant = np.maximum(anchors * change.clip(0.5, 2), 1)
+        value = _fitness(sizes, mutant)
+        if value > best:
+            best, anchors = value, mutant
+    return anchors

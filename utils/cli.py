@@ -1,0 +1,152 @@
+"""What every script's command line shares: arguments, loading a model, tables, and one line for a user's mistake."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from models import Darknet
+from utils.cfg import DataConfig, parse_cfg
+from utils.definitions import Defs
+from utils.devices import PRECISIONS
+from utils.errors import UserError
+from utils.files import write_text
+from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, load_checkpoint, load_state, load_weights
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `-` and `_` interchangeable in long flags, and errors of one line."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelled(a) for a in given], namespace)
+
+    def _spelled(self, argument: str) -> str:
+        """The flag as it was declared: --img_size -> --img-size, --layer-keep -> --layer_keep."""
+        if not argument.startswith("--") or argument == "--":
+            return argument
+        flag, equals, value = argument.partition("=")
+        declared = {f.replace("_", "-"): f for f in self._option_string_actions}
+        return declared.get(flag.replace("_", "-"), flag) + equals + value
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line and run `main`; a UserError ends in one line on stderr and exit status 2."""
+    args = parser.parse_args()
+    try:
+        main(args)
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{parser.prog}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
+        sys.exit(130)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
+    parser.add_argument("--weights", default="", help=".weights or .pt file")
+    parser.add_argument("--img-size", type=int, default=None, help="side of the network's input in pixels; default: the cfg's")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="", help="cpu, 0, cuda:1; default: CUDA if there is one, else the CPU")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
+                        help="auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32")  # fmt: skip
+    parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
+
+
+@dataclass
+class Loaded:
+    """A model ready to use, and what came with it."""
+
+    model: Darknet
+    names: list[str]
+    img_size: int
+    checkpoint: dict[str, Any] | None
+    report: LoadReport
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the checkpoint was trained with: gray, maxabs, stretch, img_size; empty for other weights."""
+        return (self.checkpoint or {}).get("settings", {})
+
+
+def load_model(
+    cfg: str | Path,
+    weights: str | Path,
+    img_size: int | None = None,
+    data: DataConfig | None = None,
+    *,
+    pretrained: bool = False,
+    prefix: bool = False,
+) -> Loaded:
+    """Build the network of `cfg` (or of the checkpoint's own cfg) in eval mode on the CPU, and load `weights` if given.
+
+    img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
+    Raises UserError, before anything is loaded, when classes of cfg and data differ.
+    """
+    checkpoint = load_checkpoint(weights) if weights and is_checkpoint(weights) else None
+    defs = choose_cfg(cfg, weights, checkpoint)
+    classes = checkpoint_classes(defs)
+    if data is not None and data.classes != classes:
+        raise UserError(f"{defs.name}: its [yolo] layers have classes={classes}, but {data.path} has {data.classes}; "
+                        f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
+    size = img_size or (checkpoint or {}).get("settings", {}).get("img_size") or defs.net.width
+    model = Darknet(defs, size)
+    report = LoadReport()
+    if checkpoint is not None:
+        report = load_state(model, checkpoint, str(weights), pretrained=pretrained)
+    elif weights:
+        report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
+    names = data.names if data else (checkpoint or {}).get("names") or [str(i) for i in range(classes)]
+    return Loaded(model.eval(), names, size, checkpoint, report)
+
+
+def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: dict[str, Any] | None) -> Defs:
+    """The cfg that was given, else the checkpoint's own."""
+    if cfg:
+        return parse_cfg(cfg)
+    if checkpoint and checkpoint.get("cfg"):
+        defs = parse_cfg(checkpoint["cfg"])
+        defs.name = checkpoint.get("cfg_name") or str(weights)
+        return defs
+    if weights:
+        raise UserError(f"{weights}: carries no cfg; name the one it belongs to with --cfg")
+    raise UserError("name the network with --cfg FILE, or a checkpoint with --weights FILE.pt")
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain text table; the first column is left-aligned, floats get four digits."""
+    cells = [[_cell(v) for v in row] for row in (header, *rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
+    lines = ["  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def write_json(path: str | Path, figures: dict[str, Any]) -> None:
+    """Write figures to `path` unless it is empty."""
+    if path:
+        write_text(path, json.dumps(figures, indent=2, default=float) + "\n")

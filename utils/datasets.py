@@ -1,0 +1,366 @@
+"""Images and labels as batches: what train.py and test.py iterate over.
+
+    source (list or folder) -> scan -> DetectionDataset -> BatchPlan says who draws what -> DataLoader of Batch
+
+Sample number p of epoch e is a function of (seed, e, p) alone: neither the number of workers nor the number of
+processes changes it. The plan carries epoch and mosaic to the workers, so that those may persist.
+"""
+
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils import augment
+from utils.augment import Picture, fitted_size, letterbox
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.imagesize import image_size
+from utils.labels import Finding, Problems, image_paths, label_path, read_labels
+
+_THREADS = 8  # reading small files waits for the disk more than it computes
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass
+class ImageInfo:
+    """Where a letterboxed image came from: x_network = x_original * ratio[0] + pad[0], and y likewise.
+
+    `index` counts in the dataset, `shape` is the original's (height, width). Under augmentation there is no such map:
+    ratio and pad are then (1, 1) and (0, 0).
+    """
+
+    path: Path
+    index: int
+    shape: Size
+    ratio: tuple[float, float]
+    pad: tuple[int, int]
+
+
+@dataclass
+class Batch:
+    """`images`: uint8 (batch, 3, height, width) RGB, or 1 channel, in channels_last order.
+
+    `targets`: float32 (boxes, 6): image in the batch, class, cx, cy, w, h normalised to the network's input.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    infos: list[ImageInfo]
+
+    def pin_memory(self) -> "Batch":
+        self.images, self.targets = self.images.pin_memory(), self.targets.pin_memory()
+        return self
+
+
+Sample = tuple[np.ndarray, np.ndarray, ImageInfo]  # image (h, w, channels) RGB, labels (n, 5), info
+
+
+class Draw(NamedTuple):
+    """An order to the dataset: image `index` as sample number `position` of `epoch`, at `size` (height, width)."""
+
+    index: int
+    position: int
+    epoch: int
+    mosaic: bool
+    size: Size
+
+
+@dataclass
+class Scan:
+    """What a source holds: paths, labels (n, 5) a picture, (height, width) of each, and what had to be mended."""
+
+    paths: list[str]
+    labels: list[np.ndarray]
+    shapes: np.ndarray
+    problems: Problems
+
+
+def scan(source: str | Path, classes: int) -> Scan:
+    """Look through a list or folder of images once: their headers and their label files.
+
+    Corrupt and missing images are left out and noted in `problems`, as are boxes that had to be clipped or dropped.
+    Raises UserError for labels that cannot be used (see utils.labels) and when there is no box in the whole set.
+    """
+    result = Scan([], [], np.zeros((0, 2), np.int64), Problems())
+    paths = image_paths(source, result.problems)
+    shapes, labelled = [], 0
+    with ThreadPool(_THREADS) as pool:
+        looks = pool.imap(lambda path: _look(path, classes), paths, chunksize=32)
+        bar = tqdm(looks, desc=f"Scanning {source}", total=len(paths), delay=1, leave=False)
+        for path, (shape, reason, labels, findings) in zip(paths, bar, strict=True):
+            if shape is None:
+                result.problems.add("corrupt images, skipped", f"{path}: {reason}")
+                continue
+            for kind, line in findings:
+                result.problems.add(kind, f"{label_path(path)}:{line}")
+            labelled += labels is not None
+            result.paths.append(path)
+            result.labels.append(np.zeros((0, 5), np.float32) if labels is None else labels)
+            shapes.append(shape)
+    if not shapes:
+        raise UserError(f"{source}: all {len(paths)} images are corrupt; {result.problems.summary()}")
+    if not any(map(len, result.labels)):
+        raise UserError(f"{source}: {_no_labels(result, labelled)}")
+    result.shapes = np.array(shapes, np.int64)
+    return result
+
+
+def _look(path: str, classes: int) -> tuple[Size | None, str, np.ndarray | None, list[Finding]]:
+    """(size or None, why there is none, labels, what was mended in them)."""
+    try:
+        size = image_size(path)
+    except ValueError as error:
+        return None, str(error), None, []
+    return size, "", *read_labels(path, classes)
+
+
+def _no_labels(found: Scan, labelled: int) -> str:
+    expected = label_path(found.paths[0])
+    if not labelled:
+        return f"no labels for any of {len(found.paths)} images; looked in {expected.parent} (for {expected.name}, ...)"
+    mended = found.problems.summary()
+    return f"no box in any of the {labelled} label files in {expected.parent}" + (f" ({mended})" if mended else "")
+
+
+class DetectionDataset(Dataset):
+    """Pictures of one source; `dataset[i]` is a Sample, letterboxed or, when `training`, augmented.
+
+    `mosaic` and `epoch` take effect when the next epoch begins, in workers that persist too. Raises UserError as scan.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        classes: int,
+        img_size: int,
+        training: bool = False,
+        hyp: Hyp | None = None,
+        stretch: bool = False,
+        gray: bool = False,
+        cache_images: bool = False,
+        seed: int = 0,
+    ) -> None:
+        found = scan(source, classes)
+        self.paths, self.labels, self.shapes, self.problems = found.paths, found.labels, found.shapes, found.problems
+        self.source, self.classes, self.img_size, self.training = Path(source), classes, img_size, training
+        self.hyp, self.stretch, self.gray, self.seed = hyp or Hyp(), stretch, gray, seed
+        self.mosaic, self.epoch = training and self.hyp.mosaic > 0, 0
+        self.unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()  # each is named once by all workers
+        self.cache: list[np.ndarray] | None = self._fill_cache() if cache_images else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random numbers of the next iteration."""
+        self.epoch = epoch
+
+    def __getitem__(self, item: int | Draw) -> Sample:
+        if not isinstance(item, Draw):
+            item = Draw(item, item, self.epoch, self.mosaic, (self.img_size, self.img_size))
+        image, labels, info = self._augmented(item) if self.training else self._letterboxed(item)
+        return image.reshape(*image.shape[:2], -1), labels, info
+
+    def _letterboxed(self, item: Draw) -> Sample:
+        image, labels = self._picture(item.index)
+        height, width = self._shape(item.index)
+        image, (ratio_x, ratio_y), pad = letterbox(image, item.size, self.stretch)
+        inner = np.array([item.size[1] - 2 * pad[0], item.size[0] - 2 * pad[1]])
+        if not self.stretch:
+            inner = np.array(fitted_size((height, width), item.size))[::-1]
+        scale = inner / (item.size[1], item.size[0])
+        labels = labels.copy()
+        labels[:, 1:3] = labels[:, 1:3] * scale + np.array(pad) / (item.size[1], item.size[0])
+        labels[:, 3:5] *= scale
+        ratio = (float(inner[0] / width), float(inner[1] / height))
+        info = ImageInfo(Path(self.paths[item.index]), item.index, (height, width), ratio, pad)
+        return image if self.gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels, info
+
+    def _augmented(self, item: Draw) -> Sample:
+        rng = np.random.default_rng((self.seed, item.epoch, item.position))
+        if item.mosaic and rng.random() < self.hyp.mosaic:
+            indices = rng.permutation([item.index, *rng.integers(len(self), size=3)])
+            picture = augment.mosaic([self._picture(i) for i in indices], item.size, self.hyp, rng)
+        else:
+            picture = augment.affine(self._picture(item.index), item.size, self.hyp, rng)
+        image, labels = augment.flip(picture, rng.random() < self.hyp.fliplr, rng.random() < self.hyp.flipud)
+        info = ImageInfo(Path(self.paths[item.index]), item.index, self._shape(item.index), (1.0, 1.0), (0, 0))
+        return augment.colour_to_rgb(image, augment.hsv_gains(self.hyp, rng)), labels, info
+
+    def _shape(self, index: int) -> Size:
+        return int(self.shapes[index, 0]), int(self.shapes[index, 1])
+
+    def _picture(self, index: int) -> Picture:
+        """The image at the size that the network sees it, and its labels; gray without labels if it can't be decoded."""
+        if self.cache is not None:
+            image = self.cache[index]
+        else:
+            image = self._decoded(index)
+        return image, np.zeros((0, 5), np.float32) if self.unreadable[index] else self.labels[index]
+
+    def _decoded(self, index: int) -> np.ndarray:
+        """Decode and resize to img_size (long side, or both with `stretch`)."""
+        size = (self.img_size, self.img_size)
+        height, width = size if self.stretch else fitted_size(self._shape(index), size)
+        image = _imread(self.paths[index], self.gray)
+        if image is None:
+            self._name_unreadable(index)
+            return np.full((height, width) if self.gray else (height, width, 3), augment.FILL, np.uint8)
+        return augment.resize(image, height, width)
+
+    def _name_unreadable(self, index: int) -> None:
+        if not self.unreadable[index]:
+            self.unreadable[index] = 1
+            tqdm.write(f"{self.paths[index]}: cannot be decoded; a gray image without boxes stands in for it", file=sys.stderr)
+
+    def _fill_cache(self) -> list[np.ndarray] | None:
+        """All images, resized, or None where they don't fit: called before the workers fork, who then share them."""
+        channels = 1 if self.gray else 3
+        ratios = 1.0 if self.stretch else self.shapes.min(1) / self.shapes.max(1)
+        needed = int(np.sum(np.broadcast_to(ratios, len(self)) * self.img_size**2 * channels))
+        available = _available_memory()
+        if available is not None and needed > 0.8 * available:
+            note = f"--cache-images: {needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free; reading from disk instead"
+            tqdm.write(note, file=sys.stderr)
+            return None
+        with ThreadPool(os.cpu_count()) as pool:
+            images = pool.imap(self._decoded, range(len(self)), chunksize=8)
+            return list(tqdm(images, desc="Caching images", total=len(self), delay=1, leave=False))
+
+
+def _imread(path: str, gray: bool) -> np.ndarray | None:
+    try:
+        return cv2.imread(path, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit, for one
+        return None
+
+
+def _available_memory() -> int | None:
+    """Bytes that can still be used without swapping (Linux); None where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def rect_size(shapes: np.ndarray, img_size: int, stride: int) -> Size:
+    """The smallest (height, width), in multiples of `stride`, that holds all of `shapes` (n, 2) at long side img_size."""
+    fitted = np.array([fitted_size((int(h), int(w)), (img_size, img_size)) for h, w in shapes])
+    height, width = fitted.max(0)
+    return math.ceil(height / stride) * stride, math.ceil(width / stride) * stride
+
+
+class BatchPlan(Sampler[list[Draw]]):
+    """Which rank draws which samples, batch by batch; `batch_size` counts the images of all ranks together.
+
+    Training: a permutation of the set, filled up from its own beginning to whole batches; rank r takes every
+    world_size-th sample of each, so that together they see the same batch, whatever their number. Otherwise: every image
+    once, in order (by aspect ratio with `rect`), batch number b going to rank b % world_size.
+    """
+
+    def __init__(
+        self, dataset: DetectionDataset, batch_size: int, *, rect: bool, stride: int, rank: int, world_size: int
+    ) -> None:
+        if batch_size < 1 or (dataset.training and batch_size % world_size):
+            raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes, {world_size}")
+        self.dataset, self.rect, self.stride = dataset, rect and not dataset.stretch, stride
+        self.rank, self.world_size = rank, world_size
+        self.batch_size = batch_size if dataset.training else math.ceil(batch_size / world_size)
+
+    def __len__(self) -> int:
+        batches = math.ceil(len(self.dataset) / self.batch_size)
+        return batches if self.dataset.training else len(range(self.rank, batches, self.world_size))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        dataset = self.dataset
+        epoch, mosaic = dataset.epoch, dataset.mosaic and not self.rect
+        for first, indices in self._batches():
+            size = (dataset.img_size, dataset.img_size)
+            if self.rect:
+                size = rect_size(dataset.shapes[indices], dataset.img_size, self.stride)
+            draws = [Draw(int(i), first + k, epoch, mosaic, size) for k, i in enumerate(indices)]
+            yield draws[self.rank :: self.world_size] if dataset.training else draws
+
+    def _batches(self) -> list[tuple[int, np.ndarray]]:
+        """(position of the first sample, indices) of each batch that this rank has a part in."""
+        count, training = len(self.dataset), self.dataset.training
+        rng = np.random.default_rng((self.dataset.seed, self.dataset.epoch))
+        order = rng.permutation(count) if training else np.arange(count)
+        if self.rect:  # stable, so that pictures of one shape stay shuffled
+            shapes = self.dataset.shapes[order]
+            order = order[np.argsort(shapes[:, 0] / shapes[:, 1], kind="stable")]
+        if training:
+            order = np.resize(order, math.ceil(count / self.batch_size) * self.batch_size)
+        batches = [(start, order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)]
+        if not training:
+            return batches[self.rank :: self.world_size]
+        return [batches[i] for i in rng.permutation(len(batches))] if self.rect else batches
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of one size. The images stay (batch, h, w, channels) in memory: torch's channels_last."""
+    images = torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2)
+    rows = [np.insert(labels, 0, number, axis=1) for number, (_, labels, _) in enumerate(samples)]
+    return Batch(images, torch.from_numpy(np.concatenate(rows).astype(np.float32)), [info for _, _, info in samples])
+
+
+def start_worker(worker: int) -> None:
+    """Worker processes are the parallelism: OpenCV's own threads would only fight over the cores."""
+    cv2.setNumThreads(0)
+
+
+def create_loader(
+    source: str | Path,
+    *,
+    classes: int,
+    img_size: int,
+    batch_size: int,
+    training: bool,
+    hyp: Hyp | None = None,
+    stride: int = 32,
+    rect: bool = False,
+    stretch: bool = False,
+    gray: bool = False,
+    cache_images: bool = False,
+    workers: int = 2,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """A DataLoader of Batch over a list or a folder of images.
+
+    `batch_size` counts the images of all `world_size` processes together; a training loader gives each process its equal
+    part of every batch. `training` shuffles and augments (call `loader.dataset.set_epoch(e)` before each epoch; set
+    `loader.dataset.mosaic = False` to close mosaic); otherwise every image comes once, letterboxed. `rect` gives each
+    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. Raises UserError as
+    scan; what was mended is said once, on rank 0.
+    """
+    dataset = DetectionDataset(
+        source, classes=classes, img_size=img_size, training=training, hyp=hyp, stretch=stretch, gray=gray,
+        cache_images=cache_images, seed=seed,
+    )  # fmt: skip
+    if rank == 0 and dataset.problems.counts:
+        tqdm.write(f"{source}: {dataset.problems.summary()}", file=sys.stderr)
+    plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size)
+    # fork shares the cache with the workers; where it is unsafe (macOS) or missing (Windows), torch's default stands
+    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+    return DataLoader(
+        dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, multiprocessing_context=context,
+        generator=torch.Generator(),
+    )  # fmt: skip

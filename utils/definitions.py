@@ -1,0 +1,258 @@
+"""What a .cfg holds, as types: one dataclass for each kind of section, and `Defs`, the whole network."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+Floats = tuple[float, ...]
+Ints = tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class LayerDef:
+    """One section of a .cfg: a field for each key that this program knows, `extra` for the others.
+
+    `given` is the order in which the keys were written and `line` where the section began; neither counts in ==.
+    """
+
+    kind: ClassVar[str]
+    extra: dict[str, str] = field(default_factory=dict)
+    given: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    line: int = field(default=0, compare=False, repr=False)
+
+    def references(self) -> Ints:
+        """Layers that this one reads besides the one before it, as written (negative: relative)."""
+        return ()
+
+    def sources(self, index: int) -> list[int]:
+        """Absolute indices of the layers whose maps layer number `index` reads, in order; -1 is the image."""
+        return [index - 1, *(absolute(r, index) for r in self.references())]
+
+
+@dataclass(kw_only=True)
+class Net(LayerDef):
+    kind: ClassVar[str] = "net"
+    width: int = 416
+    height: int = 416
+    channels: int = 3
+
+
+@dataclass(kw_only=True)
+class Convolutional(LayerDef):
+    kind: ClassVar[str] = "convolutional"
+    batch_normalize: int = 0
+    filters: int = 1
+    size: int = 1
+    stride: int = 1
+    stride_x: int | None = None
+    stride_y: int | None = None
+    pad: int = 0
+    padding: int = 0
+    groups: int = 1
+    dilation: int = 1
+    activation: str = "logistic"
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """(vertical, horizontal)."""
+        return self.stride_y or self.stride, self.stride_x or self.stride
+
+    @property
+    def zero_padding(self) -> int:
+        """Zeros added on each side."""
+        return self.size // 2 * self.dilation if self.pad else self.padding
+
+
+@dataclass(kw_only=True)
+class Depthwise(Convolutional):
+    """The MobileNet dialect's depthwise convolution: as many groups as channels."""
+
+    kind: ClassVar[str] = "depthwise"
+
+
+@dataclass(kw_only=True)
+class SqueezeExcite(LayerDef):
+    """The MobileNet dialect's squeeze-and-excitation. `hidden` (this suite's key) is the inner width when it isn't
+    channels // reduction, as after pruning."""
+
+    kind: ClassVar[str] = "se"
+    filters: int | None = None
+    reduction: int = 4
+    hidden: int | None = None
+
+
+@dataclass(kw_only=True)
+class BatchNorm(LayerDef):
+    kind: ClassVar[str] = "batchnorm"
+
+
+@dataclass(kw_only=True)
+class MaxPool(LayerDef):
+    kind: ClassVar[str] = "maxpool"
+    size: int | None = None
+    stride: int = 1
+    stride_x: int | None = None
+    stride_y: int | None = None
+    padding: int | None = None
+    maxpool_depth: int = 0
+    out_channels: int = 1
+    antialiasing: int = 0
+
+    @property
+    def window(self) -> int:
+        return self.stride if self.size is None else self.size
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """(vertical, horizontal)."""
+        return self.stride_y or self.stride, self.stride_x or self.stride
+
+    @property
+    def total_padding(self) -> int:
+        """Rows (and columns) added in all; the smaller half goes left and above."""
+        return self.window - 1 if self.padding is None else self.padding
+
+
+@dataclass(kw_only=True)
+class LocalAvgPool(MaxPool):
+    kind: ClassVar[str] = "local_avgpool"
+
+
+@dataclass(kw_only=True)
+class AvgPool(LayerDef):
+    kind: ClassVar[str] = "avgpool"
+
+
+@dataclass(kw_only=True)
+class Upsample(LayerDef):
+    kind: ClassVar[str] = "upsample"
+    stride: int = 2
+    scale: float = 1.0
+
+
+@dataclass(kw_only=True)
+class Route(LayerDef):
+    kind: ClassVar[str] = "route"
+    layers: Ints
+    groups: int = 1
+    group_id: int = 0
+
+    def references(self) -> Ints:
+        return self.layers
+
+    def sources(self, index: int) -> list[int]:
+        return [absolute(r, index) for r in self.layers]
+
+
+@dataclass(kw_only=True)
+class Shortcut(LayerDef):
+    kind: ClassVar[str] = "shortcut"
+    from_: Ints
+    activation: str = "linear"
+    weights_type: str = "none"
+    weights_normalization: str = "none"
+
+    def references(self) -> Ints:
+        return self.from_
+
+
+@dataclass(kw_only=True)
+class ScaleChannels(LayerDef):
+    kind: ClassVar[str] = "scale_channels"
+    from_: Ints
+    scale_wh: int = 0
+    activation: str = "linear"
+
+    def references(self) -> Ints:
+        return self.from_
+
+
+@dataclass(kw_only=True)
+class Sam(ScaleChannels):
+    kind: ClassVar[str] = "sam"
+
+
+@dataclass(kw_only=True)
+class Reorg(LayerDef):
+    """Space to depth as YOLOv2's reorg did it, which also mixes neighbouring channels."""
+
+    kind: ClassVar[str] = "reorg"
+    stride: int = 1
+    reverse: int = 0
+
+
+@dataclass(kw_only=True)
+class Reorg3d(Reorg):
+    kind: ClassVar[str] = "reorg3d"
+
+
+@dataclass(kw_only=True)
+class Dropout(LayerDef):
+    kind: ClassVar[str] = "dropout"
+    probability: float = 0.5
+
+
+@dataclass(kw_only=True)
+class Yolo(LayerDef):
+    kind: ClassVar[str] = "yolo"
+    mask: Ints = ()
+    anchors: Floats = ()
+    classes: int = 20
+    num: int = 1
+    scale_x_y: float = 1.0
+    new_coords: int = 0
+    ignore_thresh: float = 0.5
+    iou_loss: str = "mse"
+    iou_normalizer: float = 0.75
+    cls_normalizer: float = 1.0
+    obj_normalizer: float = 1.0
+    nms_kind: str = "default"
+    beta_nms: float = 0.6
+
+    def anchor_sizes(self) -> list[tuple[float, float]]:
+        """(width, height) of this head's anchors, in pixels of the network's input."""
+        pairs = list(zip(self.anchors[::2], self.anchors[1::2], strict=True))
+        return [pairs[m] for m in self.mask]
+
+
+SECTIONS: dict[str, type[LayerDef]] = {
+    c.kind: c
+    for c in (Net, Convolutional, Depthwise, SqueezeExcite, BatchNorm, MaxPool, LocalAvgPool, AvgPool, Upsample, Route,
+              Shortcut, ScaleChannels, Sam, Reorg, Reorg3d, Dropout, Yolo)
+}  # fmt: skip
+SECTIONS |= {"network": Net, "conv": Convolutional, "max": MaxPool, "avg": AvgPool}  # Darknet's short names
+
+
+@dataclass
+class Defs:
+    """A whole network: the [net] section and its layers, numbered from 0 as Darknet numbers them."""
+
+    net: Net
+    layers: list[LayerDef]
+    name: str = field(default="cfg", compare=False)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerDef]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> LayerDef:
+        return self.layers[index]
+
+    def sources(self, index: int) -> list[int]:
+        """Absolute indices of the layers that layer `index` reads; -1 is the image."""
+        return self.layers[index].sources(index)
+
+    def where(self, index: int) -> str:
+        """`file:line: layer 3 [route]`, the beginning of an error message."""
+        layer = self.layers[index]
+        return f"{self.name}:{layer.line}: layer {index} [{layer.kind}]"
+
+    def yolo_indices(self) -> list[int]:
+        return [i for i, d in enumerate(self.layers) if isinstance(d, Yolo)]
+
+
+def absolute(reference: int, index: int) -> int:
+    """Darknet's layer reference, seen from layer `index`: negative ones count back from it."""
+    return reference + index if reference < 0 else reference

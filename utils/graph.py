@@ -1,0 +1,218 @@
+"""ChannelGraph: which channels of a network are the same channel.
+
+Pruning may only take a channel from everything that carries it. Walking the cfg once gives every layer's output as an
+array of channel ids; ids that a network ties together are one id. A keep-mask, one bool an id, then says for every layer
+what it reads and what it writes: keep[graph.inputs(i)] and keep[graph.out[i]].
+
+    >>> from utils.cfg import parse_cfg
+    >>> graph = ChannelGraph(parse_cfg('''[net]
+    ... [convolutional]
+    ... filters=2
+    ... batch_normalize=1
+    ... [convolutional]
+    ... filters=2
+    ... batch_normalize=1
+    ... [shortcut]
+    ... from=-2
+    ... [route]
+    ... layers=-1,-2'''))
+    >>> [ids.tolist() for ids in graph.out]     # 0-2 is the image; the shortcut made 5 and 6 out of 3 and 4
+    [[3, 4], [3, 4], [3, 4], [3, 4, 3, 4]]
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import definitions as c
+from utils.shapes import input_channels, output_shapes
+
+Ids = np.ndarray  # of int, one a channel
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A convolution that makes new channels: `ids` are its filters' before they were united with others, `layer` its
+    index. `carriers` are the layers whose batch normalisation scales the same channels: itself and the depthwise
+    convolutions that follow it."""
+
+    layer: int
+    ids: Ids
+
+
+class ChannelGraph:
+    """The channel ids of a network, from its definitions alone.
+
+    out[i]: ids of layer i's output, one a channel; inputs(i, k): ids of the k-th map that it reads.
+    count: number of ids. frozen: (count,) bool, ids that no strategy may remove (the image, what a [yolo] reads,
+    channels without a batch normalisation, ordinary grouped convolutions). united: (count,) bool, ids that a shortcut
+    made one. equal_parts: lists of id arrays of which equally many must be kept (the parts of a grouped route).
+    grouped: indices of the ordinary grouped convolutions, which are left whole.
+    """
+
+    def __init__(self, defs: c.Defs) -> None:
+        self.defs = defs
+        shapes = output_shapes(defs)
+        self._parent: list[int] = []
+        self._frozen: set[int] = set()
+        self._united: set[int] = set()
+        self._with_gamma: set[int] = set()
+        self._parts: list[list[Ids]] = []
+        self.grouped: list[int] = []
+        self._image = self._new(defs.net.channels)
+        self._freeze(self._image)
+        raw: list[Ids] = []
+        for index, d in enumerate(defs):
+            self._index, self._channels = index, input_channels(defs, shapes, index)
+            sources = [self._image if s < 0 else raw[s] for s in defs.sources(index)]
+            rule = next((r for kind, r in _RULES if isinstance(d, kind)), ChannelGraph._same)
+            raw.append(rule(self, d, sources))
+        self._finish(raw)
+
+    def inputs(self, index: int, which: int = 0) -> Ids:
+        """Ids of the `which`-th map that layer `index` reads."""
+        source = self.defs.sources(index)[which]
+        return self._image if source < 0 else self.out[source]
+
+    def is_depthwise(self, index: int) -> bool:
+        """Whether layer `index` filters each channel by itself, so that its output has its input's ids."""
+        d = self.defs[index]
+        return isinstance(d, c.Convolutional) and _is_depthwise(d, len(self.inputs(index)))
+
+    def convolutions(self) -> list[int]:
+        """Indices of the convolutions, depthwise ones included."""
+        return [i for i, d in enumerate(self.defs) if isinstance(d, c.Convolutional)]
+
+    def gammas(self) -> list[int]:
+        """Indices of the layers with a batch normalisation."""
+        return [i for i, d in enumerate(self.defs) if _has_gamma(d)]
+
+    # Building: raw ids, one a filter, united as layers tie them together.
+
+    def _new(self, count: int) -> Ids:
+        start = len(self._parent)
+        self._parent += range(start, start + count)
+        return np.arange(start, start + count)
+
+    def _find(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = self._parent[self._parent[i]]
+            i = self._parent[i]
+        return i
+
+    def _unite(self, a: Ids, b: Ids) -> None:
+        """Make one id of each pair of positions; the longer array's rest stays apart."""
+        for x, y in zip(a.tolist(), b.tolist(), strict=False):
+            first, second = sorted((self._find(x), self._find(y)))
+            self._parent[second] = first
+
+    def _freeze(self, ids: Ids) -> None:
+        self._frozen.update(ids.tolist())
+
+    def _same(self, d: c.LayerDef, sources: list[Ids]) -> Ids:
+        return sources[0]
+
+    def _convolution(self, d: c.Convolutional, sources: list[Ids]) -> Ids:
+        if _is_depthwise(d, self._channels[0]):
+            return sources[0]
+        ids = self._new(d.filters)
+        if d.batch_normalize:
+            self._with_gamma.update(ids.tolist())
+        if d.groups > 1 or isinstance(d, c.Depthwise):
+            self.grouped.append(self._index)
+            self._freeze(ids)
+            self._freeze(sources[0])
+        return ids
+
+    def _shortcut(self, d: c.Shortcut, sources: list[Ids]) -> Ids:
+        for ids in sources:
+            self._freeze(np.array([i for i in ids.tolist() if i not in self._with_gamma], dtype=int))
+        for other in sources[1:]:
+            self._unite(sources[0], other)
+            common = min(len(sources[0]), len(other))
+            self._united.update(sources[0][:common].tolist())
+        return sources[0]
+
+    def _product(self, d: c.ScaleChannels, sources: list[Ids]) -> Ids:
+        factor, scaled = sources
+        if len(factor) == len(scaled):
+            self._unite(scaled, factor)
+        else:  # one factor for all channels
+            self._freeze(factor)
+        return scaled
+
+    def _route(self, d: c.Route, sources: list[Ids]) -> Ids:
+        if d.groups == 1:
+            return np.concatenate(sources)
+        parts = [np.split(ids, d.groups) for ids in sources]
+        self._parts += parts
+        return np.concatenate([p[d.group_id] for p in parts])
+
+    def _max_pool(self, d: c.MaxPool, sources: list[Ids]) -> Ids:
+        if not d.maxpool_depth:
+            return sources[0]
+        self._freeze(sources[0])  # channels are compared with each other, so none can go alone
+        ids = self._new(d.out_channels)
+        self._freeze(ids)
+        return ids
+
+    def _reorg3d(self, d: c.Reorg3d, sources: list[Ids]) -> Ids:
+        return np.tile(sources[0], d.stride**2)
+
+    def _reorg(self, d: c.Reorg, sources: list[Ids]) -> Ids:
+        """Blocks of stride^2 neighbouring channels are mixed with each other, so they stay or go together."""
+        blocks = sources[0].reshape(-1, d.stride**2)
+        for k in range(1, blocks.shape[1]):
+            self._unite(blocks[:, 0], blocks[:, k])
+        return np.repeat(np.tile(blocks[:, 0], d.stride**2), d.stride**2)
+
+    def _yolo(self, d: c.Yolo, sources: list[Ids]) -> Ids:
+        self._freeze(sources[0])
+        return sources[0]
+
+    def _finish(self, raw: list[Ids]) -> None:
+        """Number the united ids from 0 on, in order of their first appearance."""
+        roots = np.array([self._find(i) for i in range(len(self._parent))])
+        _, label = np.unique(roots, return_inverse=True)
+        self.count = int(label.max()) + 1
+        self.producers = [Producer(i, raw[i]) for i in self.convolutions() if not _is_depthwise(self.defs[i], self._width(raw, i))]
+        self.raw_out = raw
+        self.label = label  # raw id -> id
+        self.out = [label[ids] for ids in raw]
+        self._image = label[self._image]
+        self.frozen = self._flags(self._frozen) | ~self._flags(self._with_gamma)
+        self.united = self._flags(self._united)
+        self.equal_parts = [[label[p] for p in parts] for parts in self._parts]
+
+    def _width(self, raw: list[Ids], index: int) -> int:
+        source = self.defs.sources(index)[0]
+        return self.defs.net.channels if source < 0 else len(raw[source])
+
+    def _flags(self, raw_ids: set[int]) -> np.ndarray:
+        flags = np.zeros(self.count, dtype=bool)
+        flags[self.label[sorted(raw_ids)]] = True
+        return flags
+
+
+def _is_depthwise(d: c.Convolutional, channels: int) -> bool:
+    groups = channels if isinstance(d, c.Depthwise) else d.groups
+    return groups == channels == d.filters and groups > 1
+
+
+def _has_gamma(d: c.LayerDef) -> bool:
+    return isinstance(d, c.BatchNorm) or (isinstance(d, c.Convolutional) and bool(d.batch_normalize))
+
+
+# Everything that isn't listed passes its (first) input's ids on.
+_RULES: tuple[tuple[type[c.LayerDef], Callable[..., Ids]], ...] = (
+    (c.Convolutional, ChannelGraph._convolution),
+    (c.Shortcut, ChannelGraph._shortcut),
+    (c.ScaleChannels, ChannelGraph._product),
+    (c.Route, ChannelGraph._route),
+    (c.LocalAvgPool, ChannelGraph._same),
+    (c.MaxPool, ChannelGraph._max_pool),
+    (c.Reorg3d, ChannelGraph._reorg3d),
+    (c.Reorg, ChannelGraph._reorg),
+    (c.Yolo, ChannelGraph._yolo),
+)

@@ -1,0 +1,70 @@
+"""Hyper-parameters: every number that shapes training, in one place."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import read_text
+
+
+@dataclass
+class Hyp:
+    """Defaults of train.py; `--hyp FILE` overrides any of them with a JSON object or `name: value` lines."""
+
+    lr0: float = 0.01  # peak learning rate of SGD for the nominal batch
+    lr0_adam: float = 0.002  # the same with --adam
+    lrf: float = 0.01  # last learning rate = peak * lrf (cosine)
+    momentum: float = 0.937
+    weight_decay: float = 5e-4  # on kernels only, never on BN or biases
+    warmup_epochs: float = 3.0
+    nominal_batch: int = 64  # gradients are accumulated to about this many images
+    clip_grad: float = 10.0  # largest norm of the whole gradient
+    box: float = 0.05  # weights of the loss parts
+    obj: float = 1.0
+    cls: float = 0.5
+    anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor
+    label_smoothing: float = 0.0
+    hsv_h: float = 0.015  # largest relative change of hue, saturation, value
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1  # largest shift, as a share of the image
+    scale: float = 0.5  # zoom between 1 - scale and 1 + scale
+    shear: float = 0.0
+    flipud: float = 0.0  # probabilities
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    close_mosaic: int = 10  # the last epochs without mosaic
+
+    @classmethod
+    def load(cls, path: str | Path | None) -> "Hyp":
+        """Defaults, overridden by the file; raises UserError for a name that isn't a hyper-parameter or a bad value."""
+        hyp = cls()
+        for name, value in _read(path).items() if path else ():
+            hyp.set(name, value, str(path))
+        return hyp
+
+    def set(self, name: str, value: Any, origin: str) -> None:
+        """Override one value, given as a number or its text; `origin` names the file in the error."""
+        kinds = {f.name: f.type for f in dataclasses.fields(self)}
+        if name not in kinds:
+            raise UserError(f"{origin}: {name} is not a hyper-parameter; there are: {', '.join(kinds)}")
+        try:
+            setattr(self, name, type(getattr(self, name))(value))
+        except (TypeError, ValueError):
+            raise UserError(f"{origin}: {name}={value} is not a number") from None
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    text = read_text(path, "--hyp file")
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    lines = [line.split("#", 1)[0] for line in text.splitlines()]
+    pairs = [line.replace("=", ":").partition(":") for line in lines if line.strip()]
+    return {key.strip(): value.strip() for key, _, value in pairs}

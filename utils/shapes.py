@@ -1,0 +1,138 @@
+"""Output shape of every layer of a cfg, from the cfg alone: the one place that knows how sizes and channels follow."""
+
+from collections.abc import Callable
+
+from utils.definitions import (
+    AvgPool,
+    Convolutional,
+    Defs,
+    Depthwise,
+    LayerDef,
+    MaxPool,
+    Reorg,
+    Route,
+    ScaleChannels,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+from utils.errors import UserError
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+def output_shapes(defs: Defs, height: int | None = None, width: int | None = None) -> list[Shape]:
+    """(channels, height, width) of every layer's output, for an input of the given size or the cfg's own.
+
+    Raises UserError naming the layer where maps don't fit together or the filters before a [yolo] aren't
+    len(mask) * (5 + classes).
+    """
+    image = (defs.net.channels, height or defs.net.height, width or defs.net.width)
+    shapes: list[Shape] = []
+    for index, d in enumerate(defs):
+        inputs = [image if s < 0 else shapes[s] for s in defs.sources(index)]
+        rule = next((r for kind, r in _RULES if isinstance(d, kind)), lambda d, inputs: inputs[0])
+        try:
+            shape = rule(d, inputs)
+        except ValueError as error:
+            raise UserError(f"{defs.where(index)}: {error}") from None
+        if min(shape) < 1:
+            raise UserError(f"{defs.where(index)}: nothing is left of a {image[2]}x{image[1]} image here; use a larger size")
+        shapes.append(shape)
+    return shapes
+
+
+def input_channels(defs: Defs, shapes: list[Shape], index: int) -> list[int]:
+    """Channels of each map that layer `index` reads."""
+    return [defs.net.channels if s < 0 else shapes[s][0] for s in defs.sources(index)]
+
+
+def max_stride(defs: Defs) -> int:
+    """The number that --img-size must be a multiple of: the smallest power of two at which every map has a whole size."""
+    size = 1024
+    grid = min(output_shapes(defs, size, size)[i][1] for i in defs.yolo_indices()) if defs.yolo_indices() else size // 32
+    return size // grid
+
+
+def _convolution(d: Convolutional, inputs: list[Shape]) -> Shape:
+    channels, height, width = inputs[0]
+    groups = channels if isinstance(d, Depthwise) else d.groups
+    if channels % groups or d.filters % groups:
+        raise ValueError(f"{channels} channels to {d.filters} filters can't be split into {groups} groups")
+    extent = d.dilation * (d.size - 1) + 1
+    vertical, horizontal = d.strides
+    padding = 2 * d.zero_padding
+    return d.filters, (height + padding - extent) // vertical + 1, (width + padding - extent) // horizontal + 1
+
+
+def _pool(d: MaxPool, inputs: list[Shape]) -> Shape:
+    channels, height, width = inputs[0]
+    if d.maxpool_depth:
+        return d.out_channels, height, width
+    vertical, horizontal = d.strides
+    extent = d.total_padding - d.window
+    return channels, (height + extent) // vertical + 1, (width + extent) // horizontal + 1
+
+
+def _route(d: Route, inputs: list[Shape]) -> Shape:
+    sizes = {s[1:] for s in inputs}
+    if len(sizes) > 1:
+        raise ValueError(f"joins maps of different sizes: {', '.join(f'{w}x{h}' for _, h, w in inputs)}")
+    if any(s[0] % d.groups for s in inputs) or not 0 <= d.group_id < d.groups:
+        raise ValueError(f"can't take group {d.group_id} of {d.groups} from {[s[0] for s in inputs]} channels")
+    return sum(s[0] // d.groups for s in inputs), *inputs[0][1:]
+
+
+def _shortcut(d: Shortcut, inputs: list[Shape]) -> Shape:
+    if len({s[1:] for s in inputs}) > 1:
+        raise ValueError(f"adds maps of different sizes: {', '.join(f'{w}x{h}' for _, h, w in inputs)}")
+    return inputs[0]
+
+
+def _product(d: ScaleChannels, inputs: list[Shape]) -> Shape:
+    factor, scaled = inputs
+    channels = 1 if d.scale_wh else scaled[0]
+    if factor[0] != channels or (factor[1:] not in ((1, 1), scaled[1:])):
+        raise ValueError(f"can't multiply a map of {scaled} (channels, height, width) by one of {factor}")
+    return scaled
+
+
+def _reorg(d: Reorg, inputs: list[Shape]) -> Shape:
+    channels, height, width = inputs[0]
+    s = d.stride
+    if d.reverse:
+        raise ValueError("reverse=1 is not supported")
+    if height % s or width % s:
+        raise ValueError(f"a {width}x{height} map can't be cut into {s}x{s} blocks; choose another image size")
+    if d.kind == "reorg" and channels % (s * s):
+        raise ValueError(f"needs a multiple of {s * s} channels, not {channels}")
+    return channels * s * s, height // s, width // s
+
+
+def _upsample(d: Upsample, inputs: list[Shape]) -> Shape:
+    channels, height, width = inputs[0]
+    return channels, height * d.stride, width * d.stride
+
+
+def _yolo(d: Yolo, inputs: list[Shape]) -> Shape:
+    needed = len(d.mask) * (5 + d.classes)
+    if inputs[0][0] != needed:
+        raise ValueError(
+            f"has {len(d.mask)} anchors and classes={d.classes}, so the layer before it needs "
+            f"filters={needed}, not {inputs[0][0]}"
+        )
+    return inputs[0]
+
+
+# Everything that isn't listed keeps its (first) input's shape.
+_RULES: tuple[tuple[type[LayerDef], Callable[..., Shape]], ...] = (
+    (Convolutional, _convolution),
+    (MaxPool, _pool),
+    (AvgPool, lambda d, inputs: (inputs[0][0], 1, 1)),
+    (Upsample, _upsample),
+    (Route, _route),
+    (Shortcut, _shortcut),
+    (ScaleChannels, _product),
+    (Reorg, _reorg),
+    (Yolo, _yolo),
+)

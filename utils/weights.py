@@ -1,0 +1,249 @@
+"""Darknet .weights files and .pt checkpoints.
+
+One ordered walk over a model's tensors (`darknet_tensors`) serves loading and saving. Formats are told apart by
+content, never by suffix.
+"""
+
+import pickle
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.definitions import Defs, Yolo
+from utils.errors import UserError
+from utils.files import replacing
+
+if TYPE_CHECKING:
+    from models import Darknet
+
+VERSION = (0, 2, 5)
+
+
+@dataclass
+class LoadReport:
+    """What a load did: `message` says in one line what a user has to know, and is empty after a full load."""
+
+    message: str = ""
+    loaded_layers: int = 0
+    skipped_layers: list[int] = field(default_factory=list)
+
+
+def darknet_tensors(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
+    """(layer index, tensor) in the order of a .weights file: beta, gamma, mean, variance or bias; then the kernel."""
+    for index, module in enumerate(model.module_list):
+        for tensor in module.darknet_tensors():
+            yield index, tensor
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the file is a PyTorch checkpoint (a zip archive, or the pickle of old versions)."""
+    return _first_bytes(path)[:2] in (b"PK", b"\x80\x02")
+
+
+def is_weights(path: str | Path) -> bool:
+    """Whether the file begins like Darknet weights: three small version numbers."""
+    head = _first_bytes(path)
+    return len(head) >= 16 and all(0 <= v < 1000 for v in struct.unpack("<3i", head[:12]))
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(20)
+    except FileNotFoundError:
+        raise UserError(f"{path}: these weights do not exist; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:
+    """Load a Darknet .weights file or a .pt checkpoint, told apart by content, into `model`.
+
+    pretrained: heads (the convolution before a [yolo]) for another number of classes keep their own initial values.
+    prefix: accept a .weights file that ends exactly between two layers, such as a backbone's.
+    Raises UserError, with the model unchanged, for anything else that doesn't fit.
+    """
+    if is_checkpoint(path):
+        return load_state(model, load_checkpoint(path), str(path), pretrained=pretrained)
+    if not is_weights(path):
+        raise UserError(f"{path}: neither a Darknet .weights file nor a .pt checkpoint")
+    seen, values = _read_values(path)
+    tensors = list(darknet_tensors(model))
+    skip = _foreign_heads(model, len(values), tensors) if len(values) != _count(tensors) else {}
+    if skip and not pretrained:
+        classes = next(iter(skip.values()))[0]
+        raise UserError(f"{path}: these weights are for {classes} classes, this cfg has another number; "
+                        f"use the cfg they belong to, or -pt to start from them with new heads")  # fmt: skip
+    end = _check_fit(model.defs, tensors, values, skip, str(path), prefix)
+    model.seen = seen
+    return _fill(model, tensors, values, skip, end)
+
+
+def _read_values(path: str | Path) -> tuple[int, np.ndarray]:
+    """(images seen, all float32 values) of a .weights file. The counter's width depends on the version."""
+    with open(path, "rb") as file:
+        major, minor, _ = struct.unpack("<3i", file.read(12))
+        wide = major * 10 + minor >= 2
+        (seen,) = struct.unpack("<q" if wide else "<i", file.read(8 if wide else 4).ljust(8 if wide else 4, b"\0"))
+        data = file.read()
+    if len(data) % 4:
+        raise UserError(f"{path}: truncated: {len(data)} bytes of values are no whole number of float32; get the file again")
+    return seen, np.frombuffer(data, dtype="<f4")
+
+
+def _count(tensors: list[tuple[int, Tensor]]) -> int:
+    return sum(t.numel() for _, t in tensors)
+
+
+def _foreign_heads(model: "Darknet", count: int, tensors: list[tuple[int, Tensor]]) -> dict[int, tuple[int, int]]:
+    """{head convolution: (classes, values in the file)} if `count` values are this network with other classes."""
+    pairs = {s: model.module_list[i] for s, i in model.head_convolutions()}
+    sizes = {s: sum(t.numel() for i, t in tensors if i == s) for s in pairs}
+    per_class = {s: sizes[s] // (5 + head.classes) for s, head in pairs.items()}
+    if not per_class:
+        return {}
+    fixed = _count(tensors) - sum(per_class[s] * head.classes for s, head in pairs.items())
+    classes, rest = divmod(count - fixed, sum(per_class.values()))
+    return {s: (classes, per_class[s] * (5 + classes)) for s in pairs} if rest == 0 and classes > 0 else {}
+
+
+def _check_fit(
+    defs: Defs, tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], path: str, prefix: bool
+) -> int:
+    """The number of tensors that the file fills; UserError naming the layer at which file and cfg part."""
+    position, skipped = 0, set()
+    needed = _count(tensors) + sum(n - sum(t.numel() for i, t in tensors if i == s) for s, (_, n) in skip.items())
+    mismatch = f"{path}: the weights hold {len(values)} values, this cfg needs {needed}"
+    for k, (index, tensor) in enumerate(tensors):
+        if index in skip:
+            position += 0 if index in skipped else skip[index][1]
+            skipped.add(index)
+            continue
+        if position == len(values) and prefix and k and tensors[k - 1][0] != index:
+            return k
+        chunk = values[position : position + tensor.numel()]
+        if len(chunk) < tensor.numel() or _is_no_variance(tensors, k, chunk):
+            raise UserError(f"{mismatch}; they part at {_layer(defs, index)}: is it truncated, or another network's?")
+        position += tensor.numel()
+    if position < len(values):
+        raise UserError(f"{mismatch}; {len(values) - position} are left after the last layer: they belong to another cfg")
+    return len(tensors)
+
+
+def _is_no_variance(tensors: list[tuple[int, Tensor]], k: int, chunk: np.ndarray) -> bool:
+    """Whether tensor k is a running variance and the chunk can't be one: a sign that file and cfg have parted."""
+    index = tensors[k][0]
+    same = [i for i, (j, _) in enumerate(tensors) if j == index]
+    is_variance = len(same) >= 4 and same.index(k) == 3
+    return is_variance and bool((~(chunk >= 0)).any())
+
+
+def _layer(defs: Defs, index: int) -> str:
+    return f"layer {index} [{defs[index].kind}] (line {defs[index].line})"
+
+
+@torch.no_grad()
+def _fill(
+    model: "Darknet", tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], end: int
+) -> LoadReport:
+    position, skipped = 0, []
+    for index, tensor in tensors[:end]:
+        if index in skip:
+            position += 0 if index in skipped else skip[index][1]
+            skipped.append(index)
+            continue
+        chunk = torch.from_numpy(values[position : position + tensor.numel()].copy())
+        tensor.copy_(chunk.view_as(tensor))
+        position += tensor.numel()
+    skipped = sorted(set(skipped))
+    last = tensors[end - 1][0] if end else -1
+    report = LoadReport(loaded_layers=len({i for i, _ in tensors[:end]}) - len(skipped), skipped_layers=skipped)
+    if skipped:
+        report.message = f"heads at layers {skipped} start anew: the weights are for {next(iter(skip.values()))[0]} classes"
+    elif end < len(tensors):
+        report.message = f"the weights end after layer {last}: layers 0-{last} are loaded, the others start anew"
+    return report
+
+
+def save_weights(model: "Darknet", path: str | Path, seen: int | None = None) -> None:
+    """Write the model's tensors as a Darknet .weights file (version 0 2 5), atomically."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<3iq", *VERSION, model.seen if seen is None else seen))
+        for _, tensor in darknet_tensors(model):
+            file.write(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a .pt checkpoint on the CPU without running code from it.
+
+    A plain state dict becomes {"model": it}. Raises UserError for a damaged file, and for one that holds more than data.
+    """
+    if not is_checkpoint(path):
+        raise UserError(f"{path}: not a .pt checkpoint")
+    numpy_types = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+    numpy_types += [np._core.multiarray.scalar, np._core.multiarray._reconstruct]
+    try:  # older checkpoints of the dialect keep best_fitness as a NumPy number
+        with torch.serialization.safe_globals(numpy_types):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({str(error).splitlines()[0][:80]})") from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged or truncated ({str(error).splitlines()[0][:80]})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no state dict")
+    return data if "model" in data else {"model": data}
+
+
+def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    with replacing(path) as temporary:
+        torch.save(data, temporary)
+
+
+@torch.no_grad()
+def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretrained: bool = False) -> LoadReport:
+    """Copy a checkpoint's state dict into `model`; shapes must agree but for heads with other classes when `pretrained`.
+
+    Raises UserError naming the tensor and both shapes, with the model unchanged.
+    """
+    state = checkpoint["model"]
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: holds no weights (its optimizer may have been stripped, or it is another program's)")
+    own = model.state_dict()
+    heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}
+    skipped = set()
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name not in state:
+            raise UserError(f"{path}: has no {name}, which this cfg needs (shape {tuple(tensor.shape)}); use the cfg it was trained with")
+        if state[name].shape == tensor.shape:
+            continue
+        head = next((s for prefix, s in heads.items() if name.startswith(prefix)), None)
+        if head is None or not pretrained:
+            hint = "use -pt to start from it with new heads" if head is not None else "use the cfg it was trained with"
+            raise UserError(f"{path}: {name} is {tuple(state[name].shape)} there, but this cfg makes it {tuple(tensor.shape)}; {hint}")
+        skipped.add(head)
+    foreign = [n for n in state if n not in own and n.startswith("module_list.") and not n.endswith("num_batches_tracked")]
+    if foreign:
+        raise UserError(f"{path}: holds {foreign[0]} {tuple(state[foreign[0]].shape)}, which this cfg has no place for; use the cfg it was trained with")
+    for name, tensor in own.items():
+        if name in state and not any(name.startswith(f"module_list.{s}.") for s in skipped):
+            tensor.copy_(state[name])
+    model.seen = int(checkpoint.get("seen", 0))
+    message = f"heads at layers {sorted(skipped)} start anew: their number of classes differs" if skipped else ""
+    return LoadReport(message, len(model.module_list) - len(skipped), sorted(skipped))
+
+
+def checkpoint_classes(defs: Defs) -> int:
+    """Classes of a network's heads; UserError when it has none or they differ."""
+    classes = {d.classes for d in defs if isinstance(d, Yolo)}
+    if len(classes) != 1:
+        raise UserError(f"{defs.name}: needs [yolo] layers of one number of classes, has {sorted(classes) or 'no [yolo] layer'}")
+    return classes.pop()
