@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def _masks_follow(heads: list[Yolo]) -> bool:
     if len({head.anchors for head in heads}) > 1:
         return False
     masks = [head.mask for head in heads]
-    return all(min(a) < min(b) and max(a) < max(b) for a, b in zip(masks, masks[1:], strict=False))
+    return all(min(a) < min(b) and max(a) < max(b) for a, b in itertools.pairwise(masks))
 
 
 def _recluster(defs: Defs, data: DataConfig, args: argparse.Namespace) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Darknet(nn.Module):
     def __init__(self, cfg: str | Path | Defs, img_size: int | tuple[int, int] = 416) -> None:
         super().__init__()
         self.defs = cfg if isinstance(cfg, Defs) else parse_cfg(cfg)
+        self.img_size = img_size
         self.max_stride = max_stride(self.defs)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         check_img_size(height, self.max_stride)
@@ -50,6 +51,11 @@ class Darknet(nn.Module):
     def heads(self) -> list[YoloHead]:
         """The [yolo] layers, in the cfg's order."""
         return [m for m in self.module_list if isinstance(m, YoloHead)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the first layer computes in, so what an input should have."""
+        return next(self.parameters()).dtype
 
     def head_convolutions(self) -> list[tuple[int, int]]:
         """(index of the convolution, index of the [yolo] layer that reads it), for each head fed by a convolution."""

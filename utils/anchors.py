@@ -58,7 +58,7 @@ def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """
     different = len(np.unique(sizes.round(3), axis=0))
     if different < count:
-        raise UserError(f"--anchors kmeans: {count} anchors need at least {count} different box sizes; the labels have {different}")
+        raise UserError(f"--anchors kmeans: {count} anchors need {count} different box sizes; the labels have {different}")
     generator = np.random.default_rng(seed)
     if len(sizes) > SAMPLE:
         sizes = generator.choice(sizes, SAMPLE, replace=False)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from utils.datasets import ImageInfo
 
 MAX_EXPONENT = 10.0  # a box 22026 times its anchor is nonsense already; beyond, areas overflow float32
+MIN_SHARE = 1e-3  # of a squashed side, where losses would divide by 0
 MAX_CANDIDATES = 30000  # boxes of one picture that NMS looks at
 COORDINATE_LIMIT = 1e4  # pixels; larger coordinates lose batched_nms, which adds offsets to them, the precision it needs
 AUGMENTATIONS = ((1.0, False), (0.83, True), (0.67, False))  # (scale, mirrored) of test-time augmentation
@@ -27,7 +28,7 @@ def decode_boxes(
     """
     xy, wh = raw[..., :2], raw[..., 2:4]
     if new_coords:
-        sides = (2 * wh).square()
+        sides = (2 * wh.clamp(min=MIN_SHARE)).square()
     else:
         xy, sides = xy.sigmoid(), wh.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
     return torch.cat(((scale_x_y * xy - (scale_x_y - 1) / 2 + cells) * stride, sides * anchors), -1)

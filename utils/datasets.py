@@ -176,17 +176,13 @@ class DetectionDataset(Dataset):
         return image.reshape(*image.shape[:2], -1), labels, info
 
     def _letterboxed(self, item: Draw) -> Sample:
-        image, labels = self._picture(item.index)
+        picture, labels = self._picture(item.index)
         height, width = self._shape(item.index)
-        image, (ratio_x, ratio_y), pad = letterbox(image, item.size, self.stretch)
-        inner = np.array([item.size[1] - 2 * pad[0], item.size[0] - 2 * pad[1]])
-        if not self.stretch:
-            inner = np.array(fitted_size((height, width), item.size))[::-1]
-        scale = inner / (item.size[1], item.size[0])
-        labels = labels.copy()
-        labels[:, 1:3] = labels[:, 1:3] * scale + np.array(pad) / (item.size[1], item.size[0])
-        labels[:, 3:5] *= scale
-        ratio = (float(inner[0] / width), float(inner[1] / height))
+        image, (ratio_x, ratio_y), pad = letterbox(picture, item.size, self.stretch)
+        ratio = (ratio_x * picture.shape[1] / width, ratio_y * picture.shape[0] / height)
+        result = np.array(item.size[::-1])
+        scale = np.array(ratio) * (width, height) / result
+        labels = np.concatenate([labels[:, :1], labels[:, 1:3] * scale + pad / result, labels[:, 3:5] * scale], 1)
         info = ImageInfo(Path(self.paths[item.index]), item.index, (height, width), ratio, pad)
         return image if self.gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels, info
 
@@ -234,8 +230,8 @@ class DetectionDataset(Dataset):
         needed = int(np.sum(np.broadcast_to(ratios, len(self)) * self.img_size**2 * channels))
         available = _available_memory()
         if available is not None and needed > 0.8 * available:
-            note = f"--cache-images: {needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free; reading from disk instead"
-            tqdm.write(note, file=sys.stderr)
+            needs = f"{needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free"
+            tqdm.write(f"--cache-images: {needs}; reading from disk instead", file=sys.stderr)
             return None
         with ThreadPool(os.cpu_count()) as pool:
             images = pool.imap(self._decoded, range(len(self)), chunksize=8)

@@ -21,7 +21,6 @@ what it reads and what it writes: keep[graph.inputs(i)] and keep[graph.out[i]].
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,23 +30,14 @@ from utils.shapes import input_channels, output_shapes
 Ids = np.ndarray  # of int, one a channel
 
 
-@dataclass(frozen=True)
-class Producer:
-    """A convolution that makes new channels: `ids` are its filters' before they were united with others, `layer` its
-    index. `carriers` are the layers whose batch normalisation scales the same channels: itself and the depthwise
-    convolutions that follow it."""
-
-    layer: int
-    ids: Ids
-
-
 class ChannelGraph:
     """The channel ids of a network, from its definitions alone.
 
     out[i]: ids of layer i's output, one a channel; inputs(i, k): ids of the k-th map that it reads.
     count: number of ids. frozen: (count,) bool, ids that no strategy may remove (the image, what a [yolo] reads,
     channels without a batch normalisation, ordinary grouped convolutions). united: (count,) bool, ids that a shortcut
-    made one. equal_parts: lists of id arrays of which equally many must be kept (the parts of a grouped route).
+    made one. raw_out[i]: the same channels before anything was united, so that a convolution's own filters can be told
+    apart; label: raw id -> id. equal_parts: lists of id arrays of which equally many must be kept (the parts of a grouped route).
     grouped: indices of the ordinary grouped convolutions, which are left whole.
     """
 
@@ -87,6 +77,11 @@ class ChannelGraph:
     def gammas(self) -> list[int]:
         """Indices of the layers with a batch normalisation."""
         return [i for i, d in enumerate(self.defs) if _has_gamma(d)]
+
+    def residual_ends(self) -> list[int]:
+        """Indices of the layers with a batch normalisation whose maps a shortcut adds to an earlier one."""
+        ends = {self.defs.sources(i)[0] for i, d in enumerate(self.defs) if isinstance(d, c.Shortcut)}
+        return sorted(ends & set(self.gammas()))
 
     # Building: raw ids, one a filter, united as layers tie them together.
 
@@ -176,7 +171,6 @@ class ChannelGraph:
         roots = np.array([self._find(i) for i in range(len(self._parent))])
         _, label = np.unique(roots, return_inverse=True)
         self.count = int(label.max()) + 1
-        self.producers = [Producer(i, raw[i]) for i in self.convolutions() if not _is_depthwise(self.defs[i], self._width(raw, i))]
         self.raw_out = raw
         self.label = label  # raw id -> id
         self.out = [label[ids] for ids in raw]
@@ -184,10 +178,6 @@ class ChannelGraph:
         self.frozen = self._flags(self._frozen) | ~self._flags(self._with_gamma)
         self.united = self._flags(self._united)
         self.equal_parts = [[label[p] for p in parts] for parts in self._parts]
-
-    def _width(self, raw: list[Ids], index: int) -> int:
-        source = self.defs.sources(index)[0]
-        return self.defs.net.channels if source < 0 else len(raw[source])
 
     def _flags(self, raw_ids: set[int]) -> np.ndarray:
         flags = np.zeros(self.count, dtype=bool)

@@ -349,10 +349,11 @@ class YoloHead(Block):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, anchors * (5 + classes), ny, nx) -> float32 (b, anchors, ny, nx, 5 + classes)."""
+        """(b, anchors * (5 + classes), ny, nx) -> (b, anchors, ny, nx, 5 + classes), at least float32."""
         b, _, ny, nx = x.shape
         maps = x.reshape(b, len(self.anchors), 5 + self.classes, ny, nx)
-        return maps.permute(0, 1, 3, 4, 2).contiguous().float()
+        maps = maps.permute(0, 1, 3, 4, 2).contiguous()
+        return maps if maps.dtype == torch.float64 else maps.float()
 
 
 def _max_pool(d: c.MaxPool, channels: int) -> Block:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from utils.boxes import decode_boxes, decode_map, to_corners
+from utils.distributed import mean_over_processes
 from utils.hyp import Hyp
 from utils.layers import YoloHead
 
@@ -142,7 +142,8 @@ class DetectionLoss:
         images, labels = targets[:, 0].long(), targets[:, 1].long()
         boxes = targets[:, 2:] * targets.new_tensor([width, height, width, height])
         matches = self.assign(images, boxes, grids)
-        counts = _mean_over_processes(raws[0].new_tensor([len(m.image) for m in matches]))
+        counts = mean_over_processes(raws[0].new_tensor([len(m.image) for m in matches]))
+        counts = counts.clamp(min=1e-3)  # 0 only where the sums they divide are 0 too
         finest = min(g.stride for g in grids)
         parts = raws[0].new_zeros(3)
         for i, (head, raw, grid) in enumerate(zip(self.heads, raws, grids, strict=True)):
@@ -206,11 +207,3 @@ def _flat_index(m: Matches, shape: torch.Size) -> Tensor:
     """Position of each match in a flattened (batch, anchors, ny, nx) map."""
     _, anchors, ny, nx = shape
     return ((m.image * anchors + m.anchor) * ny + m.row) * nx + m.column
-
-
-def _mean_over_processes(counts: Tensor) -> Tensor:
-    """The sum of all processes' counts, at least 1 so that it can divide, over the number of processes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts.clamp(min=1)
-    dist.all_reduce(counts)
-    return counts.clamp(min=1) / dist.get_world_size()

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def dataset_ground_truth(labels: list[np.ndarray], shapes: np.ndarray, classes: 
     return GroundTruth(_coco(images, annotations, category_ids), list(range(len(images))), category_ids)
 
 
-def coco_ground_truth(path: Path, image_paths: list[Path], names: list[str]) -> GroundTruth:
+def coco_ground_truth(path: Path, image_paths: Sequence[str | Path], names: list[str]) -> GroundTruth:
     """Ground truth of a COCO json whose pictures are found by file name and whose categories by name, else by order.
 
     Raises UserError when it is no such json, lacks a picture or has another number of categories.
@@ -103,13 +103,14 @@ def coco_ground_truth(path: Path, image_paths: list[Path], names: list[str]) -> 
         raise UserError(f"{path}: this COCO json does not exist; check coco_json= in the .data file") from None
     except (ValueError, KeyError, TypeError, AssertionError):
         raise UserError(f"{path}: not a COCO json with images, annotations and categories") from None
-    missing = next((p for p in image_paths if p.name not in by_name), None)
+    names_of_pictures = [Path(p).name for p in image_paths]
+    missing = next((n for n in names_of_pictures if n not in by_name), None)
     if missing is not None:
-        raise UserError(f"{path}: lists no picture {missing.name}; use the json that belongs to valid= in the .data file")
+        raise UserError(f"{path}: lists no picture {missing}; use the json that belongs to valid= in the .data file")
     if len(categories) != len(names):
         raise UserError(f"{path}: has {len(categories)} categories, but the .data file has classes={len(names)}")
     ids = [categories[n] for n in names] if set(names) == set(categories) else sorted(categories.values())
-    return GroundTruth(coco, [by_name[p.name] for p in image_paths], ids)
+    return GroundTruth(coco, [by_name[n] for n in names_of_pictures], ids)
 
 
 def _annotation(number: int, image: int, category: int, box: list[float]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from models import Darknet
 
 VERSION = (0, 2, 5)
+HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
 
 @dataclass

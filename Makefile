@@ -1,0 +1,34 @@
+# make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
+# make test   the tests
+# make check  linter and tests
+# All three create the virtual environment first. It is shared by every clone with the same requirements:
+# override its place with `make VENV=/some/folder demo`.
+
+PYTHON ?= python3
+KEY := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-12)
+VENV ?= $(HOME)/.cache/darkedge/venv-$(KEY)
+READY := $(VENV)/.complete
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check lint clean
+
+demo: $(READY)
+	$(RUN) demo.py
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+check: lint test
+
+$(READY): requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	touch $(READY)
+
+clean:
+	rm -rf output runs weights data/shapes .pytest_cache .ruff_cache

@@ -1,0 +1,306 @@
+"""Run a detector on images, folders, videos, cameras and streams; results, with boxes drawn, go to the output folder."""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models import Darknet
+from utils.augment import letterbox
+from utils.boxes import augmented_predictions, nms, unletterbox
+from utils.cfg import read_data, read_names
+from utils.cli import (
+    Loaded,
+    Parser,
+    add_device_arguments,
+    add_inference_arguments,
+    add_model_arguments,
+    format_table,
+    load_model,
+    run,
+    write_json,
+)
+from utils.datasets import ImageInfo
+from utils.devices import inference_dtype, select_device
+from utils.draw import draw_boxes
+from utils.engine import Stopwatch, normalise
+from utils.errors import UserError
+from utils.files import make_folder, replacing, write_text
+from utils.sources import Frame, Frames, Item, find_items, shown
+
+MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
+WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--data", default="", help=".data file, for the class names; a checkpoint carries its own")
+    add_model_arguments(parser)
+    parser.add_argument("--source", required=True, help="image, folder, pattern, list, video, camera number or stream address")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of the results")
+    parser.add_argument("--names", default="", help=".names file; default: those of --data or of the checkpoint")
+    parser.add_argument("--conf-thres", type=float, default=0.3, help="least objectness x class probability of a box")
+    parser.add_argument("--iou-thres", type=float, default=0.6, help="overlap above which the less confident box goes")
+    parser.add_argument("--classes", type=int, nargs="+", help="show only these classes, given by number")
+    parser.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too")
+    parser.add_argument("--augment", action="store_true", help="also look at mirrored and smaller copies")
+    parser.add_argument("--fourcc", default="mp4v", help="codec of written videos")
+    parser.add_argument("--view-img", action="store_true", help="show results in a window; q or Esc ends")
+    parser.add_argument("--save-txt", action="store_true", help="write a line `class cx cy w h confidence` a box, 0..1, too")
+    add_inference_arguments(parser)
+    add_device_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    check_arguments(args)
+    items = find_items(args.source, exclude=args.output)
+    loaded = load_model(args.cfg, args.weights, args.img_size, read_data(args.data) if args.data else None)
+    if loaded.report.message:
+        print(loaded.report.message)
+    detector = Detector(loaded, class_names(loaded, args), args)
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(Results(args.output, items, args))
+        frames = Frames(items)
+        with contextlib.suppress(_Quit):
+            detect_all(frames, detector, results)
+    return summarise(frames, detector, results, args)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    for flag in ("conf_thres", "iou_thres"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
+    if len(args.fourcc) != 4:
+        raise UserError(f"--fourcc {args.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
+    if not args.weights:
+        raise UserError("name the detector with --weights FILE (and --cfg FILE, unless it is a .pt checkpoint)")
+
+
+def class_names(loaded: Loaded, args: argparse.Namespace) -> list[str]:
+    """Names of the network's classes; UserError when --names has another number of them, or --classes none such."""
+    names = read_names(args.names) if args.names else loaded.names
+    count = len(loaded.names)
+    if len(names) != count:
+        raise UserError(f"{args.names}: lists {len(names)} names, but the network has {count} classes")
+    unknown = [c for c in args.classes or () if not 0 <= c < count]
+    if unknown:
+        raise UserError(f"--classes {unknown[0]}: the network has the classes 0..{count - 1}")
+    return [f"class {n}" if n.isdigit() else n for n in names]
+
+
+class Detector:
+    """A network with all that lies between a picture and its boxes: the inference copy, letterbox, NMS."""
+
+    def __init__(self, loaded: Loaded, names: list[str], args: argparse.Namespace) -> None:
+        self.names, self.args, self.img_size = names, args, loaded.img_size
+        self.device = select_device(args.device)
+        self.dtype = inference_dtype(self.device, args.precision)
+        self.network: Darknet = loaded.model.inference_copy(self.device, args.precision)
+        self.gray = loaded.model.defs.net.channels == 1
+        self.maxabs = bool(loaded.settings.get("maxabs"))
+        self.stretch = args.stretch or bool(loaded.settings.get("stretch"))
+        self.watch = Stopwatch(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(height, width, 3) BGR uint8 -> (n, 6): x1 y1 x2 y2 in its pixels, confidence, class; most confident first."""
+        with self.watch.stage("preprocess"):
+            small, info = self.prepare(image)
+            batch = normalise(small, self.device, self.dtype, self.maxabs)
+        with self.watch.stage("inference"):
+            predictions = augmented_predictions(self.network, batch) if self.args.augment else self.network(batch)[0]
+        with self.watch.stage("nms"):
+            found = nms(
+                predictions, self.args.conf_thres, self.args.iou_thres, agnostic=self.args.agnostic_nms, multi_label=False,
+                classes=self.args.classes,
+            )[0]  # fmt: skip
+            boxes = torch.cat((unletterbox(found[:, :4], info), found[:, 4:]), 1).float().cpu().numpy()
+        self.watch.images.append(1)
+        return boxes
+
+    def prepare(self, image: np.ndarray) -> tuple[torch.Tensor, ImageInfo]:
+        """The picture as the network sees it: (1, channels, size, size) uint8, RGB or gray, and how it got there."""
+        colours = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if self.gray else cv2.COLOR_BGR2RGB)
+        small, ratio, pad = letterbox(colours, (self.img_size, self.img_size), self.stretch)
+        small = small.reshape(self.img_size, self.img_size, -1)
+        return torch.from_numpy(small).permute(2, 0, 1)[None], ImageInfo(Path(), 0, image.shape[:2], ratio, pad)
+
+    def milliseconds(self) -> float:
+        """Of the picture seen last, all stages together."""
+        return 1000 * sum(times[-1] for times in self.watch.seconds.values())
+
+
+class _Quit(Exception):
+    """The user wants no more frames."""
+
+
+@dataclass
+class Results:
+    """Where results go: pictures, videos, label files and the window. Use as a context manager; closing moves the video
+    that is being written into place."""
+
+    folder: Path
+    items: list[Item]
+    args: argparse.Namespace
+    counts: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
+
+    def __enter__(self) -> "Results":
+        make_folder(self.folder)
+        self.paths = plan_outputs(self.folder, self.items, self.args.fourcc)
+        self.window = self.args.view_img and _has_display()
+        self.video = contextlib.ExitStack()
+        self.writer: cv2.VideoWriter | None = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.video.__exit__(kind, error, trace)
+        if self.window:
+            cv2.destroyAllWindows()
+
+    def add(self, frame: Frame, boxes: np.ndarray, names: list[str]) -> None:
+        """Write one frame's boxes wherever they are wanted."""
+        self.frames += 1
+        self.counts.update(names[int(c)] for c in boxes[:, 5])
+        picture = draw_boxes(frame.image, boxes, names)
+        path = self.paths[frame.item.name]
+        if frame.item.kind == "image":
+            self._write_image(path, picture)
+        else:
+            self._write_frame(path, frame, picture)
+        if self.args.save_txt:
+            text = path.with_suffix(".txt") if frame.item.kind == "image" else path.with_name(f"{path.stem}_{frame.number}.txt")
+            write_text(text, label_lines(boxes, frame.image.shape[:2]))
+        if self.window:
+            cv2.imshow("detect", picture)
+            if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
+                raise _Quit
+
+    def _write_image(self, path: Path, picture: np.ndarray) -> None:
+        with replacing(path) as temporary:
+            if not cv2.imwrite(str(temporary), picture):
+                raise UserError(f"{path}: OpenCV cannot write this picture")
+
+    def _write_frame(self, path: Path, frame: Frame, picture: np.ndarray) -> None:
+        """The first frame of a video opens its file and closes the one before."""
+        if frame.number == 1:
+            self.video.close()
+            temporary = self.video.enter_context(replacing(path))
+            size = (picture.shape[1], picture.shape[0])
+            self.writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*self.args.fourcc), frame.fps, size)
+            self.video.callback(self.writer.release)
+            if not self.writer.isOpened():
+                raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write a {path.suffix} with it here; try mp4v or MJPG")
+        self.writer.write(picture)
+
+
+def plan_outputs(folder: Path, items: list[Item], fourcc: str) -> dict[str, Path]:
+    """Item name -> the file its result goes to: its own name, or one that no other item has.
+
+    Raises UserError when a result would take the place of an input.
+    """
+    inputs = {Path(item.name).resolve() for item in items if item.kind != "stream"}
+    paths: dict[str, Path] = {}
+    taken: set[Path] = set()  # without suffix: label files must not collide, either
+    for item in items:
+        suffix = item.relative.suffix.lower()
+        if item.kind != "image":
+            suffix = ".mp4" if fourcc.lower() in MP4_CODES else ".avi"
+        elif suffix not in WRITABLE:
+            suffix = ".png"
+        stem = folder / (item.relative.with_suffix("") if item.kind != "stream" else item.relative)
+        if stem in taken:
+            stem = stem.with_name(item.relative.name.replace(".", "_"))
+        taken.add(stem)
+        paths[item.name] = stem.with_name(stem.name + suffix)
+        if paths[item.name].resolve() in inputs:
+            raise UserError(f"--output {folder}: would overwrite the input {item.name}; choose another folder")
+    return paths
+
+
+def label_lines(boxes: np.ndarray, shape: tuple[int, int]) -> str:
+    """A line `class cx cy w h confidence` a box, normalised to the picture (height, width)."""
+    height, width = shape
+    lines = []
+    for x1, y1, x2, y2, confidence, label in boxes.tolist():
+        centre_x, centre_y = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
+        box = f"{centre_x:.6f} {centre_y:.6f} {(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}"
+        lines.append(f"{int(label)} {box} {confidence:.4f}\n")
+    return "".join(lines)
+
+
+def detect_all(frames: Frames, detector: Detector, results: Results) -> None:
+    """Detect on every frame. Ctrl-C ends a camera or stream, whose recording is kept."""
+    for number, item in enumerate(frames.items, 1):
+        found: Counter[str] = Counter()
+        position = f"{item.kind} {number}/{len(frames.items)} {shown(item.name)}"
+        stream = contextlib.suppress(KeyboardInterrupt) if item.kind == "stream" else contextlib.nullcontext()
+        with stream:
+            for frame in _with_bar(frames.read(item), item):
+                boxes = detector(frame.image)
+                results.add(frame, boxes, detector.names)
+                found.update(detector.names[int(c)] for c in boxes[:, 5])
+                if item.kind == "image":
+                    tqdm.write(f"{position}: {describe(found)} ({detector.milliseconds():.0f} ms)")
+        if item.kind != "image" and item.name not in frames.skipped:
+            tqdm.write(f"{position}: {describe(found)} in all frames")
+
+
+def _with_bar(frames: Iterator[Frame], item: Item) -> Iterator[Frame]:
+    """The frames, with a progress bar for a video or a stream."""
+    if item.kind == "image":
+        yield from frames
+        return
+    with tqdm(desc=shown(item.name), unit="frame", leave=False) as bar:
+        for frame in frames:
+            bar.total = frame.total
+            yield frame
+            bar.update()
+
+
+def describe(found: Counter[str]) -> str:
+    """`4 RBC, 1 WBC`, the most frequent first."""
+    return ", ".join(f"{n} {name}" for name, n in found.most_common()) or "nothing found"
+
+
+def _has_display() -> bool:
+    """Whether windows can be shown; says so when not. Tried in another process: OpenCV's Qt aborts without a display."""
+    wanted = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    probe = [sys.executable, "-c", "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1)"]
+    if wanted and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        return True
+    tqdm.write("--view-img: there is no display to show a window on; going on without", file=sys.stderr)
+    return False
+
+
+def summarise(frames: Frames, detector: Detector, results: Results, args: argparse.Namespace) -> dict[str, Any]:
+    """Print and return what was found and how long it took."""
+    speed = detector.watch.milliseconds()
+    if results.counts:
+        print(format_table(["class", "boxes"], [[n, results.counts[n]] for n in detector.names if results.counts[n]]))
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in speed.items())
+    skipped = f"; {len(frames.skipped)} skipped" if frames.skipped else ""
+    print(f"{results.frames} pictures, results in {args.output}{skipped}; ms a picture: {stages}")
+    figures = {
+        "images": results.frames, "skipped": frames.skipped, "detections": sum(results.counts.values()),
+        "per_class": dict(results.counts), "speed_ms": speed, "output": str(args.output),
+    }  # fmt: skip
+    write_json(args.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

@@ -1,0 +1,156 @@
+"""Measure a network on a dataset: mAP by pycocotools, precision, recall and F1, per class and overall, and its speed.
+
+    python test.py --data data/bccd/bccd.data --weights weights/best.pt
+    python test.py --data data/coco.data --cfg cfg/yolov3/yolov3.cfg --weights yolov3.weights --save-json
+    python test.py --data data/bccd/bccd.data --weights weights/best.pt --task benchmark
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from utils.cfg import DataConfig, find_file, read_data
+from utils.cli import (
+    Loaded,
+    Parser,
+    add_device_arguments,
+    add_inference_arguments,
+    add_model_arguments,
+    format_table,
+    load_model,
+    run,
+    write_json,
+)
+from utils.datasets import create_loader
+from utils.devices import inference_dtype, select_device
+from utils.engine import evaluate
+from utils.errors import UserError
+from utils.files import write_text
+from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_ground_truth, coco_results, count_macs
+
+BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
+DETECTIONS = Path("output/detections.json")
+FIGURES = ("precision", "recall", "map50", "f1", "map")
+
+
+def get_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help=".data file; its valid= pictures are evaluated")
+    add_model_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--conf-thres", type=float, default=0.001, help="detections below this confidence don't count")
+    parser.add_argument("--iou-thres", type=float, default=0.6, help="NMS drops boxes that overlap a better one by more")
+    parser.add_argument("--task", choices=["test", "benchmark"], default="test", help="benchmark: over several image sizes")
+    parser.add_argument("--augment", action="store_true", help="test-time augmentation: mirrored and at two smaller scales")
+    parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    add_inference_arguments(parser)
+    add_device_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
+    """Print and return the evaluation, or with --task benchmark one for each image size."""
+    data = read_data(args.data)
+    loaded = load_model(args.cfg, args.weights, args.img_size, data)
+    if not args.weights:
+        print("no --weights: this network is untrained")
+    if args.task == "benchmark":
+        return benchmark(args, loaded, data)
+    result = measure(args, loaded, data, loaded.img_size)
+    print(format_table(["class", "images", "targets", "P", "R", "mAP@.5", "F1", "mAP@.5:.95"], table_rows(result)))
+    print(speed_line(result, args, loaded.img_size))
+    write_json(args.json, result.to_dict())
+    return result
+
+
+def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
+    """Evaluate at one image size; with --save-json also write the detections."""
+    loader = valid_loader(args, loaded, data, img_size)
+    truth = json_ground_truth(data, loader)
+    result = evaluate(
+        loaded.model, loader, loaded.names, device=select_device(args.device), precision=args.precision,
+        conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
+        maxabs=args.maxabsscaler or bool(loaded.settings.get("maxabs")), desc=f"Evaluating at {img_size}", truth=truth,
+    )  # fmt: skip
+    result.params = sum(p.numel() for p in loaded.model.parameters())
+    result.macs = count_macs(loaded.model, loaded.model.defs.net.channels, img_size, img_size)
+    if args.save_json:
+        save_detections(result, truth, loader.dataset.paths, len(loaded.names))
+    return result
+
+
+def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> DataLoader:
+    """The pictures of the .data's valid= line, prepared as the network was trained to see them."""
+    if data.valid is None:
+        raise UserError(f"{data.path}: needs a line `valid=` with a list or a folder of pictures to evaluate")
+    channels = loaded.model.defs.net.channels
+    gray = args.gray_scale or bool(loaded.settings.get("gray")) or channels == 1
+    if channels != (1 if gray else 3):
+        raise UserError(f"{loaded.model.defs.name}: channels={channels}, but the pictures have {1 if gray else 3}; change [net]")
+    stretch = args.stretch or bool(loaded.settings.get("stretch"))
+    return create_loader(
+        data.valid, classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,
+        stride=loaded.model.max_stride, rect=not stretch, stretch=stretch, gray=gray, workers=args.workers,
+    )  # fmt: skip
+
+
+def json_ground_truth(data: DataConfig, loader: DataLoader) -> GroundTruth | None:
+    """COCO's own annotations if the .data file has a line `coco_json=`; None: take the labels."""
+    if "coco_json" not in data.extra:
+        return None
+    path = find_file(data.extra["coco_json"], data.path.parent)
+    return coco_ground_truth(path, loader.dataset.paths, data.names)
+
+
+def save_detections(result: Evaluation, truth: GroundTruth | None, paths: list[str], classes: int) -> None:
+    """COCO's result format. Without a COCO json, picture ids are the numbers that the file names are (as COCO's are), or
+    else count the pictures, and category ids are COCO's for 80 classes, or else count from 1."""
+    if truth is not None:
+        image_ids, category_ids = truth.image_ids, truth.category_ids
+    else:
+        stems = [Path(p).stem for p in paths]
+        numbers = {int(s) for s in stems if s.isdecimal()}
+        image_ids = [int(s) for s in stems] if len(numbers) == len(stems) else list(range(len(stems)))
+        category_ids = COCO_IDS if classes == len(COCO_IDS) else list(range(1, classes + 1))
+    write_text(DETECTIONS, json.dumps(coco_results(result.detections, image_ids, category_ids)))
+    print(f"detections: {DETECTIONS}")
+
+
+def table_rows(result: Evaluation) -> list[list[Any]]:
+    """The row of all classes, then one for each."""
+    everything = {"name": "all", "images": result.images, "targets": result.targets} | {k: getattr(result, k) for k in FIGURES}
+    rows = [everything, *result.per_class] if len(result.per_class) > 1 else [everything]
+    return [[row[k] for k in ("name", "images", "targets", *FIGURES)] for row in rows]
+
+
+def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int) -> str:
+    device = select_device(args.device)
+    dtype = str(inference_dtype(device, args.precision)).removeprefix("torch.")
+    parts = ", ".join(f"{name} {value:.1f} ms" for name, value in result.speed_ms.items())
+    return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {device}, {dtype})"
+
+
+def benchmark(args: argparse.Namespace, loaded: Loaded, data: DataConfig) -> list[Evaluation]:
+    """Evaluate at several image sizes, print the table and write it to --json as {sizes: [{img_size, ...}]}."""
+    stride = loaded.model.max_stride
+    sizes = sorted({round(s / stride) * stride for s in BENCHMARK_SIZES})
+    results = [measure(args, loaded, data, size) for size in sizes]
+    header = ["img_size", "P", "R", "mAP@.5", "F1", "mAP@.5:.95", "GMACs", "inference ms", "NMS ms"]
+    rows = [
+        [str(size), *(getattr(r, k) for k in FIGURES), r.macs / 1e9, r.speed_ms["inference"], r.speed_ms["nms"]]
+        for size, r in zip(sizes, results, strict=True)
+    ]
+    print(format_table(header, rows))
+    print(speed_line(results[-1], args, sizes[-1]))
+    write_json(args.json, {"sizes": [{"img_size": s} | r.to_dict() for s, r in zip(sizes, results, strict=True)]})
+    return results
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

@@ -1,0 +1,418 @@
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.augment import letterbox
+from utils.datasets import BatchPlan, DetectionDataset, create_loader, rect_size, scan
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.imagesize import image_size
+from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems, image_paths, label_path, parse_labels
+
+STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0, mosaic=0)
+
+
+def write_image(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def make_set(folder: Path, shapes: list[tuple[int, int]], suffix: str = "png") -> Path:
+    """Noise pictures, each with one box, and the list of them."""
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate(shapes):
+        write_image(folder / "images" / f"{i}.{suffix}", rng.integers(0, 256, (*shape, 3), np.uint8))
+        (folder / "labels").mkdir(exist_ok=True)
+        (folder / "labels" / f"{i}.txt").write_text(f"{i % 3} 0.5 0.4 0.2 0.3\n")
+    (folder / "list.txt").write_text("".join(f"images/{i}.{suffix}\n" for i in range(len(shapes))))
+    return folder / "list.txt"
+
+
+def loader(source: Path, **options):
+    defaults = {"classes": 3, "img_size": 64, "batch_size": 4, "training": False, "workers": 0, "hyp": STILL}
+    return create_loader(source, **defaults | options)
+
+
+# --- sizes ---
+
+
+def oriented(path: Path, orientation: int, order: str) -> Path:
+    """Put an EXIF orientation into a JPEG file: one TIFF entry, tag 0x0112, type SHORT, count 1."""
+    tiff = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIHHHIHHI", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:])
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tiff", "ppm"])
+def test_image_size(tmp_path, suffix):
+    assert image_size(write_image(tmp_path / f"a.{suffix}", np.zeros((33, 57, 3), np.uint8))) == (33, 57)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_what_opencv_reads(tmp_path, orientation, order):
+    path = oriented(write_image(tmp_path / "a.jpg", np.zeros((33, 57, 3), np.uint8)), orientation, order)
+    assert image_size(path) == cv2.imread(str(path)).shape[:2]
+    assert image_size(path) == ((33, 57) if orientation < 5 else (57, 33))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_image_that_was_cut_short(tmp_path, suffix):
+    path = write_image(tmp_path / f"a.{suffix}", np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
+    data = path.read_bytes()
+    for length in (0, 2, 10, 30, len(data) // 2):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"cut short|not a"):
+            image_size(path)
+    path.write_bytes(data + bytes(3000))  # padding behind a picture is no reason to refuse it
+    assert image_size(path) == (99, 99)
+
+
+def test_image_size_of_no_picture(tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(ValueError, match="not a picture"):
+        image_size(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="No such file"):
+        image_size(tmp_path / "b.jpg")
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("data/images/x.jpg", "data/labels/x.txt"),
+        ("images/a/images/b/x.y.png", "images/a/labels/b/x.y.txt"),
+        ("pictures/x.jpg", "pictures/x.txt"),
+        ("data/images", "data/images.txt"),
+    ],
+)
+def test_label_path(image, label):
+    assert label_path(image) == Path(label)
+
+
+def test_parse_labels_mends():
+    text = "0 0.5 0.5 0.2 0.4\n\n1 0.95 0.5 0.2 0.4\n2 0.5 0.5 0 0.3\n0 0.50 0.5 0.2 0.4\n1 1.5 0.5 0.2 0.2\n"
+    rows, findings = parse_labels(text, "x.txt", 3)
+    assert np.allclose(rows, [[0, 0.5, 0.5, 0.2, 0.4], [1, 0.925, 0.5, 0.15, 0.4]])  # 0.85..1.05 -> 0.85..1
+    assert rows.dtype == np.float32
+    assert findings == [(CLIPPED, 3), (NO_AREA, 4), (NO_AREA, 6), (DUPLICATE, 5)]
+
+
+def test_rounding_is_not_reaching_outside():
+    text = "0 0.500001 0.5 1.000000 1.0\n"
+    rows, findings = parse_labels(text, "x.txt", 1)
+    assert findings == []
+    assert rows.tolist() == [[0, np.float32(0.500001), 0.5, 1, 1]]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_label_file(text):
+    rows, findings = parse_labels(text, "x.txt", 3)
+    assert rows.shape == (0, 5)
+    assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("7 .5 .5 .1 .1", r"^x.txt:3: class 7, but the .data has classes=3 \(0..2\)$"),
+        ("-1 .5 .5 .1 .1", "x.txt:3: class -1, but"),
+        ("0.5 .5 .5 .1 .1", "x.txt:3: class 0.5, but"),
+        ("0 .5 .5 .1", "x.txt:3: expected 5 numbers .* found 4"),
+        ("0 .5 .5 .1 .1 .9", "x.txt:3: expected 5 numbers .* found 6"),
+        ("0 .5 nan .1 .1", "x.txt:3: nan is not a number"),
+        ("0 .5 inf .1 .1", "x.txt:3: inf is not a number"),
+        ("0 .5 x .1 .1", "x.txt:3: x is not a number"),
+    ],
+)
+def test_unusable_label_names_its_line(row, message):
+    with pytest.raises(UserError, match=message):
+        parse_labels(f"0 .5 .5 .1 .1\n\n{row}\n1 .5 .5 .1 .1\n", "x.txt", 3)
+
+
+def test_every_row_of_four_numbers_is_an_error():
+    with pytest.raises(UserError, match="x.txt:1: expected 5 numbers"):
+        parse_labels("1 .5 .5 .1\n1 .5 .5 .1\n", "x.txt", 3)
+
+
+# --- lists, folders, scanning ---
+
+
+def test_list_and_folder_mean_the_same(tmp_path):
+    source = make_set(tmp_path, [(8, 8)] * 3)
+    expected = [str(tmp_path / "images" / f"{i}.png") for i in range(3)]
+    assert image_paths(source, Problems()) == expected
+    assert image_paths(tmp_path, Problems()) == expected
+
+
+def test_list_is_looked_up_from_the_working_directory_first(tmp_path, monkeypatch):
+    source = make_set(tmp_path, [(8, 8)])
+    monkeypatch.chdir(make_set(tmp_path / "other", [(8, 8)]).parent)
+    assert image_paths(source, Problems()) == ["images/0.png"]
+
+
+def test_missing_images_are_counted(tmp_path):
+    source = make_set(tmp_path, [(8, 8)])
+    source.write_text("images/0.png\n\nimages/9.png\nimages/8.png\n")
+    problems = Problems()
+    assert len(image_paths(source, problems)) == 1
+    assert problems.summary() == f"listed images that aren't there: 2 (first: {source}:3: images/9.png)"
+    source.write_text("images/9.png\n")
+    with pytest.raises(UserError, match=r"none of the 1 images listed is there; the first is images/9.png"):
+        image_paths(source, Problems())
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n"])
+def test_useless_sources(tmp_path, content):
+    if content is not None:
+        (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(UserError, match="list.txt"):
+        image_paths(tmp_path / "list.txt", Problems())
+    with pytest.raises(UserError, match="no images in this folder"):
+        image_paths(tmp_path, Problems())
+
+
+def test_scan_skips_what_is_corrupt_and_says_so_once(tmp_path, capfd):
+    source = make_set(tmp_path, [(10, 20), (30, 40), (50, 60)])
+    (tmp_path / "images" / "1.png").write_bytes(b"not a picture")
+    (tmp_path / "labels" / "0.txt").unlink()
+    (tmp_path / "labels" / "2.txt").write_text("1 0.5 0.5 0.1 0\n1 0 0.5 0.2 0.2\n")
+    found = scan(source, 3)
+    assert [Path(p).name for p in found.paths] == ["0.png", "2.png"]
+    assert found.shapes.tolist() == [[10, 20], [50, 60]]
+    assert [rows.shape for rows in found.labels] == [(0, 5), (1, 5)]
+    loader(source)
+    assert capfd.readouterr().err.strip() == (
+        f"{source}: corrupt images, skipped: 1 (first: {tmp_path}/images/1.png: not a picture that OpenCV can read); "
+        f"{NO_AREA}: 1 (first: {tmp_path}/labels/2.txt:1); {CLIPPED}: 1 (first: {tmp_path}/labels/2.txt:2)"
+    )
+    loader(source, rank=1, world_size=2)
+    assert capfd.readouterr().err == ""
+
+
+def test_no_labels_at_all(tmp_path):
+    source = make_set(tmp_path, [(8, 8)] * 2)
+    for path in (tmp_path / "labels").iterdir():
+        path.write_text("0 7 7 1 1\n")
+    with pytest.raises(UserError, match=rf"no box in any of the 2 label files in {tmp_path}/labels \({NO_AREA}: 2"):
+        scan(source, 3)
+    for path in (tmp_path / "labels").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=rf"no labels for any of 2 images; looked in {tmp_path}/labels"):
+        scan(source, 3)
+
+
+def test_class_beyond_the_data_file(tmp_path):
+    source = make_set(tmp_path, [(8, 8)] * 3)
+    with pytest.raises(UserError, match=r"labels/2.txt:1: class 2, but the .data has classes=2 \(0..1\)"):
+        scan(source, 2)
+
+
+def test_all_images_corrupt(tmp_path):
+    source = make_set(tmp_path, [(8, 8)])
+    (tmp_path / "images" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="all 1 images are corrupt"):
+        scan(source, 3)
+
+
+# --- evaluation batches ---
+
+
+def test_letterboxed_batch(tmp_path):
+    """A white box on black must be found at its label, and at its original place through ratio and pad."""
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[20:60, 50:150] = 255
+    write_image(tmp_path / "images" / "a.png", image)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.4 0.5 0.4\n")
+    batch = next(iter(loader(tmp_path / "images")))
+    assert batch.images.shape == (1, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    # 0.32 of the size: x 16..48, y 6.4..19.2, 16 rows of gray above
+    assert torch.allclose(batch.targets, torch.tensor([[0, 1, 0.5, (12.8 + 16) / 64, 0.5, 12.8 / 64]]))
+    info = batch.infos[0]
+    assert (info.index, info.shape, info.pad, info.ratio) == (0, (100, 200), (0, 16), (0.32, 0.32))
+    white = (batch.images[0, 0] > 200).nonzero()
+    assert white.min(0).values.tolist() == [23, 16]  # row 22 is only 0.6 white
+    assert white.max(0).values.tolist() == [34, 47]
+
+
+def test_stretched_batch(tmp_path):
+    source = make_set(tmp_path, [(100, 200)])
+    batch = next(iter(loader(source, stretch=True)))
+    assert torch.allclose(batch.targets, torch.tensor([[0, 0, 0.5, 0.4, 0.2, 0.3]]))
+    assert batch.infos[0].ratio == (0.32, 0.64)
+    assert batch.infos[0].pad == (0, 0)
+
+
+def test_batch_is_rgb(tmp_path):
+    source = make_set(tmp_path, [(64, 64)])
+    image = cv2.imread(str(tmp_path / "images" / "0.png"))
+    for training in (False, True):
+        batch = next(iter(loader(source, training=training, batch_size=1)))
+        difference = batch.images[0].permute(1, 2, 0).numpy().astype(int) - image[..., ::-1]
+        assert np.abs(difference).max() <= (8 if training else 0)  # training goes through 8-bit HSV
+
+
+def test_gray_batch(tmp_path):
+    source = make_set(tmp_path, [(64, 64)])
+    expected = cv2.imread(str(tmp_path / "images" / "0.png"), cv2.IMREAD_GRAYSCALE)
+    for training in (False, True):
+        batch = next(iter(loader(source, training=training, gray=True, batch_size=1)))
+        assert batch.images.shape == (1, 1, 64, 64)
+        assert np.array_equal(batch.images[0, 0].numpy(), expected)
+
+
+def test_every_image_once_and_in_order(tmp_path):
+    source = make_set(tmp_path, [(8, 8)] * 10)
+    assert [i.index for b in loader(source) for i in b.infos] == list(range(10))
+    halves = [[[i.index for i in b.infos] for b in loader(source, rank=r, world_size=2)] for r in (0, 1)]
+    assert halves == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7]]]
+    assert len(loader(source, rank=1, world_size=2)) == 2
+    targets = torch.cat([b.targets for b in loader(source, batch_size=10)])
+    assert targets[:, :2].tolist() == [[i, i % 3] for i in range(10)]
+
+
+def test_rect_size():
+    assert rect_size(np.array([[480, 640]]), 416, 32) == (320, 416)  # 312 -> 320
+    assert rect_size(np.array([[480, 640], [640, 480]]), 416, 32) == (416, 416)
+    assert rect_size(np.array([[1280, 640], [640, 480]]), 416, 64) == (448, 320)
+
+
+def test_rect_batches_go_by_aspect_ratio(tmp_path):
+    source = make_set(tmp_path, [(100, 50), (50, 100), (100, 40), (40, 100)])
+    batches = list(loader(source, rect=True, batch_size=2, img_size=128))
+    assert [[i.index for i in b.infos] for b in batches] == [[3, 1], [0, 2]]
+    assert [tuple(b.images.shape[2:]) for b in batches] == [(64, 128), (128, 64)]
+    # (40, 100) at 128: 51 rows and 6 of gray above; y = (0.4 * 51 + 6) / 64 up to rounding 51.2 to 51
+    assert torch.allclose(batches[0].targets[0], torch.tensor([0, 0, 0.5, 26.4 / 64, 0.2, 0.3 * 51 / 64]))
+
+
+def test_cache_changes_nothing_but_the_reading(tmp_path):
+    source = make_set(tmp_path, [(100, 50), (50, 100), (70, 70)])
+    options = {"training": True, "hyp": Hyp(), "batch_size": 3}
+    plain = next(iter(loader(source, **options)))
+    cached = loader(source, cache_images=True, **options)
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    batch = next(iter(cached))
+    assert torch.equal(batch.images, plain.images)
+    assert torch.equal(batch.targets, plain.targets)
+    assert [image.shape for image in cached.dataset.cache] == [(64, 32, 3), (32, 64, 3), (64, 64, 3)]
+
+
+def test_cache_that_does_not_fit(tmp_path, monkeypatch, capfd):
+    source = make_set(tmp_path, [(8, 8)])
+    monkeypatch.setattr("utils.datasets._available_memory", lambda: 10_000)
+    assert loader(source, cache_images=True).dataset.cache is None
+    assert "reading from disk instead" in capfd.readouterr().err
+
+
+def test_image_that_breaks_after_the_scan(tmp_path, capfd):
+    source = make_set(tmp_path, [(64, 64), (64, 64)])
+    batches = loader(source)
+    (tmp_path / "images" / "1.png").write_bytes(b"broken")
+    for _ in range(2):
+        batch = next(iter(batches))
+        assert (batch.images[1] == 114).all()
+        assert batch.targets[:, 0].tolist() == [0]
+    assert capfd.readouterr().err.count("1.png: cannot be decoded") == 1
+
+
+# --- training batches ---
+
+
+def drawn(dataset: DetectionDataset, batch_size: int, rank: int = 0, world_size: int = 1, rect: bool = False) -> list[list]:
+    return list(BatchPlan(dataset, batch_size, rect=rect, stride=32, rank=rank, world_size=world_size))
+
+
+def test_ranks_share_out_the_same_batches(tmp_path):
+    dataset = DetectionDataset(make_set(tmp_path, [(8, 8)] * 10), classes=3, img_size=64, training=True)
+    whole = drawn(dataset, 4)
+    parts = [drawn(dataset, 4, rank, 2) for rank in (0, 1)]
+    assert [len(b) for b in whole] == [4, 4, 4]
+    assert [b[0::2] for b in whole] == parts[0]
+    assert [b[1::2] for b in whole] == parts[1]
+    first = [d.index for b in whole for d in b]
+    assert sorted(first[:10]) == list(range(10))
+    assert first[10:] == first[:2]  # filled up from the beginning, as samples of their own
+    assert [d.position for b in whole for d in b] == list(range(12))
+    dataset.set_epoch(1)
+    assert [d.index for b in drawn(dataset, 4) for d in b] != first
+
+
+def test_batch_larger_than_the_set(tmp_path):
+    dataset = DetectionDataset(make_set(tmp_path, [(8, 8)] * 3), classes=3, img_size=64, training=True)
+    (batch,) = drawn(dataset, 8)
+    assert len(batch) == 8
+    assert {d.index for d in batch} == {0, 1, 2}
+
+
+def test_batch_size_must_divide(tmp_path):
+    source = make_set(tmp_path, [(8, 8)])
+    with pytest.raises(UserError, match="--batch-size 3: must be a multiple of the number of processes, 2"):
+        loader(source, training=True, batch_size=3, world_size=2)
+
+
+def test_rect_training_shuffles_and_turns_mosaic_off(tmp_path):
+    source = make_set(tmp_path, [(50, 100)] * 6 + [(100, 50)] * 6)
+    dataset = DetectionDataset(source, classes=3, img_size=64, training=True)
+    epochs = []
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        batches = drawn(dataset, 3, rect=True)
+        assert not any(d.mosaic for b in batches for d in b)
+        assert [b[0].size for b in batches].count((32, 64)) == 2
+        assert all(len({d.size for d in b}) == 1 and len({d.index < 6 for d in b}) == 1 for b in batches)
+        epochs.append([d.index for b in batches for d in b])
+    assert len({tuple(e) for e in epochs}) == 8
+    assert {e[0] < 6 for e in epochs} == {True, False}  # not always the wide ones first
+
+
+def test_samples_do_not_depend_on_workers(tmp_path):
+    source = make_set(tmp_path, [(40, 60)] * 6)
+    options = {"training": True, "hyp": Hyp(), "batch_size": 3, "seed": 5}
+    alone, workers = loader(source, **options), loader(source, workers=2, **options)
+    epochs = []
+    for epoch in (0, 1):
+        alone.dataset.set_epoch(epoch)
+        workers.dataset.set_epoch(epoch)
+        expected, found = list(alone), list(workers)
+        assert all(torch.equal(a.images, b.images) for a, b in zip(expected, found, strict=True))
+        assert all(torch.equal(a.targets, b.targets) for a, b in zip(expected, found, strict=True))
+        epochs.append(expected)
+    assert not torch.equal(epochs[0][0].images, epochs[1][0].images)
+
+
+def test_mosaic_is_closed_in_workers_that_persist(tmp_path):
+    source = make_set(tmp_path, [(40, 60)] * 2)
+    hyp = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, mosaic=1)
+    batches = loader(source, training=True, gray=True, hyp=hyp, batch_size=2, workers=1)
+    gray = {i: letterbox(cv2.imread(p, cv2.IMREAD_GRAYSCALE), (64, 64))[0] for i, p in enumerate(batches.dataset.paths)}
+
+    def is_plain() -> bool:
+        (batch,) = batches
+        return all(np.abs(gray[i.index] - batch.images[k, 0].numpy().astype(int)).mean() < 10 for k, i in enumerate(batch.infos))
+
+    assert not is_plain()
+    batches.dataset.mosaic = False
+    assert is_plain()
+
+
+def test_loader_leaves_the_global_generator_alone(tmp_path):
+    source = make_set(tmp_path, [(8, 8)] * 4)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    list(loader(source, training=True, hyp=Hyp()))
+    assert torch.equal(torch.rand(1), expected)

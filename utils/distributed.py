@@ -1,0 +1,111 @@
+"""Several training processes as one: start and end, and what has to be the same in all of them.
+
+`torchrun --nproc_per_node 2 train.py ...` starts the processes and tells each its place through the environment.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.devices import select_device
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes; the one of rank 0 writes files and talks."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that torchrun started, if it did, and leave them when the block ends.
+
+    Yields this process's place and its device: with several processes each takes the GPU of its local rank.
+    Processes talk through nccl on CUDA and gloo on the CPU.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = select_device(device_name)
+    if size == 1:
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = select_device(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size), device
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of all processes' tensors, in place; without processes, the tensor as it is."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
+    """What to call for a forward pass: the model, or its wrapper that averages the gradients of all processes.
+
+    With several processes the model's batch normalisations are converted (see `ProcessGroupBatchNorm2d`), after which
+    they keep the same statistics everywhere, so that buffers need no broadcast.
+    """
+    if world.size == 1:
+        return model
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            # In place, as torch's lazy modules do it: whoever holds this module or its gamma keeps holding it.
+            module.__class__ = ProcessGroupBatchNorm2d
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+class ProcessGroupBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes together, on any device (nn.SyncBatchNorm needs CUDA).
+
+    Every process must have as many values a channel as the others. State dict and evaluation are nn.BatchNorm2d's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        mean = _ProcessMean.apply(values.mean((0, 2, 3)))
+        # from the common mean, not as E[x^2] - E[x]^2, which cancels where the mean is large
+        variance = _ProcessMean.apply((values - mean[:, None, None]).square().mean((0, 2, 3)))
+        self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+
+
+class _ProcessMean(torch.autograd.Function):
+    """Mean over processes; each one's gradient is the mean of what all of them want of the result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return mean_over_processes(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return mean_over_processes(gradient.clone())

@@ -1,0 +1,100 @@
+"""What a training leaves to read: results.txt, results.png, TensorBoard, and lines on the console."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import write_text
+from utils.metrics import Evaluation
+from utils.plots import plot_results
+from utils.sparsity import NEAR_ZERO, QUANTILES
+from utils.train_epoch import EpochFigures
+
+LOSSES = ("box", "obj", "cls", "total")
+METRICS = {"P": "precision", "R": "recall", "mAP50": "map50", "mAP": "map", "F1": "f1"}  # column: attribute
+GAMMAS = ("near_zero", *(f"g{round(100 * q):02d}" for q in QUANTILES))
+COLUMNS = ("epoch", *LOSSES, "lr", "size", *METRICS, *GAMMAS, "seconds")
+WIDTH = 11
+PLOT_EVERY = 10  # epochs; drawing takes as long as a short epoch
+
+
+def results_row(epoch: int, figures: EpochFigures, evaluation: Evaluation | None, gammas: dict[str, Any] | None) -> dict[str, float]:
+    """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics."""
+    row = dict.fromkeys(COLUMNS, math.nan) | {"epoch": epoch, "size": figures.size}
+    row |= {name: getattr(figures, name) for name in (*LOSSES, "lr", "seconds")}
+    if evaluation is not None:
+        row |= {column: getattr(evaluation, attribute) for column, attribute in METRICS.items()}
+    if gammas is not None:
+        row["near_zero"] = gammas["near_zero"]
+        row |= {f"g{round(100 * q):02d}": value for q, value in gammas["quantiles"].items()}
+    return row
+
+
+def format_row(row: dict[str, float]) -> str:
+    """A line of results.txt."""
+    return " ".join(f"{row[c]:>{WIDTH}d}" if c in ("epoch", "size") else f"{row[c]:>{WIDTH}.6g}" for c in COLUMNS)
+
+
+def read_results(text: str) -> dict[str, np.ndarray]:
+    """{column: its values, one an epoch} of a results.txt's text; UserError for another file's."""
+    lines = text.splitlines()
+    if not lines or lines[0].split() != list(COLUMNS):
+        raise UserError("these are not the results of a training: the header line differs")
+    values = np.array([[float(v) for v in line.split()] for line in lines[1:]]).reshape(-1, len(COLUMNS))
+    return dict(zip(COLUMNS, values.T, strict=True))
+
+
+class RunLog:
+    """results.txt (`text` is what it holds), results.png beside it, and TensorBoard where it is installed.
+
+    text: the lines of the epochs before, when a run is resumed; they replace what the file holds, which may be ahead of
+    the checkpoint by the epoch in which the run was killed. board: folder of the TensorBoard files; None: no TensorBoard.
+    """
+
+    def __init__(self, path: Path, board: Path | None, text: str = "") -> None:
+        self.path, self.picture = path, path.with_suffix(".png")
+        self.text = text or " ".join(f"{c:>{WIDTH}}" for c in COLUMNS) + "\n"
+        self.board = _tensorboard(board, len(self.text.splitlines()) - 1) if board else None
+
+    def add(self, row: dict[str, float], last: bool = False) -> None:
+        """Append an epoch (see results_row) to everything; `last` makes sure that the picture is up to date."""
+        self.text += format_row(row) + "\n"
+        write_text(self.path, self.text)
+        if last or row["epoch"] % PLOT_EVERY == 0:
+            plot_results(read_results(self.text), self.picture)
+        if self.board:
+            for column, value in row.items():
+                if column != "epoch" and math.isfinite(value):
+                    self.board.add_scalar(f"{_group(column)}/{column}", value, row["epoch"])
+            self.board.flush()
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+
+def _group(column: str) -> str:
+    groups = {"loss": LOSSES, "metrics": METRICS, "gamma": GAMMAS}
+    return next((name for name, members in groups.items() if column in members), "train")
+
+
+def _tensorboard(folder: Path, epochs: int) -> Any | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard is not installed (pip install tensorboard); results.txt has the same figures")
+        return None
+    return SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None)
+
+
+def metrics_line(evaluation: Evaluation) -> str:
+    return (f"  P {evaluation.precision:.4f}  R {evaluation.recall:.4f}  mAP@.5 {evaluation.map50:.4f}  "
+            f"mAP {evaluation.map:.4f}  F1 {evaluation.f1:.4f}")  # fmt: skip
+
+
+def gammas_line(gammas: dict[str, Any]) -> str:
+    quantiles = "  ".join(f"{q:.0%} {value:.3g}" for q, value in gammas["quantiles"].items())
+    return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}"

@@ -1,0 +1,68 @@
+"""Pictures of figures: what a training did, epoch by epoch."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.files import replacing
+
+# panel title -> columns of results.txt
+PANELS = {
+    "loss": ("box", "obj", "cls", "total"),
+    "validation": ("P", "R", "F1", "mAP50", "mAP"),
+    "learning rate": ("lr",),
+    "penalised gammas": ("near_zero", "g05", "g25", "g50", "g75", "g95"),
+}
+
+
+def plot_results(results: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the columns of a results.txt (utils.logger.read_results) over the epochs into a picture file."""
+    panels = {title: columns for title, columns in PANELS.items() if any(np.isfinite(results[c]).any() for c in columns)}
+    figure = Figure(figsize=(11, 4 * ((len(panels) + 1) // 2)), layout="constrained")
+    for number, (title, columns) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot((len(panels) + 1) // 2, 2, number)
+        _curves(axes, results, columns)
+        axes.set(title=title, xlabel="epoch")
+    _save(figure, path)
+
+
+def _curves(axes: Axes, results: dict[str, np.ndarray], columns: tuple[str, ...]) -> None:
+    for column in columns:
+        measured = np.isfinite(results[column])
+        if measured.any():
+            marker = "." if measured.sum() < 30 else ""
+            axes.plot(results["epoch"][measured], results[column][measured], label=column, marker=marker)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def plot_channels(layers: list[dict[str, int]], path: Path) -> None:
+    """Bars of each convolution's filters before and after pruning; layers: [{index, before, after}]."""
+    figure = Figure(figsize=(max(8, 0.22 * len(layers)), 4), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(layers))
+    axes.bar(places, [row["before"] for row in layers], color="lightgray", label="before")
+    axes.bar(places, [row["after"] for row in layers], color="tab:blue", label="after")
+    axes.set_xticks(places, [str(row["index"]) for row in layers], fontsize=7, rotation=90)
+    axes.set(title="filters of each convolution", xlabel="layer", yscale="log")
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_gammas(gammas: dict[str, np.ndarray], path: Path) -> None:
+    """Histograms of |gamma|, one a named model, over the same bins."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    top = max((float(np.quantile(values, 0.999)) for values in gammas.values() if len(values)), default=1.0)
+    for name, values in gammas.items():
+        axes.hist(np.minimum(values, top), bins=np.linspace(0, top, 61), alpha=0.6, label=f"{name}: {(values < 0.01).mean():.0%} under 0.01")
+    axes.set(title="gammas that the strategy can prune", xlabel="|gamma|", ylabel="channels", yscale="log")
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format=path.suffix.removeprefix("."))

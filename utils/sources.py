@@ -1,0 +1,238 @@
+"""Where pictures to detect on come from: files, folders, patterns, videos, cameras and network streams."""
+
+import contextlib
+import glob
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.imagesize import image_size, is_image
+from utils.labels import Problems, image_paths
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+DEFAULT_FPS = 25.0  # for cameras and files that don't tell theirs
+STREAM_TIMEOUT = 10  # seconds without a frame after which a stream counts as ended
+
+
+@dataclass
+class Item:
+    """One picture, video or stream. `name` opens it and is shown; `relative` is its place under the output folder."""
+
+    name: str
+    relative: Path
+    kind: str  # image | video | stream
+
+
+@dataclass
+class Frame:
+    """A picture to detect on: `image` (height, width, 3) BGR uint8; `number` counts the item's frames from 1.
+
+    fps: frames a second of a video or stream, None for an image; total: frames of the item, None when unknown.
+    """
+
+    item: Item
+    image: np.ndarray
+    number: int = 1
+    total: int | None = 1
+    fps: float | None = None
+
+
+def find_items(source: str, exclude: Path | None = None) -> list[Item]:
+    """The items that `source` names: an image, a video, a folder (and the folders in it), a pattern such as `a/*.jpg`, a
+    text file that lists images, a camera's number, or the address of a stream (rtsp://, http://, ...).
+
+    What lies in the folder `exclude` is left out of folders and patterns: results of an earlier run are no input.
+    Raises UserError when there is nothing.
+    """
+    if source.isdigit():
+        return [Item(source, Path(f"camera{source}"), "stream")]
+    if "://" in source:
+        return [Item(source, Path(_stream_name(source)), "stream")]
+    path = Path(source)
+    if path.is_dir():
+        items = _files(sorted(path.rglob("*")), path, exclude)
+        if not items:
+            raise UserError(f"--source {source}: there are no images or videos in this folder")
+        return items
+    if path.is_file():
+        if path.suffix.lower() != ".txt":
+            return [Item(source, Path(path.name), "image" if is_image(path) else "video")]
+        problems = Problems()
+        paths = [Path(p) for p in image_paths(source, problems)]
+        if problems.counts:
+            tqdm.write(f"{source}: {problems.summary()}", file=sys.stderr)
+        return _files(paths, _common_folder(paths), None)
+    matches = [Path(p) for p in sorted(glob.glob(source, recursive=True))] if glob.has_magic(source) else []
+    items = _files(matches, _common_folder(matches), exclude)
+    if not items:
+        raise UserError(f"--source {source}: no such file or folder, and no images or videos match it")
+    return items
+
+
+def _files(paths: list[Path], base: Path, exclude: Path | None) -> list[Item]:
+    """Items of those paths that are images or videos; `relative` counts from the folder `base`."""
+    items = []
+    for path in paths:
+        kind = "image" if is_image(path) else "video" if path.suffix.lower() in VIDEO_SUFFIXES else None
+        inside = exclude is not None and exclude.resolve() in path.resolve().parents
+        if kind and path.is_file() and not inside:
+            items.append(Item(str(path), path.relative_to(base), kind))
+    return items
+
+
+def _common_folder(paths: list[Path]) -> Path:
+    """The deepest folder that holds all of them."""
+    return Path(os.path.commonpath([p.parent for p in paths])) if paths else Path()
+
+
+def _stream_name(address: str) -> str:
+    """A file name for the recording of a stream; what stands before the @ may be a password."""
+    text = address.split("://", 1)[1].split("?", 1)[0].rsplit("@", 1)[-1]
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_.") or "stream"
+
+
+def shown(name: str) -> str:
+    """The name of an item for messages, without the password of a stream's address."""
+    scheme, separator, rest = name.partition("://")
+    return f"{scheme}://{rest.rsplit('@', 1)[-1]}" if separator else name
+
+
+class Frames:
+    """The frames of items. Items that can't be read are named on stderr, counted in `skipped` and passed over; UserError
+    when none could be read."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self.skipped: list[str] = []
+
+    def read(self, item: Item) -> Iterator[Frame]:
+        """The frames of one of the items, none if it can't be read."""
+        try:
+            yield from _READERS[item.kind](item)
+        except ValueError as error:
+            self._skip(item, str(error))
+
+    def _skip(self, item: Item, reason: str) -> None:
+        self.skipped.append(item.name)
+        if len(self.items) == 1:
+            raise UserError(f"--source {shown(item.name)}: {reason}")
+        tqdm.write(f"{item.name}: {reason}; skipped", file=sys.stderr)
+        if len(self.skipped) == len(self.items):
+            raise UserError(f"none of the {len(self.items)} images and videos could be read")
+
+
+def _read_image(item: Item) -> Iterator[Frame]:
+    try:
+        image_size(item.name)
+        image = cv2.imread(item.name, cv2.IMREAD_COLOR)
+    except (ValueError, cv2.error) as error:
+        raise ValueError(f"not a readable image ({str(error).splitlines()[0][:80]})") from None
+    if image is None:
+        raise ValueError("not a readable image")
+    yield Frame(item, image)
+
+
+def _read_video(item: Item) -> Iterator[Frame]:
+    yield from _sequential(item, open_capture(item.name))
+
+
+def _sequential(item: Item, capture: cv2.VideoCapture) -> Iterator[Frame]:
+    """Every frame, in order; then the capture is closed."""
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    number = 0
+    try:
+        while (answer := capture.read())[0]:
+            number += 1
+            yield Frame(item, answer[1], number, total if total >= number else None, frame_rate(capture))
+    finally:
+        capture.release()
+    if not number:
+        raise ValueError("holds no frame that can be decoded")
+
+
+def _read_stream(item: Item) -> Iterator[Frame]:
+    """The newest frame whenever one is asked for; a video file behind an http address is read frame by frame."""
+    capture = open_capture(int(item.name) if item.name.isdigit() else item.name)
+    if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
+        yield from _sequential(item, capture)
+        return
+    with contextlib.closing(LatestFrame(capture)) as latest:
+        number = 0
+        while (image := latest.next()) is not None:
+            number += 1
+            yield Frame(item, image, number, None, frame_rate(capture))
+    if not number:
+        raise ValueError(f"sent no frame within {STREAM_TIMEOUT} s")
+
+
+_READERS = {"image": _read_image, "video": _read_video, "stream": _read_stream}
+
+
+def open_capture(source: str | int) -> cv2.VideoCapture:
+    """An opened capture of a file, address or camera number; raises ValueError when it can't be opened."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg would explain itself on stderr besides our own line
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        if isinstance(source, str) and "://" in source:
+            wait = 1000 * STREAM_TIMEOUT
+            options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
+            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, options)
+        else:
+            capture = cv2.VideoCapture(source)
+    except cv2.error:
+        raise ValueError("cannot be opened") from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if capture.isOpened():
+        return capture
+    if isinstance(source, int):
+        raise ValueError("no camera of this number can be opened")
+    raise ValueError("this stream cannot be opened; check address and network" if "://" in source else "not a readable video")
+
+
+def frame_rate(capture: cv2.VideoCapture) -> float:
+    """Frames a second as the source states it, or DEFAULT_FPS where it states nonsense."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 0 < fps <= 1000 else DEFAULT_FPS
+
+
+class LatestFrame:
+    """Reads a live stream in a thread and keeps only its newest frame, so that a slow detector never lags behind."""
+
+    def __init__(self, capture: cv2.VideoCapture) -> None:
+        self.capture = capture
+        self.frame: np.ndarray | None = None
+        self.ended = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._grab, daemon=True)
+        self.thread.start()
+
+    def _grab(self) -> None:
+        while not self.ended:
+            got, frame = self.capture.read()
+            with self.changed:
+                self.ended = self.ended or not got
+                self.frame = frame if got else self.frame
+                self.changed.notify_all()
+
+    def next(self) -> np.ndarray | None:
+        """The newest frame that wasn't given out yet, waiting for one if need be; None when the stream has ended."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.frame is not None or self.ended, STREAM_TIMEOUT)
+            frame, self.frame = self.frame, None
+            return frame
+
+    def close(self) -> None:
+        """Stop the thread and give the camera back."""
+        self.ended = True
+        self.thread.join(STREAM_TIMEOUT)
+        if not self.thread.is_alive():
+            self.capture.release()

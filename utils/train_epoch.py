@@ -1,0 +1,94 @@
+"""One epoch of training."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.datasets import Batch
+from utils.distributed import mean_over_processes
+from utils.engine import normalise
+from utils.errors import UserError
+from utils.training import REMEDY, Run
+
+PARTS = ("box", "obj", "cls")
+
+
+@dataclass
+class EpochFigures:
+    """Means over an epoch's batches of the loss and its parts, the last learning rate and the time it took."""
+
+    box: float
+    obj: float
+    cls: float
+    total: float
+    lr: float
+    size: int
+    seconds: float
+
+
+def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
+    """Train `run` on every batch of `loader` (training, see utils.datasets.create_loader) once; counts run.epoch up.
+
+    Gradients are accumulated over run.accumulate batches; the epoch's last step takes the batches that are left, so that
+    nothing is carried over into the next epoch. Raises UserError naming epoch and step when a loss is not finite.
+    """
+    begin = time.perf_counter()
+    loader.dataset.set_epoch(run.epoch)
+    loader.dataset.mosaic = run.uses_mosaic(run.epoch)
+    run.model.train()
+    totals, size = torch.zeros(3, dtype=torch.float64), run.plan.img_size
+    title = f"epoch {run.epoch + 1}/{run.plan.epochs}"
+    bar = tqdm(loader, desc=title, unit="batch", disable=not run.world.is_main, dynamic_ncols=True)
+    for number, batch in enumerate(bar):
+        loss, parts, size = _forward(run, batch)
+        parts = mean_over_processes(parts).double().cpu()
+        _check_finite(run, number, parts)
+        run.backward(loss)
+        if (number + 1) % run.accumulate == 0 or number + 1 == len(loader):
+            run.optimizer_step()
+        totals += parts
+        bar.set_postfix_str(_postfix(run, totals / (number + 1), size), refresh=False)
+    run.epoch += 1
+    box, obj, cls = (totals / max(len(loader), 1)).tolist()
+    seconds = time.perf_counter() - begin
+    return EpochFigures(box, obj, cls, box + obj + cls, run.schedule.rate(run.step - 1), size, seconds)
+
+
+def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, int]:
+    """(loss, its three parts without gradient, long side of the input). The loss is computed in float32."""
+    images = normalise(batch.images, run.device, run.dtype or torch.float32, run.plan.maxabs)
+    size = tuple(images.shape[-2:])
+    wanted = run.input_size(*size)
+    if wanted != size:
+        images = F.interpolate(images, size=wanted, mode="bilinear", align_corners=False)
+    with run.autocast():
+        raws = run.forward(images)
+    loss, parts = run.loss(raws, batch.targets.to(run.device, non_blocking=True), wanted)
+    return loss, torch.stack([parts[name] for name in PARTS]), max(wanted)
+
+
+def _check_finite(run: Run, number: int, parts: Tensor) -> None:
+    if not math.isfinite(parts.sum()):
+        found = ", ".join(f"{name}={value:g}" for name, value in zip(PARTS, parts.tolist(), strict=True))
+        raise UserError(f"epoch {run.epoch + 1}, step {number + 1}: the loss is not finite ({found}); {REMEDY}")
+
+
+def _postfix(run: Run, means: Tensor, size: int) -> str:
+    parts = "  ".join(f"{name} {value:.4f}" for name, value in zip((*PARTS, "total"), (*means, means.sum()), strict=True))
+    return f"{memory_gib(run.device):.1f}G  {parts}  lr {run.optimizer.param_groups[0]['lr']:.2g}  {size}px"
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory used so far, in GiB: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

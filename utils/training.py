@@ -1,0 +1,244 @@
+"""What training is made of besides the network: optimizer, schedule, averaged weights, and the state of a run."""
+
+import contextlib
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from utils.distributed import World, parallel
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.loss import DetectionLoss
+from utils.sparsity import GammaPenalty
+
+if TYPE_CHECKING:
+    from models import Darknet
+
+WARMUP_ITERATIONS = 100  # the fewest batches of a warm-up, where the training is long enough
+WARMUP_MOMENTUM = 0.8
+WARMUP_BIAS_RATE = 0.1  # learning rate at which SGD's biases start
+REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
+
+
+def build_optimizer(model: nn.Module, hyp: Hyp, adam: bool, step_images: int) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; groups: kernels (with weight decay), the rest, biases (both without).
+
+    step_images: pictures an optimizer step learns from. Weight decay falls with it, as more steps make up an epoch.
+    """
+    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    biases = [m.bias for m in model.modules() if getattr(m, "bias", None) is not None]
+    taken = {id(p) for p in (*kernels, *biases)}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    decay = hyp.weight_decay * min(1.0, step_images / hyp.nominal_batch)
+    groups = [
+        {"params": kernels, "weight_decay": decay, "name": "kernels"},
+        {"params": others, "weight_decay": 0.0, "name": "others"},
+        {"params": biases, "weight_decay": 0.0, "name": "biases"},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if adam:
+        return torch.optim.AdamW(groups, lr=hyp.lr0_adam, betas=(hyp.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and momentum as functions of the optimizer step: linear warm-up, cosine from `peak` to peak * lrf.
+
+    During the warm-up the rates rise from 0, but biases' fall from `bias_start`, and momentum rises.
+    """
+
+    total: int  # optimizer steps of the whole training
+    warmup: int
+    peak: float
+    lrf: float
+    momentum: float
+    bias_start: float
+
+    @classmethod
+    def plan(cls, hyp: Hyp, adam: bool, epochs: int, epoch_steps: int, accumulate: int) -> "Schedule":
+        """The schedule of `epochs` epochs of `epoch_steps` optimizer steps; its warm-up takes at most a third of them."""
+        total = epochs * epoch_steps
+        wanted = max(round(hyp.warmup_epochs * epoch_steps), math.ceil(WARMUP_ITERATIONS / accumulate))
+        warmup = min(wanted, total // 3) if hyp.warmup_epochs > 0 else 0
+        return cls(total, warmup, hyp.lr0_adam if adam else hyp.lr0, hyp.lrf, hyp.momentum, 0.0 if adam else WARMUP_BIAS_RATE)
+
+    def rate(self, step: int, start: float = 0.0) -> float:
+        """Learning rate at optimizer step `step`, counted from 0, warming up from `start`."""
+        cosine = (1 + math.cos(math.pi * step / self.total)) / 2
+        rate = self.peak * (self.lrf + (1 - self.lrf) * cosine)
+        return start + (rate - start) * self._warmth(step)
+
+    def _warmth(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the optimizer's learning rates and momentum for step `step`."""
+        start = min(WARMUP_MOMENTUM, self.momentum)
+        momentum = start + (self.momentum - start) * self._warmth(step)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(step, self.bias_start if group["name"] == "biases" else 0.0)
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+
+
+class ModelEma(AveragedModel):
+    """Exponential moving average of a model's weights and buffers: avg += (1 - decay) * (weights - avg).
+
+    decay rises as d * (1 - exp(-updates / tau)), so that early weights are forgotten. d and tau suit the length of the
+    training: the average reaches over about a twentieth of its steps, at most 10000 (d = 0.9999, tau = 2000), which
+    leaves something to average in trainings of a few hundred steps without lagging behind them.
+    """
+
+    def __init__(self, model: nn.Module, total_steps: int) -> None:
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        window = min(10000.0, max(total_steps / 20, 1.0))
+        self.limit, self.tau = 1 - 1 / window, min(2000.0, max(total_steps / 10, 1.0))
+
+    def decay(self, updates: int) -> float:
+        """The share that the average keeps at update number `updates`, counted from 0."""
+        return self.limit * (1 - math.exp(-updates / self.tau))
+
+    def _average(self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], updates: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(values), 1 - self.decay(int(updates)))
+        else:  # counters
+            torch._foreach_copy_(list(averages), list(values))
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """How a run trains: the numbers that a resumed run has to have in common with the interrupted one."""
+
+    epochs: int
+    batch_size: int  # of all processes together
+    batches: int  # an epoch
+    img_size: int
+    seed: int = 0
+    accumulate: int = 0  # batches an optimizer step; 0: as many as make up the nominal batch
+    adam: bool = False
+    ema: bool = True
+    multi_scale: bool = False
+    maxabs: bool = False
+    prune: int = -1
+    s: float = 0.0
+
+
+class Run:
+    """A training in progress: the network and everything that changes with it.
+
+    `forward` is what to call with images; `weights` the network to evaluate and save; `step` counts optimizer steps and
+    `epoch` finished epochs. `dtype`: what autocast computes in, None for float32.
+    """
+
+    def __init__(
+        self, model: "Darknet", hyp: Hyp, plan: Plan, device: torch.device, dtype: torch.dtype | None, world: World
+    ) -> None:
+        self.hyp, self.plan, self.device, self.dtype, self.world = hyp, plan, device, dtype, world
+        self.model = model.to(device=device, memory_format=torch.channels_last).train()
+        self.forward = parallel(self.model, device, world)
+        self.loss = DetectionLoss(self.model, hyp)
+        self.accumulate = plan.accumulate or max(1, round(hyp.nominal_batch / plan.batch_size))
+        epoch_steps = math.ceil(plan.batches / self.accumulate)
+        step_images = plan.batch_size * self.accumulate
+        # lr0 is meant for the gradient of a sum over the nominal batch; larger batches are averaged down to it
+        self.loss_factor = plan.batch_size * min(1.0, hyp.nominal_batch / step_images)
+        self.optimizer = build_optimizer(self.model, hyp, plan.adam, step_images)
+        self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, epoch_steps, self.accumulate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
+        self.penalty = GammaPenalty(self.model, plan.prune, plan.s) if plan.s else None
+        self.step, self.epoch, self.best_fitness, self.best_epoch = 0, 0, -1.0, -1
+
+    @property
+    def weights(self) -> "Darknet":
+        """The network to evaluate and save: the averaged one if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def uses_mosaic(self, epoch: int) -> bool:
+        """Mosaic is closed for the last hyp.close_mosaic epochs, at most a fifth of all."""
+        closed = min(self.hyp.close_mosaic, self.plan.epochs // 5)
+        return self.hyp.mosaic > 0 and epoch < self.plan.epochs - closed
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that this step's pictures are resized to: with multi-scale 0.67 to 1.5 times their size.
+
+        All batches of one optimizer step share the factor, which depends on seed and step alone.
+        """
+        if not self.plan.multi_scale:
+            return height, width
+        stride = self.model.max_stride
+        low, high = math.ceil(0.67 * self.plan.img_size / stride), math.floor(1.5 * self.plan.img_size / stride)
+        size = random.Random(f"{self.plan.seed} {self.step}").randint(max(low, 1), max(high, 1)) * stride
+        factor = size / self.plan.img_size
+        return tuple(max(1, round(side * factor / stride)) * stride for side in (height, width))
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss * self.loss_factor).backward()
+
+    def optimizer_step(self) -> None:
+        """One step from the accumulated gradients: unscale, clip, penalty on gammas, step, average.
+
+        Raises UserError when the gradients are not finite (with float16 the scaler skips such a step instead).
+        """
+        self.schedule.apply(self.optimizer, self.step)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.hyp.clip_grad)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise UserError(f"epoch {self.epoch + 1}, optimizer step {self.step + 1}: the gradients are not finite; {REMEDY}")
+        if self.penalty:
+            self.penalty.apply()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema:
+            self.ema.update_parameters(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs so that `restore` continues exactly here."""
+        return {
+            "train_model": self.model.state_dict(),
+            "ema": {"updates": int(self.ema.n_averaged)} if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"step": self.step},
+            "scaler": self.scaler.state_dict(),
+            "best_epoch": self.best_epoch,
+            "rng": _random_state(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where the run that wrote this checkpoint stood."""
+        self.model.load_state_dict(checkpoint["train_model"])
+        if self.ema:
+            self.ema.module.load_state_dict(checkpoint["model"])
+            self.ema.n_averaged.fill_(checkpoint["ema"]["updates"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.step, self.epoch = checkpoint["scheduler"]["step"], checkpoint["epoch"] + 1
+        self.best_fitness, self.best_epoch = checkpoint["best_fitness"], checkpoint["best_epoch"]
+        if self.world.is_main:
+            _set_random_state(checkpoint["rng"])
+        else:  # only the first process's state is saved; the others must not draw what it draws
+            torch.manual_seed(self.plan.seed + 1000 * self.epoch + self.world.rank)
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
