@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from utils.draw import draw_boxes
 from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
-from utils.sources import Frame, Frames, Item, find_items, shown
+from utils.sources import Frame, Frames, Item, find_items, libraries_silenced, shown
 
 MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
 WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
@@ -200,10 +201,12 @@ class Results:
             self.video.close()
             temporary = self.video.enter_context(replacing(path))
             size = (picture.shape[1], picture.shape[0])
-            self.writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*self.args.fourcc), frame.fps, size)
+            codec = cv2.VideoWriter_fourcc(*self.args.fourcc)
+            with libraries_silenced():
+                self.writer = cv2.VideoWriter(str(temporary), codec, frame.fps, size)
             self.video.callback(self.writer.release)
             if not self.writer.isOpened():
-                raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write a {path.suffix} with it here; try mp4v or MJPG")
+                raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write {path.suffix} with it; try mp4v or MJPG")
         self.writer.write(picture)
 
 
@@ -260,12 +263,13 @@ def detect_all(frames: Frames, detector: Detector, results: Results) -> None:
 
 
 def _with_bar(frames: Iterator[Frame], item: Item) -> Iterator[Frame]:
-    """The frames, with a progress bar for a video or a stream."""
-    if item.kind == "image":
-        yield from frames
+    """The frames; on a terminal with a progress bar for a video or a stream, once its first frame is there."""
+    first = list(itertools.islice(frames, 1))
+    if item.kind == "image" or not first:
+        yield from first
         return
-    with tqdm(desc=shown(item.name), unit="frame", leave=False) as bar:
-        for frame in frames:
+    with tqdm(desc=shown(item.name), unit="frame", leave=False, disable=None) as bar:
+        for frame in itertools.chain(first, frames):
             bar.total = frame.total
             yield frame
             bar.update()
@@ -273,7 +277,8 @@ def _with_bar(frames: Iterator[Frame], item: Item) -> Iterator[Frame]:
 
 def describe(found: Counter[str]) -> str:
     """`4 RBC, 1 WBC`, the most frequent first."""
-    return ", ".join(f"{n} {name}" for name, n in found.most_common()) or "nothing found"
+    ordered = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{n} {name}" for name, n in ordered) or "nothing found"
 
 
 def _has_display() -> bool:

@@ -1,8 +1,8 @@
 """Measure a network on a dataset: mAP by pycocotools, precision, recall and F1, per class and overall, and its speed.
 
-    python test.py --data data/bccd/bccd.data --weights weights/best.pt
-    python test.py --data data/coco.data --cfg cfg/yolov3/yolov3.cfg --weights yolov3.weights --save-json
-    python test.py --data data/bccd/bccd.data --weights weights/best.pt --task benchmark
+python test.py --data data/bccd/bccd.data --weights weights/best.pt
+python test.py --data data/coco.data --cfg cfg/yolov3/yolov3.cfg --weights yolov3.weights --save-json
+python test.py --data data/bccd/bccd.data --weights weights/best.pt --task benchmark
 """
 
 import argparse
@@ -29,6 +29,7 @@ from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.files import write_text
+from utils.measure import count_parameters
 from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_ground_truth, coco_results, count_macs
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
@@ -78,7 +79,7 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
         conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
         maxabs=args.maxabsscaler or bool(loaded.settings.get("maxabs")), desc=f"Evaluating at {img_size}", truth=truth,
     )  # fmt: skip
-    result.params = sum(p.numel() for p in loaded.model.parameters())
+    result.params = count_parameters(loaded.model)
     result.macs = count_macs(loaded.model, loaded.model.defs.net.channels, img_size, img_size)
     if args.save_json:
         save_detections(result, truth, loader.dataset.paths, len(loaded.names))
@@ -92,7 +93,8 @@ def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img
     channels = loaded.model.defs.net.channels
     gray = args.gray_scale or bool(loaded.settings.get("gray")) or channels == 1
     if channels != (1 if gray else 3):
-        raise UserError(f"{loaded.model.defs.name}: channels={channels}, but the pictures have {1 if gray else 3}; change [net]")
+        name = loaded.model.defs.name
+        raise UserError(f"{name}: [net] has channels={channels}, but --gray-scale pictures have 1; set channels=1")
     stretch = args.stretch or bool(loaded.settings.get("stretch"))
     return create_loader(
         data.valid, classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,

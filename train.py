@@ -1,38 +1,29 @@
 """Train a Darknet .cfg detector, from scratch or from weights, densely or towards prunable gammas.
 
-    python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60 -mpt
-    python train.py --data data/bccd/bccd.data --weights weights/best.pt --s 0.01 --prune 0
-    torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3/yolov3.cfg --batch-size 64
+python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60 -mpt
+python train.py --data data/bccd/bccd.data --weights weights/best.pt --s 0.01 --prune 0
+torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3/yolov3.cfg --batch-size 64
 """
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from test import json_ground_truth
-from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
-from utils.cli import Loaded, Parser, add_device_arguments, add_model_arguments, load_model, run, write_json
-from utils.datasets import create_loader
-from utils.devices import training_dtype
-from utils.distributed import World, joined
+from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
+from utils.cli import run as run_script
+from utils.distributed import joined
 from utils.engine import evaluate
 from utils.errors import UserError
-from utils.files import make_folder
-from utils.hyp import Hyp
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
-from utils.metrics import Evaluation
+from utils.metrics import Evaluation, GroundTruth
+from utils.prepare import Say, Setup, prepare
+from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import gamma_statistics
 from utils.train_epoch import train_one_epoch
-from utils.training import Plan, Run
-from utils.weights import load_checkpoint, save_checkpoint
+from utils.training import Run
 
-EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
-THIS_MACHINE = {"resume", "device", "workers", "cache_images", "json", "name", "weights_dir"}  # not taken from last.pt
 PRUNERS = {0: "normal_prune.py", 1: "shortcut_prune.py", 2: "layer_prune.py"}
 
 
@@ -71,56 +62,96 @@ def get_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; returns the figures that --json writes."""
+    """Train; returns the figures that --json writes, or {} for a run that was finished already."""
+    files = RunFiles(Path(args.weights_dir), args.name)
     with joined(args.device) as (world, device):
-        return Training(args, world, device).fit()
-
-
-class Training:
-    """One call of train.py: reads what it is given, wires it up, and writes what comes of it."""
-
-    def __init__(self, args: argparse.Namespace, world: World, device: torch.device) -> None:
-        self.args, self.world, self.started = args, world, time.perf_counter()
-        suffix = f"_{args.name}" if args.name else ""
-        self.last, self.best = (Path(args.weights_dir) / f"{kind}{suffix}.pt" for kind in ("last", "best"))
-        checkpoint = self.read_last() if args.resume else None
+        say = print if world.is_main else _silent
+        checkpoint = None
+        if args.resume:
+            checkpoint, note = read_last(files.last, args, get_parser().parse_args([]))
+            if checkpoint["finished"]:
+                say(f"{files.last}: this run of {args.epochs} epochs is finished; start a new one with --weights {files.last}")
+                return {}
+            say(note or f"{files.last}: goes on after epoch {checkpoint['epoch'] + 1} of {args.epochs}")
         check_arguments(args)
-        self.data = read_data(args.data)
-        hyp = Hyp(**checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp)
-        torch.manual_seed(args.seed)  # the same first weights in all processes
-        self.loaded = self.load(checkpoint)
-        torch.manual_seed(args.seed + world.rank)
-        self.train_loader, self.valid_loader = self.create_loaders(hyp)
-        plan = Plan(
-            batches=len(self.train_loader), img_size=self.loaded.img_size, maxabs=args.maxabsscaler,
-            **{k: getattr(args, k) for k in ("epochs", "batch_size", "seed", "accumulate", "adam", "ema", "multi_scale", "prune", "s")},
-        )  # fmt: skip
-        self.run = Run(self.loaded.model, hyp, plan, device, self.compute_type(device), world)
-        self.finished = bool(checkpoint and checkpoint["finished"])
-        if checkpoint and not self.finished:
-            self.run.restore(checkpoint)
-        self.results = checkpoint["training_results"] if checkpoint else ""
-        self.truth = json_ground_truth(self.data, self.valid_loader) if self.valid_loader else None
+        setup = prepare(args, checkpoint, world, device, say)
+        args.board = getattr(args, "board", args.logdir and f"{args.logdir}/{args.name or time.strftime('%Y%m%d-%H%M%S')}")
+        log = RunLog(files.results, args.board, (checkpoint or {}).get("training_results", "")) if world.is_main else None
+        try:
+            return fit(args, files, setup, log, say)
+        except KeyboardInterrupt:
+            kept = setup.run.epoch > 0 and not args.nosave
+            raise KeyboardInterrupt("go on with --resume" if kept else "no epoch was saved yet") from None
 
-    def say(self, text: str) -> None:
-        if self.world.is_main and text:
-            print(text, flush=True)
 
-    def read_last(self) -> dict[str, Any]:
-        """last.pt; its arguments replace those of the command line."""
-        if not self.last.exists():
-            raise UserError(f"{self.last}: there is no run to --resume; start one without it (or give its --name, --weights-dir)")
-        checkpoint = load_checkpoint(self.last)
-        if not checkpoint.get("finished", "train_model" not in checkpoint) is False and "finished" not in checkpoint:
-            raise UserError(f"{self.last}: holds weights, but no training to --resume; start from it with --weights {self.last}")
-        defaults, ignored = get_parser(), []
-        for name, value in checkpoint["args"].items():
-            given = getattr(self.args, name, value)
-            if name in THIS_MACHINE:
-                continue
-            if given not in (value, defaults.get_default(name)):
-                ignored.append(f"--{name.replace('_', '-')} {value}")
-            setattr(self.args, name, value)
-        if ignored:
-            self.say(f"--resume goes on as the run began, with {', '.join(ignored)}")
-        return checkpoint
+def _silent(text: str) -> None:
+    """What processes other than the first say."""
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError for arguments that can't be used together or at all."""
+    if not args.data:
+        raise UserError("name the dataset with --data FILE.data")
+    if args.epochs < 1 or args.batch_size < 1:
+        raise UserError(f"--epochs {args.epochs} --batch-size {args.batch_size}: both must be at least 1")
+    if min(args.s, args.workers, args.accumulate) < 0:
+        raise UserError("--s, --workers and --accumulate can't be negative")
+    if args.s > 0 and args.prune < 0:
+        raise UserError(f"--s {args.s:g} needs --prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning")
+    if args.prune >= 0 and args.s == 0:
+        raise UserError(f"--prune {args.prune} needs --s, the strength of the penalty on gammas, for example --s 0.01")
+
+
+def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
+    """Train, evaluate, log and save, epoch by epoch; returns the figures."""
+    run, started, evaluation = setup.run, time.perf_counter(), None
+    truth = json_ground_truth(setup.data, setup.valid) if setup.valid else None
+    while run.epoch < args.epochs:
+        figures = train_one_epoch(run, setup.loader)
+        final = run.epoch == args.epochs
+        evaluation = measure(setup, truth) if setup.valid and (final or not args.notest) else None
+        gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
+        for line in ([metrics_line(evaluation)] if evaluation else []) + ([gammas_line(gammas)] if gammas else []):
+            say(line)
+        is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
+        if log:
+            log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
+            if final or not args.nosave:
+                save_run(run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
+                         is_best=is_best and not args.nosave, finished=final)  # fmt: skip
+    if log:
+        log.close()
+    return sum_up(args, files, run, evaluation, time.perf_counter() - started, say)
+
+
+def measure(setup: Setup, truth: GroundTruth | None) -> Evaluation:
+    """The evaluation that test.py makes of last.pt."""
+    maxabs, weights = setup.settings["maxabs"], setup.run.weights
+    return evaluate(
+        weights, setup.valid, setup.data.names, device=setup.run.device, maxabs=maxabs, desc="validation", truth=truth
+    )
+
+
+def sum_up(
+    args: argparse.Namespace, files: RunFiles, run: Run, evaluation: Evaluation | None, seconds: float, say: Say
+) -> dict[str, Any]:
+    """Say how it went and what to type next; returns the figures."""
+    best = files.best if run.best and not args.nosave else files.last
+    curves = files.results.with_suffix(".png")
+    say(f"{args.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
+    if run.best:
+        say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}: {best}")
+    if run.penalty:
+        say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} --cfg {args.cfg or 'CFG'} ...")
+    else:
+        say(f"next: python test.py --data {args.data} --weights {best}")
+    last = evaluation.to_dict() if evaluation else None
+    weights = {"last": str(files.last), "best": str(best)}
+    results = {"epochs": args.epochs, "seconds": seconds, "best": run.best, "last": last, "weights": weights}
+    if run.world.is_main:
+        write_json(args.json, results)
+    return results
+
+
+if __name__ == "__main__":
+    run_script(main, get_parser())

@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 
 from utils import augment
-from utils.augment import affine, colour_to_rgb, draw, fitted_size, flip, letterbox, mosaic, random_affine, translation, warp_labels
+from utils.augment import (
+    affine,
+    colour_to_rgb,
+    draw,
+    fitted_size,
+    flip,
+    letterbox,
+    mosaic,
+    random_affine,
+    translation,
+    warp_labels,
+)
 from utils.hyp import Hyp
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from utils.boxes import augmented_predictions, decode, nms, unletterbox
+from utils.boxes import augmented_predictions, decode, decode_boxes, nms, unletterbox
 from utils.datasets import ImageInfo
 
 ANCHORS = torch.tensor([[10.0, 14.0], [23.0, 27.0], [37.0, 58.0]])
@@ -45,10 +45,24 @@ def test_decode_of_squashed_values() -> None:
     assert row.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_decode_stays_finite() -> None:
-    decoded = decode(torch.full((1, 3, 1, 1, 6), 1e4), ANCHORS, 32)
-    assert decoded.isfinite().all()
-    assert (decoded[..., 2] * decoded[..., 3]).isfinite().all()
+def test_bounded_boxes_have_finite_areas() -> None:
+    """What the loss sees, for raw values gone wild; within the bounds nothing changes."""
+    cells, anchor = torch.zeros(2), ANCHORS[2]
+    for value in (-1e4, 1e4):
+        box = decode_boxes(torch.full((6,), value), cells, anchor, 32, bounded=True)
+        assert 0 < box[2] * box[3] < torch.inf
+    raw = torch.tensor([0.3, -2.0, 4.0, -4.0])
+    torch.testing.assert_close(decode_boxes(raw, cells, anchor, 32, bounded=True), decode_boxes(raw, cells, anchor, 32))
+    assert (decode_boxes(torch.zeros(6), cells, anchor, 32, new_coords=True, bounded=True)[2:] > 0).all()
+
+
+def test_nms_of_boxes_gone_wild() -> None:
+    """An untrained network's exponentials overflow: such a box, as large as it gets, doesn't disturb the others."""
+    rows = torch.tensor([[prediction(50, 50, torch.inf, torch.inf, 0.9, 1.0), prediction(50, 50, 20, 20, 0.8, 1.0)]])
+    found = nms(rows, 0.1, 0.6)[0]
+    torch.testing.assert_close(found[1], torch.tensor([40.0, 40.0, 60.0, 60.0, 0.8, 0.0]))
+    info = ImageInfo(Path("x.jpg"), 0, (100, 100), (1.0, 1.0), (0, 0))
+    torch.testing.assert_close(unletterbox(found[:1, :4], info), torch.tensor([[0.0, 0.0, 100.0, 100.0]]))
 
 
 def prediction(x: float, y: float, w: float, h: float, *scores: float) -> list[float]:

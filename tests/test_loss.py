@@ -17,8 +17,8 @@ from utils.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_io
 HYP = Hyp()
 
 
-def head(anchors: list[list[float]], classes: int = 2, scale: float = 1.0, new_coords: bool = False, **options) -> SimpleNamespace:
-    definition = SimpleNamespace(iou_loss=options.get("iou_loss", "ciou"), ignore_thresh=options.get("ignore_thresh", 0.7))
+def head(anchors: list[list[float]], classes: int = 2, scale: float = 1.0, new_coords: bool = False) -> SimpleNamespace:
+    definition = SimpleNamespace(iou_loss="ciou", ignore_thresh=0.7)
     boxes = {"anchors": torch.tensor(anchors), "scale_x_y": scale, "new_coords": new_coords}
     return SimpleNamespace(classes=classes, definition=definition, **boxes)
 
@@ -99,7 +99,7 @@ def test_anchors_within_the_factor_of_4_learn_a_box() -> None:
 
 
 def test_a_box_like_no_anchor_goes_to_the_most_similar() -> None:
-    """2 x 2 is 5 times off from 10 x 10; 180 x 8 is 5 off from 40 x 40, 18 from 10 x 10; 1900 x 900 is 9.5 off from 200 x 100."""
+    """2 x 2 is 5 times off from 10 x 10; 180 x 8 is 5 off from 40 x 40, 18 from 10 x 10; 1900 x 900 is 9.5 from 200 x 100."""
     assert pairs([[8, 8, 2, 2]]) == [set(), {(0, 0, 0, 0)}]
     assert pairs([[8, 8, 180, 8]]) == [set(), {(0, 1, 0, 0)}]
     assert pairs([[8, 8, 1900, 900]]) == [{(0, 1, 0, 0)}, set()]

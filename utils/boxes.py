@@ -18,19 +18,28 @@ AUGMENTATIONS = ((1.0, False), (0.83, True), (0.67, False))  # (scale, mirrored)
 
 
 def decode_boxes(
-    raw: Tensor, cells: Tensor, anchors: Tensor, stride: float, scale_x_y: float = 1.0, new_coords: bool = False
+    raw: Tensor,
+    cells: Tensor,
+    anchors: Tensor,
+    stride: float,
+    scale_x_y: float = 1.0,
+    new_coords: bool = False,
+    bounded: bool = False,
 ) -> Tensor:
     """Boxes (..., 4) as cx cy w h in pixels of the input, from the first four of a head's raw values (..., >= 4).
 
     cells (..., 2): column and row of the cell that predicts; anchors (..., 2): width and height in pixels; all three
     broadcast. Darknet's formulas: centre = (scale_x_y * sigmoid(t) - (scale_x_y - 1) / 2 + cell) * stride,
     side = anchor * exp(t); with new_coords the network has applied the sigmoid, and side = anchor * (2 v)^2.
+    bounded: for losses: sides stay within what areas and gradients survive; Darknet's own decoding has no bounds.
     """
     xy, wh = raw[..., :2], raw[..., 2:4]
+    if bounded:
+        wh = wh.clamp(min=MIN_SHARE) if new_coords else wh.clamp(-MAX_EXPONENT, MAX_EXPONENT)
     if new_coords:
-        sides = (2 * wh.clamp(min=MIN_SHARE)).square()
+        sides = (2 * wh).square()
     else:
-        xy, sides = xy.sigmoid(), wh.clamp(-MAX_EXPONENT, MAX_EXPONENT).exp()
+        xy, sides = xy.sigmoid(), wh.exp()
     return torch.cat(((scale_x_y * xy - (scale_x_y - 1) / 2 + cells) * stride, sides * anchors), -1)
 
 

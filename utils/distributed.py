@@ -61,8 +61,8 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
     """What to call for a forward pass: the model, or its wrapper that averages the gradients of all processes.
 
-    With several processes the model's batch normalisations are converted (see `ProcessGroupBatchNorm2d`), after which
-    they keep the same statistics everywhere, so that buffers need no broadcast.
+    With several processes the model's batch normalisations are converted (see `ProcessGroupBatchNorm2d`): at the same
+    total batch they then see what one process would.
     """
     if world.size == 1:
         return model
@@ -71,7 +71,7 @@ def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
             # In place, as torch's lazy modules do it: whoever holds this module or its gamma keeps holding it.
             module.__class__ = ProcessGroupBatchNorm2d
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
 class ProcessGroupBatchNorm2d(nn.BatchNorm2d):

@@ -32,7 +32,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, names: Sequence[str]) -> np
     for x1, y1, x2, y2, confidence, label in sorted(np.asarray(boxes, float).tolist(), key=lambda b: b[4]):
         colour = class_colour(int(label))
         corner = (round(x1), round(y1))
-        cv2.rectangle(image, corner, (round(x2), round(y2)), colour, thickness, cv2.LINE_AA)
+        cv2.rectangle(image, corner, (round(x2), round(y2)), colour, thickness)
         _label(image, corner, f"{names[int(label)]} {confidence:.2f}", colour, scale)
     return image
 

@@ -21,7 +21,9 @@ WIDTH = 11
 PLOT_EVERY = 10  # epochs; drawing takes as long as a short epoch
 
 
-def results_row(epoch: int, figures: EpochFigures, evaluation: Evaluation | None, gammas: dict[str, Any] | None) -> dict[str, float]:
+def results_row(
+    epoch: int, figures: EpochFigures, evaluation: Evaluation | None, gammas: dict[str, Any] | None
+) -> dict[str, float]:
     """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics."""
     row = dict.fromkeys(COLUMNS, math.nan) | {"epoch": epoch, "size": figures.size}
     row |= {name: getattr(figures, name) for name in (*LOSSES, "lr", "seconds")}
@@ -54,7 +56,7 @@ class RunLog:
     the checkpoint by the epoch in which the run was killed. board: folder of the TensorBoard files; None: no TensorBoard.
     """
 
-    def __init__(self, path: Path, board: Path | None, text: str = "") -> None:
+    def __init__(self, path: Path, board: str | Path | None, text: str = "") -> None:
         self.path, self.picture = path, path.with_suffix(".png")
         self.text = text or " ".join(f"{c:>{WIDTH}}" for c in COLUMNS) + "\n"
         self.board = _tensorboard(board, len(self.text.splitlines()) - 1) if board else None
@@ -81,7 +83,7 @@ def _group(column: str) -> str:
     return next((name for name, members in groups.items() if column in members), "train")
 
 
-def _tensorboard(folder: Path, epochs: int) -> Any | None:
+def _tensorboard(folder: str | Path, epochs: int) -> Any | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

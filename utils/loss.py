@@ -180,7 +180,9 @@ class DetectionLoss:
 
     def _matched_boxes(self, head: YoloHead, raw: Tensor, grid: Grid, m: Matches) -> Tensor:
         cells = torch.stack((m.column, m.row), 1)
-        return decode_boxes(raw[m.where], cells, grid.anchors[m.anchor], grid.stride, head.scale_x_y, head.new_coords)
+        return decode_boxes(
+            raw[m.where], cells, grid.anchors[m.anchor], grid.stride, head.scale_x_y, head.new_coords, bounded=True
+        )
 
     def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """logits (n, classes), labels (n,) -> sum of binary cross-entropies, 0 where there is only one class."""

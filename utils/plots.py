@@ -57,7 +57,12 @@ def plot_gammas(gammas: dict[str, np.ndarray], path: Path) -> None:
     axes = figure.add_subplot()
     top = max((float(np.quantile(values, 0.999)) for values in gammas.values() if len(values)), default=1.0)
     for name, values in gammas.items():
-        axes.hist(np.minimum(values, top), bins=np.linspace(0, top, 61), alpha=0.6, label=f"{name}: {(values < 0.01).mean():.0%} under 0.01")
+        axes.hist(
+            np.minimum(values, top),
+            bins=np.linspace(0, top, 61),
+            alpha=0.6,
+            label=f"{name}: {(values < 0.01).mean():.0%} under 0.01",
+        )
     axes.set(title="gammas that the strategy can prune", xlabel="|gamma|", ylabel="channels", yscale="log")
     axes.legend()
     _save(figure, path)

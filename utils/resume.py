@@ -43,7 +43,7 @@ def read_last(path: Path, args: argparse.Namespace, defaults: argparse.Namespace
     Raises UserError when there is no such file, or it holds weights without a run.
     """
     if not path.exists():
-        raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir, or leave it out")
+        raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")
     checkpoint = load_checkpoint(path)
     if "finished" not in checkpoint:
         raise UserError(f"{path}: holds weights but no run to --resume; start a new run from it with --weights {path}")

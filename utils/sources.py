@@ -80,10 +80,11 @@ def find_items(source: str, exclude: Path | None = None) -> list[Item]:
 def _files(paths: list[Path], base: Path, exclude: Path | None) -> list[Item]:
     """Items of those paths that are images or videos; `relative` counts from the folder `base`."""
     items = []
+    # a folder of results that holds the sources, or is theirs, hides nothing: the caller looks for overwritten inputs
+    hidden = exclude.resolve() if exclude and base.resolve() in exclude.resolve().parents else None
     for path in paths:
         kind = "image" if is_image(path) else "video" if path.suffix.lower() in VIDEO_SUFFIXES else None
-        inside = exclude is not None and exclude.resolve() in path.resolve().parents
-        if kind and path.is_file() and not inside:
+        if kind and path.is_file() and hidden not in path.resolve().parents:
             items.append(Item(str(path), path.relative_to(base), kind))
     return items
 
@@ -179,23 +180,34 @@ _READERS = {"image": _read_image, "video": _read_video, "stream": _read_stream}
 def open_capture(source: str | int) -> cv2.VideoCapture:
     """An opened capture of a file, address or camera number; raises ValueError when it can't be opened."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg would explain itself on stderr besides our own line
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
+    capture = cv2.VideoCapture()
+    with libraries_silenced():
         if isinstance(source, str) and "://" in source:
             wait = 1000 * STREAM_TIMEOUT
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
-            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, options)
+            capture.open(source, cv2.CAP_FFMPEG, options)
         else:
-            capture = cv2.VideoCapture(source)
-    except cv2.error:
-        raise ValueError("cannot be opened") from None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+            capture.open(source)
     if capture.isOpened():
         return capture
     if isinstance(source, int):
         raise ValueError("no camera of this number can be opened")
     raise ValueError("this stream cannot be opened; check address and network" if "://" in source else "not a readable video")
+
+
+@contextlib.contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """Keep what OpenCV and the libraries in it write to stderr away from the user, who gets our own line instead."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:

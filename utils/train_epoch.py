@@ -57,6 +57,7 @@ def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
         totals += parts
         bar.set_postfix_str(_postfix(run, totals / (number + 1), size), refresh=False)
     run.epoch += 1
+    run.model.seen += run.plan.batch_size * len(loader)
     box, obj, cls = (totals / max(len(loader), 1)).tolist()
     seconds = time.perf_counter() - begin
     return EpochFigures(box, obj, cls, box + obj + cls, run.schedule.rate(run.step - 1), size, seconds)

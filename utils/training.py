@@ -155,12 +155,25 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
         self.penalty = GammaPenalty(self.model, plan.prune, plan.s) if plan.s else None
-        self.step, self.epoch, self.best_fitness, self.best_epoch = 0, 0, -1.0, -1
+        self.step, self.epoch = 0, 0
+        self.best: dict[str, float] | None = None  # {epoch, map50, map} of the fittest weights
 
     @property
     def weights(self) -> "Darknet":
         """The network to evaluate and save: the averaged one if there is one."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def best_fitness(self) -> float:
+        return fitness(self.best) if self.best else -1.0
+
+    def note_evaluation(self, map50: float, mean_map: float) -> bool:
+        """Whether the weights that were just evaluated are the fittest so far; if so they become `best`."""
+        found = {"epoch": self.epoch, "map50": map50, "map": mean_map}
+        if fitness(found) <= self.best_fitness:
+            return False
+        self.best = found
+        return True
 
     def uses_mosaic(self, epoch: int) -> bool:
         """Mosaic is closed for the last hyp.close_mosaic epochs, at most a fifth of all."""
@@ -213,7 +226,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step},
             "scaler": self.scaler.state_dict(),
-            "best_epoch": self.best_epoch,
+            "best": self.best,
             "rng": _random_state(),
         }
 
@@ -226,11 +239,16 @@ class Run:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.step, self.epoch = checkpoint["scheduler"]["step"], checkpoint["epoch"] + 1
-        self.best_fitness, self.best_epoch = checkpoint["best_fitness"], checkpoint["best_epoch"]
+        self.best, self.model.seen = checkpoint["best"], checkpoint["seen"]
         if self.world.is_main:
             _set_random_state(checkpoint["rng"])
         else:  # only the first process's state is saved; the others must not draw what it draws
             torch.manual_seed(self.plan.seed + 1000 * self.epoch + self.world.rank)
+
+
+def fitness(figures: dict[str, float]) -> float:
+    """What best.pt is the best in: mostly mAP@0.5:0.95, with a share of mAP@0.5."""
+    return 0.1 * figures["map50"] + 0.9 * figures["map"]
 
 
 def _random_state() -> dict[str, Any]:

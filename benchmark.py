@@ -1,0 +1,214 @@
+"""Measure, in one run, what the suite's way of training and inference gains over the plain one on this machine.
+
+Plain: float32, NCHW, batch normalisation unfused. The suite's: what train.py -mpt, test.py and detect.py really run.
+Both take turns, so that a machine that is busy with other things slows both; medians are printed.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import Darknet
+from utils.cfg import parse_cfg
+from utils.cli import Parser, add_device_arguments, format_table, run, write_json
+from utils.datasets import Batch, create_loader
+from utils.devices import inference_dtype, select_device, training_dtype
+from utils.distributed import World
+from utils.engine import normalise
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.metrics import count_macs
+from utils.train_epoch import memory_gib
+from utils.training import Plan, Run
+
+PARTS = ("training", "inference", "peak", "pipeline")
+BOXES = 8  # a picture
+PICTURES = 64  # of the pipeline's data set
+PICTURE_SIZE = (480, 640)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--cfg", required=True, help="the network to measure")
+    parser.add_argument("--img-size", type=int, default=416, help="side of the network's input in pixels")
+    parser.add_argument("--batch-size", type=int, default=16, help="of training, and of inference besides single pictures")
+    parser.add_argument("--steps", type=int, default=5, help="repetitions of which the median counts")
+    parser.add_argument("--workers", type=int, default=2, help="processes that feed the image pipeline")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and boxes")
+    add_device_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    if min(args.batch_size, args.steps, args.workers + 1) < 1:
+        raise UserError("--batch-size and --steps must be at least 1, --workers at least 0")
+    torch.manual_seed(args.seed)
+    device = select_device(args.device)
+    model = Darknet(parse_cfg(args.cfg), args.img_size)
+    gflop = 2e-9 * count_macs(model, model.defs.net.channels, args.img_size, args.img_size)
+    figures: dict[str, Any] = {
+        "cfg": args.cfg, "img_size": args.img_size, "batch_size": args.batch_size, "device": str(device),
+        "threads": torch.get_num_threads(), "forward_gflop": gflop,
+    }  # fmt: skip
+    if "training" in args.parts:
+        figures["training"] = measure_training(model, device, args)
+    if "inference" in args.parts:
+        figures["inference"] = {str(n): measure_inference(model, device, n, args) for n in sorted({1, args.batch_size})}
+    if "peak" in args.parts:
+        dtypes = dict.fromkeys(d for d in (torch.float32, training_dtype(device), inference_dtype(device)) if d)
+        figures["peak_gflops"] = {str(d).removeprefix("torch."): peak_gflops(d, device) for d in dtypes}
+    if "pipeline" in args.parts:
+        figures["pipeline_images_per_s"] = pipeline_speed(model, args)
+    print(report(figures, gflop))
+    write_json(args.json, figures)
+    return figures
+
+
+def median_seconds(ways: list[Callable[[], object]], repetitions: int, device: torch.device) -> list[float]:
+    """Median time of each of `ways`, run in turn after one warm-up each."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(repetitions + 1):
+        for way, record in zip(ways, times, strict=True):
+            start = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            record.append(time.perf_counter() - start)
+    return [statistics.median(record[1:]) for record in times]
+
+
+def random_batch(channels: int, args: argparse.Namespace) -> Batch:
+    """Noise pictures in the loader's memory layout, with BOXES boxes each."""
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (args.batch_size, args.img_size, args.img_size, channels)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    targets = torch.rand(args.batch_size * BOXES, 6, generator=generator) * 0.4 + 0.3
+    targets[:, 0] = torch.arange(len(targets)) // BOXES
+    targets[:, 1] = 0
+    return Batch(images, targets, [])
+
+
+def measure_training(model: Darknet, device: torch.device, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a training step (forward, loss, backward, optimizer, averaging) both ways; memory of the suite's."""
+    batch, hyp = random_batch(model.defs.net.channels, args), Hyp()
+    plan = Plan(epochs=1, batch_size=args.batch_size, batches=100, img_size=args.img_size, accumulate=1)
+    suite = Run(copy.deepcopy(model), hyp, plan, device, training_dtype(device), World())
+
+    def suite_step() -> None:
+        images = normalise(batch.images, device, suite.dtype or torch.float32)
+        train_step(suite, images, batch.targets.to(device))
+
+    for _ in range(2):
+        suite_step()
+    memory = memory_gib(device)  # before the plain way has added its own
+    plain = Run(copy.deepcopy(model), hyp, plan, device, None, World())
+    plain.model.to(memory_format=torch.contiguous_format)
+
+    def plain_step() -> None:
+        train_step(plain, batch.images.to(device).contiguous().float() / 255, batch.targets.to(device))
+
+    slow, fast = median_seconds([plain_step, suite_step], args.steps, device)
+    return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast, "peak_memory_gib": memory}
+
+
+def train_step(training: Run, images: Tensor, targets: Tensor) -> None:
+    """What train.py does with one batch."""
+    with training.autocast():
+        raws = training.forward(images)
+    loss, _ = training.loss(raws, targets, tuple(images.shape[-2:]))
+    training.backward(loss)
+    training.optimizer_step()
+
+
+def measure_inference(model: Darknet, device: torch.device, batch_size: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a forward pass of `batch_size` pictures, decoding included, both ways."""
+    plain = copy.deepcopy(model).eval().to(device)
+    suite = model.inference_copy(device)
+    pictures = torch.rand(batch_size, model.defs.net.channels, args.img_size, args.img_size, device=device)
+    converted = pictures.to(inference_dtype(device), memory_format=torch.channels_last)
+    with torch.inference_mode():
+        slow, fast = median_seconds([lambda: plain(pictures), lambda: suite(converted)], args.steps, device)
+    return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast}
+
+
+def peak_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """The best of several large square matrix products, in GFLOP/s."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    best = min(median_seconds([lambda: a @ b], 1, device)[0] for _ in range(5))
+    return 2e-9 * size**3 / best
+
+
+def pipeline_speed(model: Darknet, args: argparse.Namespace) -> float:
+    """Augmented pictures a second (JPEG decoding, mosaic, affine, HSV, flip) that the loader delivers when nobody waits."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), args.seed)
+        loader = create_loader(
+            folder, classes=1, img_size=args.img_size, batch_size=args.batch_size, training=True, hyp=Hyp(),
+            gray=model.defs.net.channels == 1, workers=args.workers, seed=args.seed,
+        )  # fmt: skip
+        for _ in loader:  # starts the workers
+            pass
+        images, start = 0, time.perf_counter()
+        for epoch in range(1, args.steps + 1):
+            loader.dataset.set_epoch(epoch)
+            images += sum(len(batch.images) for batch in loader)
+        return images / (time.perf_counter() - start)
+
+
+def write_pictures(folder: Path, seed: int) -> None:
+    """PICTURES JPEG files as rich in detail as photographs, with label files."""
+    generator = np.random.default_rng(seed)
+    for number in range(PICTURES):
+        coarse = generator.integers(0, 256, (24, 32, 3), np.uint8)
+        smooth = cv2.resize(coarse, PICTURE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+        noise = generator.normal(0, 8, smooth.shape)
+        cv2.imwrite(str(folder / f"{number}.jpg"), (smooth + noise).clip(0, 255).astype(np.uint8))
+        boxes = generator.uniform((0.3, 0.3, 0.1, 0.1), (0.7, 0.7, 0.5, 0.5), (BOXES, 4))
+        (folder / f"{number}.txt").write_text("".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in boxes))
+
+
+def report(figures: dict[str, Any], gflop: float) -> str:
+    """The tables that a user reads. gflop: of a forward pass of one picture; a training step counts as three."""
+    rows, notes, batch = [], [], figures["batch_size"]
+    training = figures.get("training")
+    if training:
+        rows.append(_row(f"training step, batch {batch}", training, 3 * gflop * batch))
+    for size, result in figures.get("inference", {}).items():
+        rows.append(_row(f"inference, batch {size}", result, gflop * int(size)))
+    tables = [format_table(["", "plain ms", "suite ms", "ratio", "plain GFLOP/s", "suite GFLOP/s"], rows)] if rows else []
+    for name, value in figures.get("peak_gflops", {}).items():
+        notes.append(f"matrix product peak, {name}: {value:.0f} GFLOP/s")
+    if "pipeline_images_per_s" in figures:
+        speed = figures["pipeline_images_per_s"]
+        note = f"image pipeline: {speed:.0f} images/s"
+        if training:
+            consumed = batch / training["suite_s"]
+            figures["pipeline_ratio"] = speed / consumed
+            note += f", the training step takes {consumed:.0f}: {speed / consumed:.1f}x"
+        notes.append(note)
+    if training:
+        notes.append(f"peak memory of the suite's training: {training['peak_memory_gib']:.2f} GiB")
+    head = f"{figures['cfg']} at {figures['img_size']} on {figures['device']}, {figures['threads']} threads"
+    return "\n".join([head, *tables, *notes])
+
+
+def _row(name: str, result: dict[str, float], gflop: float) -> list[Any]:
+    seconds = result["plain_s"], result["suite_s"]
+    times, rates = [f"{1000 * s:.1f}" for s in seconds], [f"{gflop / s:.0f}" for s in seconds]
+    return [name, *times, f"{result['ratio']:.2f}x", *rates]
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

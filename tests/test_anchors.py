@@ -1,0 +1,59 @@
+"""Anchor fitting against sizes whose answer is known."""
+
+import numpy as np
+import pytest
+
+from utils.anchors import cluster_anchors, fit, label_sizes, size_iou
+from utils.errors import UserError
+
+
+def three_groups(count: int = 60, spread: float = 0.03) -> np.ndarray:
+    """Boxes scattered around 20x10, 50x60 and 200x120."""
+    generator = np.random.default_rng(1)
+    centres = np.array([[50, 60], [20, 10], [200, 120]])
+    return np.concatenate([c * generator.normal(1, spread, (count, 2)) for c in centres])
+
+
+def test_size_iou_by_hand() -> None:
+    result = size_iou(np.array([[10, 10], [20, 5]]), np.array([[10, 10], [20, 20]]))
+    assert result == pytest.approx(np.array([[1, 100 / 400], [50 / 150, 100 / 400]]))
+
+
+def test_fit_by_hand() -> None:
+    sizes, anchors = np.array([[10, 10], [10, 41], [39, 10]], float), np.array([[10, 10]], float)
+    result = fit(sizes, anchors, anchor_t=4)
+    assert result.recall == pytest.approx(2 / 3)  # 41 is more than four times 10
+    assert result.mean_iou == pytest.approx((1 + 100 / 410 + 100 / 390) / 3)
+
+
+def test_label_sizes_letterboxed_and_stretched() -> None:
+    labels = [np.array([[0, 0.5, 0.5, 0.5, 0.25]]), np.zeros((0, 5)), np.array([[1, 0.5, 0.5, 1, 1]])]
+    shapes = np.array([[100, 200], [50, 50], [400, 100]])  # height, width
+    assert label_sizes(labels, shapes, (64, 64)) == pytest.approx(np.array([[32, 8], [16, 64]]))
+    assert label_sizes(labels, shapes, (64, 64), stretch=True) == pytest.approx(np.array([[32, 16], [64, 64]]))
+    assert label_sizes(labels, shapes, (32, 64)) == pytest.approx(np.array([[32, 8], [8, 32]]))
+
+
+def test_clustering_finds_the_groups_sorted_by_area() -> None:
+    anchors = cluster_anchors(three_groups(), 3)
+    assert anchors == pytest.approx(np.array([[20, 10], [50, 60], [200, 120]]), rel=0.05)
+    assert (anchors == anchors.round()).all()
+
+
+def test_clustering_is_reproducible_and_beats_random_choices() -> None:
+    generator = np.random.default_rng(0)
+    sizes = np.exp(generator.normal(3.5, 0.8, (300, 2)))
+    anchors = cluster_anchors(sizes, 6, seed=3)
+    assert np.array_equal(anchors, cluster_anchors(sizes, 6, seed=3))
+    assert (np.diff(anchors.prod(1)) >= 0).all()
+    best_random = max(fit(sizes, generator.choice(sizes, 6, replace=False)).mean_iou for _ in range(50))
+    assert fit(sizes, anchors).mean_iou > best_random
+
+
+def test_tiny_boxes_never_get_an_anchor_without_area() -> None:
+    assert cluster_anchors(np.array([[0.1, 0.4], [0.2, 0.3], [5, 5]]), 2).min() >= 1
+
+
+def test_fewer_sizes_than_anchors_is_said() -> None:
+    with pytest.raises(UserError, match="3 anchors need 3 different box sizes; the labels have 2"):
+        cluster_anchors(np.array([[10, 10], [10, 10], [20, 20]], float), 3)

@@ -1,0 +1,53 @@
+"""benchmark.py: that its figures are about what they say; how large they are is no test's business."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import benchmark
+from tests.tiny import RESIDUAL
+from utils.errors import UserError
+
+
+def run(tmp_path: Path, *arguments: str) -> dict:
+    (tmp_path / "net.cfg").write_text(RESIDUAL)
+    fixed = ["--cfg", str(tmp_path / "net.cfg"), "--img-size", "64", "--device", "cpu", "--steps", "1"]
+    return benchmark.main(benchmark.get_parser().parse_args([*fixed, *arguments]))
+
+
+def test_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(benchmark, "PICTURES", 4)
+    report = tmp_path / "figures.json"
+    figures = run(tmp_path, "--batch-size", "2", "--workers", "0", "--json", str(report))
+    training = figures["training"]
+    assert training["ratio"] == training["plain_s"] / training["suite_s"]
+    assert set(figures["inference"]) == {"1", "2"}
+    assert figures["peak_gflops"]["float32"] > 0
+    consumed = 2 / training["suite_s"]
+    assert figures["pipeline_ratio"] == pytest.approx(figures["pipeline_images_per_s"] / consumed)
+    assert json.loads(report.read_text())["training"] == training
+    out = capsys.readouterr().out
+    for text in ("training step, batch 2", "inference, batch 1", "peak, float32", "image pipeline", "peak memory"):
+        assert text in out
+
+
+def test_only_the_parts_wanted(tmp_path: Path) -> None:
+    figures = run(tmp_path, "--parts", "inference", "--batch-size", "1")
+    assert set(figures["inference"]) == {"1"}
+    assert not {"training", "peak_gflops", "pipeline_images_per_s"} & set(figures)
+
+
+def test_both_ways_take_turns_and_warm_ups_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 100, 0, 200, 0, 1, 0, 10, 0, 3, 0, 30, 0, 2, 0, 20])  # begin and end of each call
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    order: list[str] = []
+    ways = [lambda: order.append("a"), lambda: order.append("b")]
+    assert benchmark.median_seconds(ways, 3, torch.device("cpu")) == [2, 20]
+    assert "".join(order) == "abababab"
+
+
+def test_senseless_counts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--batch-size and --steps must be at least 1"):
+        run(tmp_path, "--batch-size", "0")

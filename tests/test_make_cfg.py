@@ -1,0 +1,152 @@
+"""make_cfg.py: what it changes, and that it changes nothing else."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import make_cfg
+from utils.cfg import parse_cfg
+from utils.definitions import Defs
+from utils.errors import UserError
+from utils.shapes import output_shapes
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "cfg" / "yolov3tiny" / "yolov3-tiny.cfg"
+TWO_HEADS = """[net]
+# a comment that stays
+width = 64
+height=64
+[convolutional]
+filters = 9   # of the backbone
+stride=8
+[convolutional]
+filters = 21
+size=1
+activation=linear
+[yolo]
+mask = {small}
+anchors = 4,4, 8,8, 16,16, 32,32, 40,48, 50,60
+classes = 2
+num = 6
+jitter=.3
+[route]
+layers=0
+[convolutional]
+filters=9
+stride=2
+[convolutional]
+filters = 21
+[yolo]
+mask={large}
+anchors = 4,4, 8,8, 16,16, 32,32, 40,48, 50,60
+classes=2
+num=6
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve 100x50 pictures, one box each, of 5 classes; boxes of 10x10 to 65x32 pixels."""
+    for i in range(12):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((50, 100, 3), np.uint8))
+        (tmp_path / f"{i}.txt").write_text(f"{i % 5} 0.5 0.5 {0.1 + 0.05 * i} {0.2 + 0.04 * i}\n")
+    (tmp_path / "train.txt").write_text("".join(f"{i}.png\n" for i in range(12)))
+    (tmp_path / "five.names").write_text("a\nb\nc\nd\ne\n")
+    path = tmp_path / "five.data"
+    path.write_text("classes=5\ntrain=train.txt\nnames=five.names\n")
+    return path
+
+
+def write(folder: Path, small: str = "0,1,2", large: str = "3,4,5") -> Path:
+    path = folder / "net.cfg"
+    path.write_text(TWO_HEADS.format(small=small, large=large))
+    return path
+
+
+def run(*arguments: object) -> dict:
+    return make_cfg.main(make_cfg.get_parser().parse_args([str(a) for a in arguments]))
+
+
+def heads(defs: Defs) -> list:
+    return [defs[i] for i in defs.yolo_indices()]
+
+
+def test_classes_and_filters_only(tmp_path: Path, data: Path) -> None:
+    source = write(tmp_path)
+    report = run("--cfg", source, "--data", data)
+    out = tmp_path / "net-five.cfg"
+    assert report["out"] == str(out)
+    expected = TWO_HEADS.format(small="0,1,2", large="3,4,5").replace(" = ", "=")
+    expected = expected.replace("filters=21", "filters=30").replace("classes=2", "classes=5")
+    assert out.read_text() == expected
+    assert [(c["layer"], c["key"], c["before"], c["after"]) for c in report["changes"]] == [
+        (1, "filters", "21", "30"), (2, "classes", "2", "5"), (5, "filters", "21", "30"), (6, "classes", "2", "5"),
+    ]  # fmt: skip
+    output_shapes(parse_cfg(out))  # raises if filters and classes don't agree
+
+
+def test_every_network_of_the_project(tmp_path: Path, data: Path) -> None:
+    for path in (TINY, ROOT / "cfg" / "yolov4" / "yolov4-csp.cfg", ROOT / "cfg" / "yolov7tiny" / "yolov7-tiny.cfg"):
+        out = tmp_path / path.name
+        run("--cfg", path, "--data", data, "--out", out)
+        before, after = path.read_text().splitlines(), out.read_text().splitlines()
+        assert len(before) == len(after)
+        changed = {(a, b) for a, b in zip(before, after, strict=True) if a != b}
+        assert changed == {("filters=255", "filters=30"), ("classes=80", "classes=5")}
+
+
+def test_same_classes_change_nothing(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
+    first = run("--cfg", TINY, "--data", data, "--out", tmp_path / "a.cfg")["out"]
+    assert run("--cfg", first, "--data", data, "--out", tmp_path / "b.cfg")["changes"] == []
+    assert "nothing had to change" in capsys.readouterr().out
+    assert (tmp_path / "a.cfg").read_text() == (tmp_path / "b.cfg").read_text()
+
+
+def test_kmeans(tmp_path: Path, data: Path) -> None:
+    figures = tmp_path / "figures.json"
+    report = run("--cfg", write(tmp_path), "--data", data, "--anchors", "kmeans", "--img-size", 128, "--json", figures)
+    defs = parse_cfg(report["out"])
+    small, large = heads(defs)
+    assert (defs.net.width, defs.net.height) == (128, 128)
+    assert (small.mask, large.mask, small.anchors) == ((0, 1, 2), (3, 4, 5), large.anchors)
+    areas = [w * h for w, h in small.anchor_sizes() + large.anchor_sizes()]
+    assert areas == sorted(areas)
+    assert 10 < min(small.anchors) < max(small.anchors) <= 84  # boxes are 10..65 pixels wide, scaled by 1.28
+    anchors = json.loads(figures.read_text())["anchors"]
+    assert anchors["boxes"] == 12
+    assert anchors["new"]["mean_iou"] > anchors["old"]["mean_iou"]
+    assert anchors["new"]["mean_iou"] > 0.85  # twelve boxes, six anchors: each lies between two neighbours
+
+
+def test_masks_in_disorder_are_mended_by_stride(tmp_path: Path, data: Path) -> None:
+    report = run("--cfg", write(tmp_path, small="3,4,5", large="0,1,2"), "--data", data, "--anchors", "kmeans")
+    small, large = heads(parse_cfg(report["out"]))
+    assert (small.mask, large.mask) == ((0, 1, 2), (3, 4, 5))
+    assert {c["key"] for c in report["changes"]} == {"filters", "classes", "mask", "anchors"}
+
+
+def test_shared_and_unused_anchors_keep_their_masks(tmp_path: Path, data: Path) -> None:
+    source = write(tmp_path, small="1,2,3", large="3,4,5")  # as yolov4-tiny has it: 0 is nobody's, 3 is everybody's
+    report = run("--cfg", source, "--data", data, "--anchors", "kmeans")
+    small, large = heads(parse_cfg(report["out"]))
+    assert (small.mask, large.mask) == ((1, 2, 3), (3, 4, 5))
+    assert len(report["anchors"]["new"]["sizes"]) == 5
+    assert small.anchors[:2] == small.anchors[2:4]
+
+
+def test_mistakes(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(UserError, match="--img-size 100: this network needs a multiple of 32"):
+        run("--cfg", TINY, "--data", data, "--img-size", 100, "--out", tmp_path / "x.cfg")
+    (tmp_path / "plain.cfg").write_text("[net]\n[convolutional]\n")
+    with pytest.raises(UserError, match=r"no \[yolo\] layer"):
+        run("--cfg", tmp_path / "plain.cfg", "--data", data)
+    (tmp_path / "odd.cfg").write_text("[net]\n[convolutional]\nfilters=7\n[maxpool]\n[yolo]\nmask=0\nanchors=1,1\nclasses=2\n")
+    with pytest.raises(UserError, match=r"odd.cfg:5: layer 2 \[yolo\]: is not fed by a convolution"):
+        run("--cfg", tmp_path / "odd.cfg", "--data", data)
+    (tmp_path / "bare.data").write_text("classes=5\n")
+    with pytest.raises(UserError, match="has no line `train"):
+        run("--cfg", TINY, "--data", tmp_path / "bare.data", "--anchors", "kmeans", "--out", tmp_path / "x.cfg")
+    assert not (tmp_path / "x.cfg").exists()

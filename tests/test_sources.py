@@ -1,0 +1,155 @@
+"""What --source can name, and what each kind of source yields."""
+
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.sources import Frames, Item, LatestFrame, find_items, frame_rate, open_capture, shown
+
+
+def picture(path: Path, value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((24, 32, 3), value, np.uint8))
+    return path
+
+
+def video(path: Path, frames: int = 5, fps: float = 12.5) -> Path:
+    """Frame k is gray of value 40 k."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (32, 24))
+    for k in range(frames):
+        writer.write(np.full((24, 32, 3), 40 * k, np.uint8))
+    writer.release()
+    return path
+
+
+def read_all(items: list[Item]) -> tuple[list, list[str]]:
+    frames = Frames(items)
+    return [f for item in items for f in frames.read(item)], frames.skipped
+
+
+def test_folder_with_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "in" / "a.jpg")
+    picture(tmp_path / "in" / "b.png")
+    video(tmp_path / "v.avi")
+    (tmp_path / "notes.md").write_text("no picture")
+    found = {(str(i.relative), i.kind) for i in find_items(str(tmp_path))}
+    assert found == {("b.png", "image"), ("in/a.jpg", "image"), ("in/b.png", "image"), ("v.avi", "video")}
+
+
+def test_results_of_an_earlier_run_are_no_input(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "output" / "a.png")
+    assert [str(i.relative) for i in find_items(str(tmp_path), tmp_path / "output")] == ["a.png"]
+    assert len(find_items(str(tmp_path / "output"), tmp_path / "output")) == 1
+    assert [Path(i.name).parent for i in find_items(f"{tmp_path}/**/a.png", tmp_path / "output")] == [tmp_path]
+
+
+def test_pattern_list_and_single_files(tmp_path: Path) -> None:
+    names = [picture(tmp_path / "x" / "a1.png"), picture(tmp_path / "y" / "a2.png"), picture(tmp_path / "y" / "b.png")]
+    assert [str(i.relative) for i in find_items(f"{tmp_path}/*/a*.png")] == ["x/a1.png", "y/a2.png"]
+    (tmp_path / "list.txt").write_text("y/b.png\nx/a1.png\n")
+    assert [str(i.relative) for i in find_items(str(tmp_path / "list.txt"))] == ["y/b.png", "x/a1.png"]
+    assert find_items(str(names[0])) == [Item(str(names[0]), Path("a1.png"), "image")]
+    assert find_items(str(video(tmp_path / "v.avi")))[0].kind == "video"
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a[1].png")
+    assert find_items(str(path)) == [Item(str(path), Path("a[1].png"), "image")]
+
+
+def test_cameras_and_streams_need_not_answer_to_be_named() -> None:
+    assert find_items("0") == [Item("0", Path("camera0"), "stream")]
+    item = find_items("rtsp://me:secret@10.0.0.7:554/live?x=1")[0]
+    assert (item.kind, str(item.relative)) == ("stream", "10.0.0.7_554_live")
+    assert shown(item.name) == "rtsp://10.0.0.7:554/live?x=1"
+
+
+@pytest.mark.parametrize("source", ["missing.jpg", "missing", "*.missing"])
+def test_nothing_there_is_said(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_items(str(tmp_path / source))
+
+
+def test_empty_folder_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no images or videos in this folder"):
+        find_items(str(tmp_path))
+
+
+def test_video_yields_every_frame_with_its_rate(tmp_path: Path) -> None:
+    frames, skipped = read_all(find_items(str(video(tmp_path / "v.avi"))))
+    assert [(f.number, f.total, f.fps) for f in frames] == [(k, 5, 12.5) for k in range(1, 6)]
+    assert [float(f.image.mean()) for f in frames] == pytest.approx([0, 40, 80, 120, 160], abs=2)
+    assert skipped == []
+
+
+def test_corrupt_items_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good = picture(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:-100])
+    (tmp_path / "no.mp4").write_text("no video")
+    frames, skipped = read_all(find_items(str(tmp_path)))
+    assert [f.item.name for f in frames] == [str(good)]
+    assert skipped == [str(tmp_path / "cut.jpg"), str(tmp_path / "no.mp4")]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
+        f"{tmp_path}/cut.jpg: not a readable image (cut short); skipped", f"{tmp_path}/no.mp4: not a readable video; skipped"
+    ]  # fmt: skip
+
+
+def test_the_only_item_corrupt_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"--source .*a.jpg: not a readable image"):
+        read_all(find_items(str(tmp_path / "a.jpg")))
+    (tmp_path / "b.jpg").write_text("no picture either")
+    with pytest.raises(UserError, match="none of the 2 images and videos could be read"):
+        read_all(find_items(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("source", "reason"), [("99", "no camera"), ("http://127.0.0.1:9/x", "this stream cannot be opened")])
+def test_unreachable_streams_say_one_thing(source: str, reason: str, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError, match=reason):
+        read_all(find_items(source))
+    assert capfd.readouterr().err == ""
+
+
+class FakeCamera:
+    """Delivers the frames 0, 1, 2, ... as fast as `gate` lets it, then ends."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.number, self.released = count, 0, False
+        self.drained = threading.Event()
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if self.number == self.count:
+            self.drained.set()
+            return False, None
+        self.number += 1
+        return True, np.full((2, 2, 3), self.number - 1, np.uint8)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_slow_reader_gets_the_newest_frame_only() -> None:
+    camera = FakeCamera(50)
+    latest = LatestFrame(camera)
+    assert camera.drained.wait(5)
+    latest.thread.join(5)
+    frame = latest.next()
+    assert frame is not None
+    assert frame[0, 0, 0] == 49  # the 49 before it were dropped
+    assert latest.next() is None
+    latest.close()
+    assert camera.released
+
+
+def test_nonsense_frame_rates_are_replaced(tmp_path: Path) -> None:
+    capture = open_capture(str(video(tmp_path / "v.avi", fps=7)))
+    assert frame_rate(capture) == 7
+    capture.release()
+    assert frame_rate(capture) == 25  # a closed capture answers 0

@@ -1,0 +1,108 @@
+"""From train.py's arguments to everything that its epochs need."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
+from utils.cli import Loaded, load_model
+from utils.datasets import create_loader
+from utils.devices import training_dtype
+from utils.distributed import World
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.training import Plan, Run
+
+EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
+Say = Callable[[str], None]
+
+
+@dataclass
+class Setup:
+    """Everything that the epochs need. settings: how pictures are prepared, which last.pt tells test.py and detect.py."""
+
+    run: Run
+    loader: DataLoader
+    valid: DataLoader | None
+    data: DataConfig
+    settings: dict[str, Any]
+
+
+def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: World, device: torch.device, say: Say) -> Setup:
+    """Read data, build the network, and restore the run of `checkpoint` if there is one."""
+    data = read_data(args.data)
+    hyp = Hyp(**checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp)
+    torch.manual_seed(args.seed)  # the same first weights in all processes
+    loaded = load(args, data, checkpoint)
+    torch.manual_seed(args.seed + world.rank)
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
+    if loaded.report.message:
+        say(loaded.report.message)
+    settings = picture_settings(args, loaded)
+    loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
+    plan = Plan(
+        epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
+        accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
+        prune=args.prune, s=args.s,
+    )  # fmt: skip
+    dtype = training_dtype(device) if args.mixedprecision else None
+    if args.mixedprecision:
+        say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
+    run = Run(loaded.model, hyp, plan, device, dtype, world)
+    if checkpoint:
+        run.restore(checkpoint)
+    return Setup(run, loader, valid, data, settings)
+
+
+def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] | None) -> Loaded:
+    """The network, with the weights to begin with; those of a resumed run are restored later."""
+    if checkpoint:
+        return load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
+    cfg = args.cfg
+    if args.gray_scale and cfg:
+        defs = parse_cfg(cfg)
+        defs.net.channels = 1
+        cfg = write_cfg(defs)
+    return load_model(cfg, args.weights, args.img_size, data, pretrained=args.pretrained, prefix=args.pretrained)
+
+
+def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
+    """Command line, or what the checkpoint that training begins with was trained with."""
+    channels = loaded.model.defs.net.channels
+    if channels not in (1, 3):
+        raise UserError(
+            f"{loaded.model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]"
+        )
+    return {
+        "img_size": loaded.img_size,
+        "gray": channels == 1,
+        "maxabs": args.maxabsscaler or bool(loaded.settings.get("maxabs")),
+        "stretch": args.stretch or bool(loaded.settings.get("stretch")),
+    }
+
+
+def create_loaders(
+    args: argparse.Namespace, data: DataConfig, loaded: Loaded, settings: dict[str, Any], hyp: Hyp, world: World
+) -> tuple[DataLoader, DataLoader | None]:
+    """Loaders of the training and the validation pictures; no validation where the .data names none, with --notest."""
+    if data.train is None:
+        raise UserError(f"{data.path}: needs a line `train=` with a list or a folder of pictures")
+    if data.valid is None and not args.notest:
+        raise UserError(f"{data.path}: needs a line `valid=` with a list or a folder of pictures, or train with --notest")
+    shared = {
+        "classes": data.classes, "img_size": loaded.img_size, "stride": loaded.model.max_stride, "stretch": settings["stretch"],
+        "gray": settings["gray"], "workers": args.workers, "cache_images": args.cache_images, "rank": world.rank,
+        "world_size": world.size,
+    }  # fmt: skip
+    loader = create_loader(
+        data.train, training=True, batch_size=args.batch_size, hyp=hyp, rect=args.rect, seed=args.seed, **shared
+    )
+    if data.valid is None:
+        return loader, None
+    batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
+    return loader, create_loader(data.valid, training=False, batch_size=batch, rect=rect, **shared)
