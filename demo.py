@@ -41,7 +41,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = make_folder(args.out)
     cfg, size = f"{out}/shapes.cfg", str(args.img_size)
     common = ["--data", DATA, "--img-size", size]
-    train = ["train.py", *common, "--batch-size", "16", "-mpt", "--cache-images", "--weights-dir", str(out), "--logdir", f"{out}/runs"]
+    train = ["train.py", *common, "--batch-size", "16", "-mpt", "--cache-images"]
+    train += ["--weights-dir", str(out), "--logdir", f"{out}/runs"]
     command("data/make_shapes.py")
     command("make_cfg.py", "--cfg", CFG, "--data", DATA, "--anchors", "kmeans", "--img-size", size, "--out", cfg)
     epochs = [str(e) for e in args.epochs]
@@ -52,8 +53,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "--save-dir", str(out), "--json", f"{out}/prune.json")  # fmt: skip
     pruned = json.loads(Path(f"{out}/prune.json").read_text())
     command(*train, "--cfg", pruned["cfg"], "--weights", pruned["weights"], "-pt", "--epochs", epochs[2], "--name", "finetuned")
-    report = {name: measure(out, name, common) for name in ("baseline", "sparse", "finetuned")}
-    report = {"baseline": report["baseline"], "sparse": report["sparse"], "pruned": pruned["after"], "finetuned": report["finetuned"]}
+    report = {name: measure(out, name, common) for name in ("baseline", "sparse")}
+    report |= {"pruned": pruned["after"], "finetuned": measure(out, "finetuned", common)}
     valid = Path(DATA).with_name("valid.txt")
     command("detect.py", "--weights", f"{out}/last_finetuned.pt", "--source", str(valid), "--output", f"{out}/detections")
     pictures = draw_pictures(out, pruned)

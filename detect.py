@@ -42,6 +42,7 @@ from utils.files import make_folder, replacing, write_text
 from utils.sources import Frame, Frames, Item, find_items, libraries_silenced, shown
 
 MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
+TRAINED = Path("weights/best.pt")  # what train.py leaves
 WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
 
 
@@ -87,7 +88,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     if len(args.fourcc) != 4:
         raise UserError(f"--fourcc {args.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
     if not args.weights:
-        raise UserError("name the detector with --weights FILE (and --cfg FILE, unless it is a .pt checkpoint)")
+        if not TRAINED.is_file():
+            raise UserError(f"name the detector with --weights FILE; without it {TRAINED} is used, which isn't there")
+        args.weights = str(TRAINED)
+        print(f"no --weights: using {TRAINED}")
 
 
 def class_names(loaded: Loaded, args: argparse.Namespace) -> list[str]:

@@ -105,11 +105,11 @@ def check_arguments(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
     run, started, evaluation = setup.run, time.perf_counter(), None
-    truth = json_ground_truth(setup.data, setup.valid) if setup.valid else None
+    truth = json_ground_truth(setup.data, setup.valid) if setup.valid is not None else None
     while run.epoch < args.epochs:
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == args.epochs
-        evaluation = measure(setup, truth) if setup.valid and (final or not args.notest) else None
+        evaluation = measure(setup, truth) if setup.valid is not None and (final or not args.notest) else None
         gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
         for line in ([metrics_line(evaluation)] if evaluation else []) + ([gammas_line(gammas)] if gammas else []):
             say(line)
@@ -141,8 +141,9 @@ def sum_up(
     say(f"{args.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
     if run.best:
         say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}: {best}")
-    if run.penalty:
-        say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} --cfg {args.cfg or 'CFG'} ...")
+    if run.penalty and Path(__file__).with_name(PRUNERS[args.prune]).exists():
+        amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
+        say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} {amount}")
     else:
         say(f"next: python test.py --data {args.data} --weights {best}")
     last = evaluation.to_dict() if evaluation else None

@@ -33,11 +33,13 @@ def test_shapes_of_every_darknet_network_are_darknets_own(shared):
 
 
 def test_values_comments_spaces_and_unknown_keys():
-    defs = parse_cfg("[net]\nwidth = 96 # pixels\nlearning_rate=0.001\n[route]\n; comment\nlayers = -1 , 0\nstopbackward=1\n".replace("-1 , 0", "0")
-                     .replace("[route]", "[convolutional]\nfilters=4\n[route]"))  # fmt: skip
+    defs = parse_cfg(
+        "[net]\nwidth = 96 # pixels\nlearning_rate=0.001\n[convolutional]\nfilters=4\n"
+        "[route]\n; comment\nlayers = -1 , 0\nstopbackward=1\n"
+    )
     assert defs.net.width == 96
     assert defs.net.extra == {"learning_rate": "0.001"}
-    assert defs[1] == Route(layers=(0,), extra={"stopbackward": "1"})
+    assert defs[1] == Route(layers=(-1, 0), extra={"stopbackward": "1"})
     assert "stopbackward=1" in write_cfg(defs)
     assert isinstance(defs[0], Convolutional)
 
@@ -68,7 +70,10 @@ def test_largest_stride(shared):
         (NET + "[crnn]\nsize=3\n", r"cfg:5: layer 0 \[crnn\]: this kind of layer is not supported"),
         (NET + "[convolutional]\nfilters=many\n", r"cfg:6: layer 0 \[convolutional\]: filters=many: not a value of type int"),
         (NET + "[convolutional]\nfilters=8\n[route]\nlayers=-3\n", r"layer 1 \[route\]: refers to layer -3"),
-        (NET + "[convolutional]\nfilters=8\n[shortcut]\nactivation=linear\n", r"layer 1 \[shortcut\]: the key `from` is missing"),
+        (
+            NET + "[convolutional]\nfilters=8\n[shortcut]\nactivation=linear\n",
+            r"layer 1 \[shortcut\]: the key `from` is missing",
+        ),
         (NET + "[convolutional]\nfilters=0\n", r"must be at least 1"),
         (NET + conv(14) + "[yolo]\nmask=0,5\nanchors=1,2, 3,4\nclasses=2\n", r"layer 1 \[yolo\]: mask \(0, 5\) needs anchors"),
     ],
@@ -82,7 +87,10 @@ def test_bad_text_is_one_line_that_names_the_place(text, said):
     ("layers", "said"),
     [
         (conv(13, 1) + "[yolo]\nmask=0,1\nanchors=1,2, 3,4\nclasses=2\n", r"layer 1 \[yolo\].*filters=14, not 13"),
-        (conv(8, stride=2) + conv(8, stride=2) + "[route]\nlayers=-1,-2\n", r"layer 2 \[route\]: joins maps of different sizes"),
+        (
+            conv(8, stride=2) + conv(8, stride=2) + "[route]\nlayers=-1,-2\n",
+            r"layer 2 \[route\]: joins maps of different sizes",
+        ),
         (conv(9) + "[route]\nlayers=-1\ngroups=2\n", r"can't take group 0 of 2"),
         (conv(8) + conv(6, groups=4), r"layer 1 \[convolutional\]: 8 channels to 6 filters can't be split into 4 groups"),
     ],

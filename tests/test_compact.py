@@ -24,7 +24,9 @@ def pruned(name: str, policy: str, percent: float, beta: float, cfg: str | None 
     model = network(cfg or TOPOLOGIES[name], beta=beta)
     graph = ChannelGraph(model.defs)
     rules = POLICIES[policy]
-    mask = global_mask(graph, gamma_scores(model, graph, rules.combine), rules, percent, Limits(round_to=min(rules.round_to, 4)))
+    mask = global_mask(
+        graph, gamma_scores(model, graph, rules.combine), rules, percent, Limits(round_to=min(rules.round_to, 4))
+    )
     return model, graph, mask.keep
 
 
@@ -126,5 +128,8 @@ def test_pruning_a_pruned_network_works():
     keep2 = global_mask(graph2, gamma_scores(small, graph2, "largest"), POLICIES["slim"], 0.3, Limits()).keep
     image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(
-        outputs(compact_model(small, graph2, keep2), image), outputs(mask_model(small, graph2, keep2), image), rtol=1e-4, atol=1e-4
+        outputs(compact_model(small, graph2, keep2), image),
+        outputs(mask_model(small, graph2, keep2), image),
+        rtol=1e-4,
+        atol=1e-4,
     )

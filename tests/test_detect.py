@@ -35,6 +35,12 @@ num=1
 RED, BLUE = (0, 0, 255), (255, 0, 0)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from the weights/ and output/ of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(params=[3], ids=["colour"])
 def channels(request: pytest.FixtureRequest) -> int:
     return request.param
@@ -189,6 +195,9 @@ def test_a_checkpoint_brings_names_and_settings(tmp_path: Path, model_files: lis
     source = picture(tmp_path / "a.png", 128, 64, red=(32, 32, 64, 48))
     figures = run("--weights", checkpoint, "--source", source, "--output", tmp_path / "out", "--save-txt")
     assert figures["per_class"] == {"ruby": 1}
+    (tmp_path / "weights").mkdir()
+    checkpoint.rename(tmp_path / "weights" / "best.pt")  # where train.py leaves it
+    assert run("--source", source)["per_class"] == {"ruby": 1}
     assert labels(tmp_path / "out" / "a.txt") == [pytest.approx((0, 0.375, 0.625, 0.25, 0.25, 1), abs=1e-3)]
 
 

@@ -69,7 +69,9 @@ def test_tiny_networks_equal_opencv(name, size, tmp_path):
     assert_equals_opencv(network(TOPOLOGIES[name]), tmp_path / "net.cfg", tmp_path, *size)
 
 
-@pytest.mark.parametrize("family", ["yolov3/yolov3", "yolov3/yolov3-spp", "yolov3tiny/yolov3-tiny", "yolov4/yolov4", "yolov4tiny/yolov4-tiny"])
+@pytest.mark.parametrize(
+    "family", ["yolov3/yolov3", "yolov3/yolov3-spp", "yolov3tiny/yolov3-tiny", "yolov4/yolov4", "yolov4tiny/yolov4-tiny"]
+)
 def test_standard_networks_equal_opencv(family, tmp_path, pytestconfig):
     text = (pytestconfig.rootpath / f"cfg/{family}.cfg").read_text()
     lines = [f"{k}=64" if (k := line.split("=")[0]) in ("width", "height") else line for line in text.splitlines()]
@@ -119,7 +121,9 @@ def test_image_size_must_fit_the_stride(size):
         Darknet(TOPOLOGIES["csp"], size + 1 if size == 300 else size)
 
 
-@pytest.mark.parametrize(("length", "size", "stride", "expected"), [(5, 2, 1, 5), (5, 2, 2, 3), (6, 2, 2, 3), (7, 3, 2, 4), (6, 5, 1, 6)])
+@pytest.mark.parametrize(
+    ("length", "size", "stride", "expected"), [(5, 2, 1, 5), (5, 2, 2, 3), (6, 2, 2, 3), (7, 3, 2, 4), (6, 5, 1, 6)]
+)
 def test_max_pool_sizes_are_darknets(length, size, stride, expected):
     x = torch.rand(1, 2, length, length)
     pool = l.MaxPool(c.MaxPool(size=size, stride=stride))

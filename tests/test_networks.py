@@ -118,4 +118,3 @@ def test_written_for_this_project(path: Path) -> None:
     strides = [defs.net.height // output_shapes(defs)[i][1] for i in defs.yolo_indices()]
     assert set(strides) <= {8, 16, 32}
     assert len(set(strides)) == len(strides)
-

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny import RESIDUAL
+from tiny import NET, conv, head
 
 import test as test_script
 import train
@@ -22,6 +22,10 @@ from utils.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
+CFG = (
+    NET + conv(8, stride=2) + conv(16, stride=2) + conv(8, 1) + conv(16) + "[shortcut]\nfrom=-3\nactivation=linear\n"
+    + conv(16, stride=2) + conv(24) + head()
+)  # fmt: skip
 
 
 def draw(folder: Path, count: int, rng: np.random.Generator) -> None:
@@ -47,7 +51,7 @@ def here(tmp_path, monkeypatch) -> Path:
     draw(tmp_path / "valid", 4, rng)
     (tmp_path / "d.names").write_text("red\ngreen\n")
     (tmp_path / "d.data").write_text("classes=2\nnames=d.names\ntrain=train\nvalid=valid\n")
-    (tmp_path / "tiny.cfg").write_text(RESIDUAL)
+    (tmp_path / "tiny.cfg").write_text(CFG)
     return tmp_path
 
 
@@ -76,19 +80,19 @@ def results(name: str = "results.txt") -> dict[str, np.ndarray]:
 
 
 def test_a_training_leaves_what_it_promises(here, capsys):
-    (here / "h.yaml").write_text("lr0_adam: 0.02  # tiny networks like it fast\nmosaic: 0\n")
-    figures = train_with("--epochs 20 --adam --hyp h.yaml --seed 3 --json figures.json --name a --weights-dir w")
+    (here / "h.yaml").write_text("lr0_adam: 0.02  # tiny networks like it fast\nmosaic: 0\nscale: 0.1\nhsv_h: 0\n")
+    figures = train_with("--epochs 40 --adam --hyp h.yaml --seed 3 --json figures.json --name a --weights-dir w")
     output = capsys.readouterr().out
     assert sorted(p.name for p in (here / "w").iterdir()) == ["best_a.pt", "last_a.pt"]
     table = results("results_a.txt")
-    assert table["epoch"].tolist() == list(range(1, 21))
-    assert table["total"][-1] < 0.6 * table["total"][0]
+    assert table["epoch"].tolist() == list(range(1, 41))
+    assert table["total"][-1] < 0.7 * table["total"][0]
     assert (here / "results_a.png").stat().st_size > 1000
     last = load_checkpoint("w/last_a.pt")
-    assert (last["epoch"], last["finished"], last["names"]) == (19, True, ["red", "green"])
+    assert (last["epoch"], last["finished"], last["names"]) == (39, True, ["red", "green"])
     assert last["settings"] == {"img_size": 64, "gray": False, "maxabs": False, "stretch": False}
     assert (last["hyp"]["lr0_adam"], last["training_results"]) == (0.02, Path("results_a.txt").read_text())
-    assert last["seen"] == 160
+    assert last["seen"] == 320
     assert all(t.dtype in (torch.float32, torch.int64) for t in last["model"].values())
     assert json.loads((here / "figures.json").read_text())["last"]["map50"] == figures["last"]["map50"]
     assert figures["best"]["map"] == pytest.approx(max(table["mAP"]), abs=1e-5)
@@ -96,7 +100,7 @@ def test_a_training_leaves_what_it_promises(here, capsys):
     # the cfg travels in the checkpoint, and test.py measures what train.py printed
     arguments = ["--data", "d.data", "--weights", "w/last_a.pt", "--device", "cpu", "--workers", "0"]
     measured = test_script.main(test_script.get_parser().parse_args(arguments))
-    assert measured.map50 > 0.1
+    assert measured.map50 > 0.3
     assert (measured.map50, measured.map) == pytest.approx((table["mAP50"][-1], table["mAP"][-1]), abs=1e-3)
 
 
@@ -195,7 +199,7 @@ def test_weights_begin_at_epoch_0_with_the_checkpoints_cfg_and_pictures(here):
 
 def test_pretrained_heads_of_other_classes_start_anew(here, capsys):
     train_with("--epochs 1 --name two")
-    (here / "one.cfg").write_text(RESIDUAL.replace("classes=2", "classes=1").replace("filters=14", "filters=12"))
+    (here / "one.cfg").write_text(CFG.replace("classes=2", "classes=1").replace("filters=14", "filters=12"))
     (here / "one.names").write_text("box\n")
     (here / "one.data").write_text("classes=1\nnames=one.names\ntrain=train\nvalid=valid\n")
     for label in here.glob("*/*.txt"):
@@ -219,7 +223,9 @@ def test_nosave_writes_only_the_end(here, monkeypatch):
 
 def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
     train_with("--epochs 3 --s 1 --prune 0 --notest --hyp=")
-    assert "under 0.01; quantiles" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "under 0.01; quantiles" in output
+    assert "next: python normal_prune.py --data d.data --weights weights/last.pt --percent" in output
     medians = results()["g50"]
     assert medians[0] > medians[1] > medians[2]
     train_with("--epochs 3 --notest --name dense")
@@ -235,7 +241,7 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
         ("--workers -1", "negative"),
         ("--data none.data", "none.data"),
         ("--cfg none.cfg", "none.cfg"),
-        ("--img-size 300", "--img-size 300"),
+        ("--img-size 33", "--img-size 33"),
         ("--hyp none.yaml", "none.yaml"),
         ("--weights none.pt", "none.pt"),
     ],
@@ -256,10 +262,10 @@ def test_a_data_file_needs_what_training_reads(here):
 
 
 def test_two_processes_train_as_one(here):
-    """One step an epoch, so that results.txt holds the loss of each of the first steps."""
+    """One step an epoch, so that results.txt holds the loss of each of the first steps. Validation leaves one of them idle."""
     flags = "--batch-size 8 --epochs 3 --notest"
     train_with(f"{flags} --name one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(ROOT / "train.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [*BASE.split(), *flags.split(), "--name", "two"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=240)

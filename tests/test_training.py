@@ -127,7 +127,12 @@ def test_ema_of_a_long_training():
 
 
 def test_mosaic_closes_for_at_most_a_fifth():
-    assert [make_run(epochs=100, hyp=Hyp(close_mosaic=10)).uses_mosaic(e) for e in (0, 89, 90, 99)] == [True, True, False, False]
+    assert [make_run(epochs=100, hyp=Hyp(close_mosaic=10)).uses_mosaic(e) for e in (0, 89, 90, 99)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [make_run(epochs=10, hyp=Hyp(close_mosaic=10)).uses_mosaic(e) for e in (7, 8)] == [True, False]
     assert not make_run(hyp=Hyp(mosaic=0.0)).uses_mosaic(0)
 

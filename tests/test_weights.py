@@ -91,7 +91,9 @@ def test_heads_of_other_classes_are_skipped_only_when_pretrained(suffix, tmp_pat
 
 def test_checkpoint_of_another_cfg_names_both_shapes(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"model": network(NET + conv(8)).state_dict()})
-    with pytest.raises(UserError, match=r"module_list.0.Conv2d.weight is \(8, 3, 3, 3\) there, but this cfg makes it \(6, 3, 3, 3\)"):
+    with pytest.raises(
+        UserError, match=r"module_list.0.Conv2d.weight is \(8, 3, 3, 3\) there, but this cfg makes it \(6, 3, 3, 3\)"
+    ):
         load_weights(network(NET + conv(6)), tmp_path / "a.pt", pretrained=True)
     with pytest.raises(UserError, match="which this cfg has no place for"):
         load_weights(network(NET + conv(8)), _with_extra(tmp_path / "a.pt"))

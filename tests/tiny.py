@@ -11,7 +11,9 @@ NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
 def conv(filters: int, size: int = 3, stride: int = 1, bn: int = 1, activation: str = "leaky", **more: int) -> str:
     extra = "".join(f"{k}={v}\n" for k, v in more.items())
     normalise = "batch_normalize=1\n" if bn else ""
-    return f"[convolutional]\n{normalise}filters={filters}\nsize={size}\nstride={stride}\npad=1\nactivation={activation}\n{extra}"
+    return (
+        f"[convolutional]\n{normalise}filters={filters}\nsize={size}\nstride={stride}\npad=1\nactivation={activation}\n{extra}"
+    )
 
 
 def head(mask: str = "0,1", classes: int = 2) -> str:
@@ -21,7 +23,9 @@ def head(mask: str = "0,1", classes: int = 2) -> str:
     return conv(filters, 1, bn=0, activation="linear") + yolo
 
 
-RESIDUAL = NET + conv(8, stride=2) + conv(12) + (conv(6, 1) + conv(12) + "[shortcut]\nfrom=-3\nactivation=linear\n") * 2 + head()
+RESIDUAL = (
+    NET + conv(8, stride=2) + conv(12) + (conv(6, 1) + conv(12) + "[shortcut]\nfrom=-3\nactivation=linear\n") * 2 + head()
+)
 CSP = (
     NET + conv(8, stride=2) + conv(16) + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n" + conv(8) + conv(8)
     + "[route]\nlayers=-1,-2\n" + conv(16, 1) + "[route]\nlayers=-6,-1\n" + "[maxpool]\nsize=2\nstride=2\n" + conv(10) + head()
@@ -41,8 +45,10 @@ DIALECT = (
     + "[depthwise]\nbatch_normalize=1\nfilters=16\nsize=3\nstride=1\npad=1\nactivation=relu6\n[se]\nfilters=16\n"
     + conv(8, 1, activation="linear") + "[shortcut]\nfrom=-4\nactivation=linear\n" + head()
 )  # fmt: skip
-REORG = NET + conv(8, stride=2) + "[reorg3d]\nstride=2\n[route]\nlayers=-1\n" + conv(12) + conv(12, bn=1, activation="logistic") + \
-    "[sam]\nfrom=-2\n" + conv(8) + head()  # fmt: skip
+REORG = (
+    NET + conv(8, stride=2) + "[reorg3d]\nstride=2\n[route]\nlayers=-1\n" + conv(12) + conv(12, activation="logistic")
+    + "[sam]\nfrom=-2\n" + conv(8) + head()
+)  # fmt: skip
 
 TOPOLOGIES = {"residual": RESIDUAL, "csp": CSP, "spp": SPP, "depthwise": DEPTHWISE, "dialect": DIALECT, "reorg": REORG}
 

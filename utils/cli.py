@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from models import Darknet
 from utils.cfg import DataConfig, parse_cfg
 from utils.definitions import Defs
-from utils.devices import PRECISIONS
+from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import UserError
 from utils.files import write_text
 from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, load_checkpoint, load_state, load_weights
@@ -23,7 +23,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([self._spelled(a) for a in given], namespace)
 
@@ -43,6 +45,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and run `main`; a UserError ends in one line on stderr and exit status 2."""
     args = parser.parse_args()
+    reuse_memory()
     try:
         main(args)
     except UserError as error:
@@ -134,7 +137,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A plain text table; the first column is left-aligned, floats get four digits."""
     cells = [[_cell(v) for v in row] for row in (header, *rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
-    lines = ["  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    lines = [
+        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

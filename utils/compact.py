@@ -70,7 +70,9 @@ def compact_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray) -> "D
     return small.train(model.training).to(next(model.parameters()).device)
 
 
-def _copy_convolution(module: l.Convolution, target: l.Convolution, kept_in: Tensor, kept_out: Tensor, constant: Tensor) -> None:
+def _copy_convolution(
+    module: l.Convolution, target: l.Convolution, kept_in: Tensor, kept_out: Tensor, constant: Tensor
+) -> None:
     """Copy the kept filters and absorb the constant that the removed inputs carried: the mean falls or the bias rises."""
     shift = kernel_shift(module, constant)
     conv, smaller = module.conv, target.conv

@@ -37,8 +37,8 @@ class ChannelGraph:
     count: number of ids. frozen: (count,) bool, ids that no strategy may remove (the image, what a [yolo] reads,
     channels without a batch normalisation, ordinary grouped convolutions). united: (count,) bool, ids that a shortcut
     made one. raw_out[i]: the same channels before anything was united, so that a convolution's own filters can be told
-    apart; label: raw id -> id. equal_parts: lists of id arrays of which equally many must be kept (the parts of a grouped route).
-    grouped: indices of the ordinary grouped convolutions, which are left whole.
+    apart; label: raw id -> id. equal_parts: lists of id arrays of which equally many must be kept (the parts of
+    a grouped route). grouped: indices of the ordinary grouped convolutions, which are left whole.
     """
 
     def __init__(self, defs: c.Defs) -> None:

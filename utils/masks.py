@@ -68,7 +68,7 @@ def global_mask(graph: ChannelGraph, scores: np.ndarray, policy: Policy, percent
     """
     pool = np.flatnonzero(candidates(graph, policy))
     order = pool[np.argsort(scores[pool], kind="stable")]
-    count = int(round(percent * len(pool)))
+    count = round(percent * len(pool))
     keep = np.ones(graph.count, dtype=bool)
     keep[order[:count]] = False
     complete(graph, scores, keep, limits)

@@ -131,16 +131,16 @@ def choose(args: argparse.Namespace, model: Darknet, graph: ChannelGraph, policy
         print(f"warning: above {mask.limit:.3f} whole layers would be empty; their strongest channels stay")
     typical = float(np.median(scores[pool]))
     if mask.threshold > 0.1 * typical and mask.threshold > 0.1:
-        print(f"warning: the gammas aren't sparse: removed ones reach {mask.threshold:.3f}, the median is {typical:.3f}. Expect a large "
-              f"drop; train with --s first (train.py --s ... --prune), or use a smaller --percent")  # fmt: skip
+        print(f"warning: the gammas aren't sparse: removed ones reach {mask.threshold:.3f}, the median is {typical:.3f}. "
+              f"Expect a large drop; train with --s first (train.py --s ... --prune), or use a smaller --percent")  # fmt: skip
     return mask
 
 
 def warn_if_dead(before: dict[str, Any], masked: dict[str, Any], args: argparse.Namespace) -> None:
     """Say, before anything is written, that the pruned network detects next to nothing."""
     if before["map50"] and masked["map50"] < DEAD_MAP50 * before["map50"]:
-        print(f"warning: with --percent {args.percent:g} mAP@0.5 falls from {before['map50']:.3f} to {masked['map50']:.3f}; finetuning "
-              f"starts nearly from scratch. Use a smaller --percent, or train sparser (--s)")  # fmt: skip
+        print(f"warning: with --percent {args.percent:g} mAP@0.5 falls from {before['map50']:.3f} to {masked['map50']:.3f}; "
+              f"finetuning starts nearly from scratch. Use a smaller --percent, or train sparser (--s)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace, device: torch.devi
     print(cli.format_table(["", "original", "masked", "compact", "saved"], rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
-    print(f"next:     python train.py --data {args.data or '...'} --cfg {figures['cfg']} --weights {figures['weights']} -pt --epochs ...")
+    data = args.data or "..."
+    print(f"next:     python train.py --data {data} --cfg {figures['cfg']} --weights {figures['weights']} -pt --epochs ...")
 
 
 _COSTS = (("parameters", "params"), ("MACs", "macs"), ("bytes of .weights", "bytes"), ("latency, ms", "latency_ms"))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from models import Darknet
 
 VERSION = (0, 2, 5)
+COUNTER = "num_batches_tracked"  # of BatchNorm2d; a plain average would need it, ours does not
+OWN_CFG = "use the cfg it was trained with"
 HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
 
@@ -193,12 +195,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(numpy_types):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({str(error).splitlines()[0][:80]})") from None
+        raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({_gist(error)})") from None
     except (RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: damaged or truncated ({str(error).splitlines()[0][:80]})") from None
+        raise UserError(f"{path}: damaged or truncated ({_gist(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no state dict")
     return data if "model" in data else {"model": data}
+
+
+def _gist(error: Exception) -> str:
+    """The beginning of a library's message, on one line."""
+    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
 
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
@@ -220,20 +227,22 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
     heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}
     skipped = set()
     for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
+        if name.endswith(COUNTER):
             continue
         if name not in state:
-            raise UserError(f"{path}: has no {name}, which this cfg needs (shape {tuple(tensor.shape)}); use the cfg it was trained with")
+            raise UserError(f"{path}: has no {name} {tuple(tensor.shape)}, which this cfg needs; {OWN_CFG}")
         if state[name].shape == tensor.shape:
             continue
         head = next((s for prefix, s in heads.items() if name.startswith(prefix)), None)
         if head is None or not pretrained:
-            hint = "use -pt to start from it with new heads" if head is not None else "use the cfg it was trained with"
-            raise UserError(f"{path}: {name} is {tuple(state[name].shape)} there, but this cfg makes it {tuple(tensor.shape)}; {hint}")
+            hint = "use -pt to start from it with new heads" if head is not None else OWN_CFG
+            shapes = f"{tuple(state[name].shape)} there, but this cfg makes it {tuple(tensor.shape)}"
+            raise UserError(f"{path}: {name} is {shapes}; {hint}")
         skipped.add(head)
-    foreign = [n for n in state if n not in own and n.startswith("module_list.") and not n.endswith("num_batches_tracked")]
+    foreign = [n for n in state if n not in own and n.startswith("module_list.") and not n.endswith(COUNTER)]
     if foreign:
-        raise UserError(f"{path}: holds {foreign[0]} {tuple(state[foreign[0]].shape)}, which this cfg has no place for; use the cfg it was trained with")
+        shape = tuple(state[foreign[0]].shape)
+        raise UserError(f"{path}: holds {foreign[0]} {shape}, which this cfg has no place for; {OWN_CFG}")
     for name, tensor in own.items():
         if name in state and not any(name.startswith(f"module_list.{s}.") for s in skipped):
             tensor.copy_(state[name])
@@ -246,5 +255,6 @@ def checkpoint_classes(defs: Defs) -> int:
     """Classes of a network's heads; UserError when it has none or they differ."""
     classes = {d.classes for d in defs if isinstance(d, Yolo)}
     if len(classes) != 1:
-        raise UserError(f"{defs.name}: needs [yolo] layers of one number of classes, has {sorted(classes) or 'no [yolo] layer'}")
+        found = sorted(classes) or "no [yolo] layer"
+        raise UserError(f"{defs.name}: needs [yolo] layers of one number of classes, has {found}")
     return classes.pop()
