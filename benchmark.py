@@ -1,6 +1,7 @@
 """Measure, in one run, what the suite's way of training and inference gains over the plain one on this machine.
 
-Plain: float32, NCHW, batch normalisation unfused. The suite's: what train.py -mpt, test.py and detect.py really run.
+Plain: float32, NCHW, batch normalisation unfused, freed memory returned to the system (glibc's default). The suite's:
+what train.py -mpt, test.py and detect.py really run.
 Both take turns, so that a machine that is busy with other things slows both; medians are printed.
 """
 
@@ -22,7 +23,7 @@ from models import Darknet
 from utils.cfg import parse_cfg
 from utils.cli import Parser, add_device_arguments, format_table, run, write_json
 from utils.datasets import Batch, create_loader
-from utils.devices import inference_dtype, select_device, training_dtype
+from utils.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.distributed import World
 from utils.engine import normalise
 from utils.errors import UserError
@@ -75,17 +76,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def median_seconds(ways: list[Callable[[], object]], repetitions: int, device: torch.device) -> list[float]:
-    """Median time of each of `ways`, run in turn after one warm-up each."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(repetitions + 1):
-        for way, record in zip(ways, times, strict=True):
+def compare(
+    plain: Callable[[], object], suite: Callable[[], object], repetitions: int, device: torch.device
+) -> dict[str, float]:
+    """Median times of both ways, run in turn after two warm-ups each, the plain one with the system's allocator settings."""
+    times: list[list[float]] = [[], []]
+    for _ in range(repetitions + 2):
+        for way, record in zip((plain, suite), times, strict=True):
+            reuse_memory(way is suite)
             start = time.perf_counter()
             way()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             record.append(time.perf_counter() - start)
-    return [statistics.median(record[1:]) for record in times]
+    slow, fast = (statistics.median(record[2:]) for record in times)
+    return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast}
 
 
 def random_batch(channels: int, args: argparse.Namespace) -> Batch:
@@ -118,8 +123,7 @@ def measure_training(model: Darknet, device: torch.device, args: argparse.Namesp
     def plain_step() -> None:
         train_step(plain, batch.images.to(device).contiguous().float() / 255, batch.targets.to(device))
 
-    slow, fast = median_seconds([plain_step, suite_step], args.steps, device)
-    return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast, "peak_memory_gib": memory}
+    return compare(plain_step, suite_step, args.steps, device) | {"peak_memory_gib": memory}
 
 
 def train_step(training: Run, images: Tensor, targets: Tensor) -> None:
@@ -138,15 +142,14 @@ def measure_inference(model: Darknet, device: torch.device, batch_size: int, arg
     pictures = torch.rand(batch_size, model.defs.net.channels, args.img_size, args.img_size, device=device)
     converted = pictures.to(inference_dtype(device), memory_format=torch.channels_last)
     with torch.inference_mode():
-        slow, fast = median_seconds([lambda: plain(pictures), lambda: suite(converted)], args.steps, device)
-    return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast}
+        return compare(lambda: plain(pictures), lambda: suite(converted), args.steps, device)
 
 
 def peak_gflops(dtype: torch.dtype, device: torch.device) -> float:
     """The best of several large square matrix products, in GFLOP/s."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    best = min(median_seconds([lambda: a @ b], 1, device)[0] for _ in range(5))
+    best = min(compare(lambda: a @ b, lambda: a @ b, 1, device)["suite_s"] for _ in range(5))
     return 2e-9 * size**3 / best
 
 

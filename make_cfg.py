@@ -134,11 +134,10 @@ def _masks_follow(heads: list[Yolo]) -> bool:
 
 def _recluster(defs: Defs, data: DataConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Cluster the train labels' boxes, put the anchors into `defs`, print and return how well old and new ones fit."""
-    if data.train is None:
-        raise UserError(f"{args.data}: has no line `train=...`, whose labels --anchors kmeans needs")
-    found = scan(data.train, data.classes)
+    source = data.source("train")
+    found = scan(source, data.classes)
     if found.problems.counts:
-        print(f"{data.train}: {found.problems.summary()}")
+        print(f"{source}: {found.problems.summary()}")
     sizes = label_sizes(found.labels, found.shapes, (defs.net.height, defs.net.width), args.stretch)
     before = used_anchors(defs)
     set_anchors(defs, cluster_anchors(sizes, _anchor_count(defs), args.seed))

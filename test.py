@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from utils.cfg import DataConfig, find_file, read_data
+from utils.cfg import DataConfig, read_data
 from utils.cli import (
     Loaded,
     Parser,
@@ -30,7 +30,7 @@ from utils.engine import evaluate
 from utils.errors import UserError
 from utils.files import write_text
 from utils.measure import count_parameters
-from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_ground_truth, coco_results, count_macs
+from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, count_macs, json_ground_truth
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
 def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
     """Evaluate at one image size; with --save-json also write the detections."""
     loader = valid_loader(args, loaded, data, img_size)
-    truth = json_ground_truth(data, loader)
+    truth = json_ground_truth(data, loader.dataset.paths)
     result = evaluate(
         loaded.model, loader, loaded.names, device=select_device(args.device), precision=args.precision,
         conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
@@ -88,8 +88,6 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
 
 def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> DataLoader:
     """The pictures of the .data's valid= line, prepared as the network was trained to see them."""
-    if data.valid is None:
-        raise UserError(f"{data.path}: needs a line `valid=` with a list or a folder of pictures to evaluate")
     channels = loaded.model.defs.net.channels
     gray = args.gray_scale or bool(loaded.settings.get("gray")) or channels == 1
     if channels != (1 if gray else 3):
@@ -97,17 +95,9 @@ def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img
         raise UserError(f"{name}: [net] has channels={channels}, but --gray-scale pictures have 1; set channels=1")
     stretch = args.stretch or bool(loaded.settings.get("stretch"))
     return create_loader(
-        data.valid, classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,
+        data.source("valid"), classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,
         stride=loaded.model.max_stride, rect=not stretch, stretch=stretch, gray=gray, workers=args.workers,
     )  # fmt: skip
-
-
-def json_ground_truth(data: DataConfig, loader: DataLoader) -> GroundTruth | None:
-    """COCO's own annotations if the .data file has a line `coco_json=`; None: take the labels."""
-    if "coco_json" not in data.extra:
-        return None
-    path = find_file(data.extra["coco_json"], data.path.parent)
-    return coco_ground_truth(path, loader.dataset.paths, data.names)
 
 
 def save_detections(result: Evaluation, truth: GroundTruth | None, paths: list[str], classes: int) -> None:

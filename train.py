@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from test import json_ground_truth
 from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
 from utils.cli import run as run_script
 from utils.distributed import joined
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
-from utils.metrics import Evaluation, GroundTruth
+from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import gamma_statistics
@@ -105,7 +104,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
     run, started, evaluation = setup.run, time.perf_counter(), None
-    truth = json_ground_truth(setup.data, setup.valid) if setup.valid is not None else None
+    truth = json_ground_truth(setup.data, setup.valid.dataset.paths) if setup.valid is not None else None
     while run.epoch < args.epochs:
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == args.epochs

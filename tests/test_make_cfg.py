@@ -147,6 +147,6 @@ def test_mistakes(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserError, match=r"odd.cfg:5: layer 2 \[yolo\]: is not fed by a convolution"):
         run("--cfg", tmp_path / "odd.cfg", "--data", data)
     (tmp_path / "bare.data").write_text("classes=5\n")
-    with pytest.raises(UserError, match="has no line `train"):
+    with pytest.raises(UserError, match="needs a line `train="):
         run("--cfg", TINY, "--data", tmp_path / "bare.data", "--anchors", "kmeans", "--out", tmp_path / "x.cfg")
     assert not (tmp_path / "x.cfg").exists()

@@ -173,6 +173,13 @@ class DataConfig:
     valid: Path | None
     extra: dict[str, str]
 
+    def source(self, key: str) -> Path:
+        """The pictures of `train` or `valid`; UserError when the file doesn't name them."""
+        found = {"train": self.train, "valid": self.valid}[key]
+        if found is None:
+            raise UserError(f"{self.path}: needs a line `{key}=` with a list or a folder of pictures")
+        return found
+
 
 def read_data(path: str | Path) -> DataConfig:
     """Read a .data file and the .names file it mentions.

@@ -9,6 +9,7 @@ processes changes it. The plan carries epoch and mosaic to the workers, so that 
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -316,8 +317,10 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def start_worker(worker: int) -> None:
-    """Worker processes are the parallelism: OpenCV's own threads would only fight over the cores."""
+    """Worker processes are the parallelism: OpenCV's own threads would only fight over the cores. Ctrl-C reaches the
+    whole process group; the main process ends the workers, so that they need not say anything themselves."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def create_loader(

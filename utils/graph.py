@@ -25,6 +25,7 @@ from collections.abc import Callable
 import numpy as np
 
 from utils import definitions as c
+from utils.activations import ACROSS_CHANNELS
 from utils.shapes import input_channels, output_shapes
 
 Ids = np.ndarray  # of int, one a channel
@@ -118,6 +119,8 @@ class ChannelGraph:
             self.grouped.append(self._index)
             self._freeze(ids)
             self._freeze(sources[0])
+        if d.activation in ACROSS_CHANNELS:
+            self._freeze(ids)
         return ids
 
     def _shortcut(self, d: c.Shortcut, sources: list[Ids]) -> Ids:

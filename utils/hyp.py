@@ -20,6 +20,9 @@ class Hyp:
     momentum: float = 0.937
     weight_decay: float = 5e-4  # on kernels only, never on BN or biases
     warmup_epochs: float = 3.0
+    warmup_batches: int = 100  # the fewest batches of the warm-up, if the training is long enough
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1  # where SGD's biases start
     nominal_batch: int = 64  # gradients are accumulated to about this many images
     clip_grad: float = 10.0  # largest norm of the whole gradient
     box: float = 0.05  # weights of the loss parts

@@ -1,4 +1,4 @@
-"""One module for each kind of cfg block, and the tables that find them: LAYERS (kind) and ACTIVATIONS (name).
+"""One module for each kind of cfg block, and the table LAYERS that finds them by kind.
 
 A module is called with the maps that its layer reads, in the order of `LayerDef.sources`, each (batch, channels,
 height, width). `darknet_tensors()` lists what a .weights file holds for it, in the file's order.
@@ -13,73 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils import definitions as c
+from utils.activations import activation
 from utils.errors import UserError
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.03
-
-
-class Elementwise(nn.Module):
-    """An activation that torch.nn doesn't have, from its formula."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _loggy(x: Tensor) -> Tensor:
-    return 2 * torch.sigmoid(x) - 1
-
-
-def _ramp(x: Tensor) -> Tensor:
-    return F.relu(x) + 0.1 * x
-
-
-def _plse(x: Tensor) -> Tensor:
-    return 0.125 * x.clamp(-4, 4) + 0.5 + 0.01 * (x - x.clamp(-4, 4))
-
-
-def _lhtan(x: Tensor) -> Tensor:
-    return x.clamp(0, 1) + 0.001 * (x - x.clamp(0, 1))
-
-
-def _hard_mish(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, (x.clamp(min=-2) + 2) * x.clamp(min=-2) / 2)
-
-
-# Darknet's names; leaky and relu work in place because nothing else needs their input.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "linear": nn.Identity,
-    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": nn.ReLU6,
-    "mish": nn.Mish,
-    "swish": nn.SiLU,
-    "logistic": nn.Sigmoid,
-    "hard_swish": nn.Hardswish,
-    "h_swish": nn.Hardswish,
-    "hard_mish": lambda: Elementwise(_hard_mish),
-    "tanh": nn.Tanh,
-    "hardtan": nn.Hardtanh,
-    "lhtan": lambda: Elementwise(_lhtan),
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "gelu": lambda: nn.GELU(approximate="tanh"),
-    "loggy": lambda: Elementwise(_loggy),
-    "relie": lambda: nn.LeakyReLU(0.01),
-    "ramp": lambda: Elementwise(_ramp),
-    "plse": lambda: Elementwise(_plse),
-}
-
-
-def activation(name: str) -> nn.Module:
-    """The module of an activation's Darknet name; ValueError if there is none."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]()
 
 
 class Block(nn.Module):

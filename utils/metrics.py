@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.cfg import DataConfig, find_file
 from utils.errors import UserError
 
 THRESHOLDS = 1000  # confidences at which F1 is looked at, at most
@@ -111,6 +112,13 @@ def coco_ground_truth(path: Path, image_paths: Sequence[str | Path], names: list
         raise UserError(f"{path}: has {len(categories)} categories, but the .data file has classes={len(names)}")
     ids = [categories[n] for n in names] if set(names) == set(categories) else sorted(categories.values())
     return GroundTruth(coco, [by_name[n] for n in names_of_pictures], ids)
+
+
+def json_ground_truth(data: DataConfig, paths: Sequence[str | Path]) -> GroundTruth | None:
+    """COCO's own annotations if the .data file has a line `coco_json=`; None: take the labels. paths: the pictures."""
+    if "coco_json" not in data.extra:
+        return None
+    return coco_ground_truth(find_file(data.extra["coco_json"], data.path.parent), paths, data.names)
 
 
 def _annotation(number: int, image: int, category: int, box: list[float]) -> dict[str, Any]:

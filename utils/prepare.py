@@ -90,19 +90,15 @@ def create_loaders(
     args: argparse.Namespace, data: DataConfig, loaded: Loaded, settings: dict[str, Any], hyp: Hyp, world: World
 ) -> tuple[DataLoader, DataLoader | None]:
     """Loaders of the training and the validation pictures; no validation where the .data names none, with --notest."""
-    if data.train is None:
-        raise UserError(f"{data.path}: needs a line `train=` with a list or a folder of pictures")
-    if data.valid is None and not args.notest:
-        raise UserError(f"{data.path}: needs a line `valid=` with a list or a folder of pictures, or train with --notest")
     shared = {
         "classes": data.classes, "img_size": loaded.img_size, "stride": loaded.model.max_stride, "stretch": settings["stretch"],
         "gray": settings["gray"], "workers": args.workers, "cache_images": args.cache_images, "rank": world.rank,
         "world_size": world.size,
     }  # fmt: skip
     loader = create_loader(
-        data.train, training=True, batch_size=args.batch_size, hyp=hyp, rect=args.rect, seed=args.seed, **shared
+        data.source("train"), training=True, batch_size=args.batch_size, hyp=hyp, rect=args.rect, seed=args.seed, **shared
     )
-    if data.valid is None:
+    if data.valid is None and args.notest:
         return loader, None
     batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
-    return loader, create_loader(data.valid, training=False, batch_size=batch, rect=rect, **shared)
+    return loader, create_loader(data.source("valid"), training=False, batch_size=batch, rect=rect, **shared)

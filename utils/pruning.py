@@ -60,7 +60,7 @@ class Judge:
             settings = self.loaded.settings
             stretch = self.args.stretch or settings.get("stretch", False)
             self.loader = create_loader(
-                evaluation_source(self.data), classes=self.data.classes, img_size=self.loaded.img_size,
+                self.data.source("valid"), classes=self.data.classes, img_size=self.loaded.img_size,
                 batch_size=self.args.batch_size, training=False, hyp=Hyp(), stride=self.loaded.model.max_stride,
                 rect=not stretch, stretch=stretch, gray=self.loaded.model.defs.net.channels == 1, workers=self.args.workers,
             )  # fmt: skip
@@ -76,13 +76,6 @@ class Judge:
 
     def measure(self, model: Darknet, what: str) -> dict[str, Any]:
         return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
-
-
-def evaluation_source(data: DataConfig) -> Path:
-    """The .data file's pictures for evaluation; UserError when it names none."""
-    if data.valid is None:
-        raise UserError(f"{data.path}: needs a line `valid=...` with the pictures to evaluate on")
-    return data.valid
 
 
 def prune_channels(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from utils.sparsity import GammaPenalty
 if TYPE_CHECKING:
     from models import Darknet
 
-WARMUP_ITERATIONS = 100  # the fewest batches of a warm-up, where the training is long enough
-WARMUP_MOMENTUM = 0.8
-WARMUP_BIAS_RATE = 0.1  # learning rate at which SGD's biases start
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 
 
@@ -59,14 +56,16 @@ class Schedule:
     lrf: float
     momentum: float
     bias_start: float
+    momentum_start: float
 
     @classmethod
     def plan(cls, hyp: Hyp, adam: bool, epochs: int, epoch_steps: int, accumulate: int) -> "Schedule":
         """The schedule of `epochs` epochs of `epoch_steps` optimizer steps; its warm-up takes at most a third of them."""
         total = epochs * epoch_steps
-        wanted = max(round(hyp.warmup_epochs * epoch_steps), math.ceil(WARMUP_ITERATIONS / accumulate))
+        wanted = max(round(hyp.warmup_epochs * epoch_steps), math.ceil(hyp.warmup_batches / accumulate))
         warmup = min(wanted, total // 3) if hyp.warmup_epochs > 0 else 0
-        return cls(total, warmup, hyp.lr0_adam if adam else hyp.lr0, hyp.lrf, hyp.momentum, 0.0 if adam else WARMUP_BIAS_RATE)
+        peak, bias_start = (hyp.lr0_adam, 0.0) if adam else (hyp.lr0, hyp.warmup_bias_lr)
+        return cls(total, warmup, peak, hyp.lrf, hyp.momentum, bias_start, hyp.warmup_momentum)
 
     def rate(self, step: int, start: float = 0.0) -> float:
         """Learning rate at optimizer step `step`, counted from 0, warming up from `start`."""
@@ -79,7 +78,7 @@ class Schedule:
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the optimizer's learning rates and momentum for step `step`."""
-        start = min(WARMUP_MOMENTUM, self.momentum)
+        start = min(self.momentum_start, self.momentum)
         momentum = start + (self.momentum - start) * self._warmth(step)
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step, self.bias_start if group["name"] == "biases" else 0.0)

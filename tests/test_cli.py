@@ -1,0 +1,118 @@
+"""utils.cli: flags in both spellings, tables, loading, and users' mistakes in one line with exit status 2."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import CSP, NET, RESIDUAL, conv, head, network
+from utils import cli
+from utils.cfg import read_data
+from utils.errors import UserError
+from utils.weights import save_checkpoint, save_weights
+
+SCRIPTS = ("train", "test", "detect", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo", "data/make_shapes")
+
+
+def parser() -> cli.Parser:
+    found = cli.Parser("about")
+    found.add_argument("--layer_keep", type=float, default=0.01)
+    found.add_argument("--img-size", type=int)
+    found.add_argument("--multi-scale", action="store_true")
+    return found
+
+
+@pytest.mark.parametrize("words", [["--layer-keep", "0.5", "--img_size=64", "--multi_scale"],
+                                   ["--layer_keep=0.5", "--img-size", "64", "--multi-scale"]])  # fmt: skip
+def test_dashes_and_underscores_are_the_same(words):
+    args = parser().parse_args(words)
+    assert (args.layer_keep, args.img_size, args.multi_scale) == (0.5, 64, True)
+
+
+def test_values_that_look_like_flags_are_left_alone():
+    assert cli.Parser("x")._spelled("a_b-c") == "a_b-c"
+    assert parser().parse_args(["--layer_keep", "-1"]).layer_keep == -1
+
+
+def test_unknown_flags_end_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(["--quantum"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("raised", "status"), [(UserError("x.cfg:3: wrong"), 2), (KeyboardInterrupt(), 130)])
+def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool.py"])
+
+    def main(args: argparse.Namespace) -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, cli.Parser("x"))
+    assert stop.value.code == status
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_table():
+    text = cli.format_table(["name", "mAP", "n"], [["a", 0.123456, 1234567], ["bcd", None, 8]])
+    assert text.splitlines() == ["name     mAP          n", "-----------------------", "a     0.1235  1,234,567", "bcd        -          8"]
+
+
+def test_a_checkpoint_brings_its_cfg_names_and_size(tmp_path):
+    model = network(RESIDUAL)
+    data = {"model": model.state_dict(), "cfg": RESIDUAL, "names": ["cat", "dog"], "settings": {"img_size": 96, "gray": False}}
+    save_checkpoint(tmp_path / "a.pt", data)
+    loaded = cli.load_model("", tmp_path / "a.pt")
+    assert (loaded.names, loaded.img_size, loaded.settings["gray"]) == (["cat", "dog"], 96, False)
+    with pytest.raises(UserError, match=r"is \(8, 3, 3, 3\) there, but this cfg makes it \(6, 3, 3, 3\)"):
+        cli.load_model(write(tmp_path / "other.cfg", RESIDUAL.replace("filters=8", "filters=6")), tmp_path / "a.pt")
+
+
+def test_weights_without_their_cfg_ask_for_it(tmp_path):
+    save_weights(network(CSP), tmp_path / "a.weights")
+    with pytest.raises(UserError, match="name the one it belongs to with --cfg"):
+        cli.load_model("", tmp_path / "a.weights")
+    with pytest.raises(UserError, match="--cfg FILE, or a checkpoint"):
+        cli.load_model("", "")
+
+
+def test_classes_of_cfg_and_data_must_agree(tmp_path):
+    write(tmp_path / "x.data", "classes=3\n")
+    with pytest.raises(UserError, match="classes=2, but .* has 3; run: python make_cfg.py"):
+        cli.load_model(write(tmp_path / "x.cfg", RESIDUAL), "", data=read_data(tmp_path / "x.data"))
+
+
+def test_two_numbers_of_classes_in_one_network_are_refused(tmp_path):
+    body = NET + conv(8) + head("0", 2) + "[route]\nlayers=0\n" + head("1", 3)
+    with pytest.raises(UserError, match=r"one number of classes, has \[2, 3\]"):
+        cli.load_model(write(tmp_path / "x.cfg", body), "")
+
+
+def test_write_json(tmp_path):
+    cli.write_json(tmp_path / "deep" / "x.json", {"a": 1.5})
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": 1.5}
+    cli.write_json("", {})
+
+
+def test_every_script_explains_itself(pytestconfig):
+    """One process for all: importing torch takes seconds."""
+    code = f"""
+import importlib, sys
+sys.path.insert(0, "data")
+for name in {SCRIPTS!r}:
+    module = importlib.import_module(name.split("/")[-1])
+    try:
+        module.get_parser().parse_args(["--help"])
+    except SystemExit as stop:
+        print("status", name, stop.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+    assert [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("status")] == [[s, "0"] for s in SCRIPTS]
+
+
+def write(path, text: str):
+    path.write_text(text)
+    return path
