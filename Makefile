@@ -1,7 +1,8 @@
 # make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
 # make test   the tests
 # make check  linter and tests
-# All three create the virtual environment first. It is shared by every clone with the same requirements:
+# make test-all  also the slow tests: every network pruned in every way, as a printed matrix
+# All create the virtual environment first. It is shared by every clone with the same requirements:
 # override its place with `make VENV=/some/folder demo`.
 
 PYTHON ?= python3
@@ -10,13 +11,17 @@ VENV ?= $(HOME)/.cache/darkedge/venv-$(KEY)
 READY := $(VENV)/.complete
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint clean
+.PHONY: demo test test-all check lint clean
 
 demo: $(READY)
 	$(RUN) demo.py
 
 test: $(READY)
 	$(RUN) -m pytest
+
+test-all: $(READY)
+	$(RUN) -m pytest
+	$(RUN) -m pytest -n 0 -m slow --capture=no
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     cfg, size = f"{out}/shapes.cfg", str(args.img_size)
     common = ["--data", DATA, "--img-size", size]
     train = ["train.py", *common, "--batch-size", "16", "-mpt", "--cache-images"]
-    train += ["--weights-dir", str(out), "--logdir", f"{out}/runs"]
+    train += ["--weights-dir", str(out), "--results-dir", str(out), "--logdir", f"{out}/runs"]
     command("data/make_shapes.py")
     command("make_cfg.py", "--cfg", CFG, "--data", DATA, "--anchors", "kmeans", "--img-size", size, "--out", cfg)
     epochs = [str(e) for e in args.epochs]

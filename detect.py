@@ -31,6 +31,7 @@ from utils.cli import (
     format_table,
     load_model,
     run,
+    sees_gray,
     write_json,
 )
 from utils.datasets import ImageInfo
@@ -61,6 +62,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fourcc", default="mp4v", help="codec of written videos")
     parser.add_argument("--view-img", action="store_true", help="show results in a window; q or Esc ends")
     parser.add_argument("--save-txt", action="store_true", help="write a line `class cx cy w h confidence` a box, 0..1, too")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     add_inference_arguments(parser)
     add_device_arguments(parser)
     return parser
@@ -69,7 +72,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     items = find_items(args.source, exclude=args.output)
-    loaded = load_model(args.cfg, args.weights, args.img_size, read_data(args.data) if args.data else None)
+    data = read_data(args.data) if args.data else None
+    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:
         print(loaded.report.message)
     detector = Detector(loaded, class_names(loaded, args), args)
@@ -114,8 +118,8 @@ class Detector:
         self.device = select_device(args.device)
         self.dtype = inference_dtype(self.device, args.precision)
         self.network: Darknet = loaded.model.inference_copy(self.device, args.precision)
-        self.gray = loaded.model.defs.net.channels == 1
-        self.maxabs = bool(loaded.settings.get("maxabs"))
+        self.gray = sees_gray(loaded.model)
+        self.maxabs = args.maxabsscaler or bool(loaded.settings.get("maxabs"))
         self.stretch = args.stretch or bool(loaded.settings.get("stretch"))
         self.watch = Stopwatch(self.device)
 

@@ -117,3 +117,10 @@ def check_img_size(size: int, stride: int) -> None:
     if size < stride or size % stride:
         near = max(stride, round(size / stride) * stride)
         raise UserError(f"--img-size {size}: this network needs a multiple of {stride}; the nearest is {near}")
+
+
+if __name__ == "__main__":
+    from utils.cli import run
+    from utils.summary import get_parser, main
+
+    run(main, get_parser())

@@ -1,10 +1,13 @@
-"""Prune the weakest channels of the whole network, but never those that a shortcut adds to others."""
+"""Prune the weakest channels of the whole network, but never those that a shortcut adds to others.
+
+The safest choice, and the first to try; networks without shortcuts have nothing that it couldn't remove.
+"""
 
 import argparse
 from typing import Any
 
 from utils.cli import Parser, run
-from utils.pruning import prune_channels, prune_parser
+from utils.pruning import prune, prune_parser
 
 
 def get_parser() -> Parser:
@@ -12,7 +15,7 @@ def get_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return prune_channels(args)
+    return prune(args)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from utils.cli import (
     format_table,
     load_model,
     run,
+    sees_gray,
     write_json,
 )
 from utils.datasets import create_loader
 from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
-from utils.errors import UserError
 from utils.files import write_text
 from utils.measure import count_parameters
 from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, count_macs, json_ground_truth
@@ -58,7 +58,7 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
     data = read_data(args.data)
-    loaded = load_model(args.cfg, args.weights, args.img_size, data)
+    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if not args.weights:
         print("no --weights: this network is untrained")
     if args.task == "benchmark":
@@ -88,15 +88,10 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
 
 def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> DataLoader:
     """The pictures of the .data's valid= line, prepared as the network was trained to see them."""
-    channels = loaded.model.defs.net.channels
-    gray = args.gray_scale or bool(loaded.settings.get("gray")) or channels == 1
-    if channels != (1 if gray else 3):
-        name = loaded.model.defs.name
-        raise UserError(f"{name}: [net] has channels={channels}, but --gray-scale pictures have 1; set channels=1")
     stretch = args.stretch or bool(loaded.settings.get("stretch"))
     return create_loader(
         data.source("valid"), classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,
-        stride=loaded.model.max_stride, rect=not stretch, stretch=stretch, gray=gray, workers=args.workers,
+        stride=loaded.model.max_stride, rect=not stretch, stretch=stretch, gray=sees_gray(loaded.model), workers=args.workers,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
 from utils.resume import RunFiles, read_last, save_run
-from utils.sparsity import gamma_statistics
+from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 
@@ -38,6 +38,11 @@ def get_parser() -> Parser:
     parser.add_argument("--s", type=float, default=0.0, help="sparse training: strength of the penalty on gammas")
     parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
                         help="gammas to penalise: 0 normal and regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
+    parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="constant",
+                        help="of --s: global-decay: from half of the epochs on s/100; local-decay: from half on the smallest "
+                        "gammas keep s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
+    parser.add_argument("--sparse-keep", type=float, default=0.85, help="local-decay: share of the gammas that keep s")
+    parser.add_argument("--sparse-target", type=float, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end")
     parser.add_argument("--multi-scale", **flag, help="picture sizes vary between 0.67 and 1.5 times --img-size")
     parser.add_argument("--rect", **flag, help="rectangular batches, without mosaic")
     parser.add_argument("--stretch", **flag, help="resize as Darknet does, without keeping the aspect ratio")
@@ -53,6 +58,7 @@ def get_parser() -> Parser:
     parser.add_argument("--notest", **flag, help="evaluate after the last epoch only")
     parser.add_argument("--name", default="", help="writes last_NAME.pt, best_NAME.pt, results_NAME.txt")
     parser.add_argument("--weights-dir", default="weights", help="folder of last.pt and best.pt")
+    parser.add_argument("--results-dir", default=".", help="folder of results.txt and results.png")
     parser.add_argument("--logdir", default="runs", help="folder of TensorBoard's files; '' for none")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,7 +68,7 @@ def get_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train; returns the figures that --json writes, or {} for a run that was finished already."""
-    files = RunFiles(Path(args.weights_dir), args.name)
+    files = RunFiles(Path(args.weights_dir), args.name, Path(args.results_dir))
     with joined(args.device) as (world, device):
         say = print if world.is_main else _silent
         checkpoint = None
@@ -97,8 +103,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--s, --workers and --accumulate can't be negative")
     if args.s > 0 and args.prune < 0:
         raise UserError(f"--s {args.s:g} needs --prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning")
-    if args.prune >= 0 and args.s == 0:
-        raise UserError(f"--prune {args.prune} needs --s, the strength of the penalty on gammas, for example --s 0.01")
+    dynamic = args.sparse_schedule == "dynamic"
+    if args.prune >= 0 and args.s == 0 and not dynamic:
+        raise UserError(f"--prune {args.prune} needs --s, the strength of the penalty on gammas, for example --s 0.01, "
+                        "or --sparse-schedule dynamic, which finds it out")  # fmt: skip
+    if args.sparse_schedule != "constant" and args.prune < 0:
+        raise UserError(f"--sparse-schedule {args.sparse_schedule} needs --prune: 0 for normal or regular, 1 for shortcut or "
+                        "slim, 2 for layer pruning")  # fmt: skip
+    if not (0 < args.sparse_keep < 1 and 0 < args.sparse_target < 1):
+        raise UserError("--sparse-keep and --sparse-target are shares: above 0 and below 1")
 
 
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
@@ -110,11 +123,15 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         final = run.epoch == args.epochs
         evaluation = measure(setup, truth) if setup.valid is not None and (final or not args.notest) else None
         gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
-        for line in ([metrics_line(evaluation)] if evaluation else []) + ([gammas_line(gammas)] if gammas else []):
-            say(line)
+        if evaluation:
+            say(metrics_line(evaluation))
+        if gammas:
+            say(gammas_line(gammas, run.penalty.strength))
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
+            for line in log.sparsity_warnings(run.plan) if gammas else ():
+                say(f"warning: {line}")
             if final or not args.nosave:
                 save_run(run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
                          is_best=is_best and not args.nosave, finished=final)  # fmt: skip

@@ -58,6 +58,7 @@ def test_yolo_without_mask_uses_all_anchors():
 
 def test_largest_stride(shared):
     assert max_stride(parse_cfg(shared / "darknet/cfg/yolov4-p5.cfg")) == 32
+    assert max_stride(parse_cfg(shared / "darknet/cfg/yolov4-sam-mish-csp-reorg-bfm.cfg")) == 64  # goes down to 64 and back
     assert max_stride(parse_cfg(TOPOLOGIES["csp"])) == 4
     assert max_stride(parse_cfg(TOPOLOGIES["spp"])) == 2
 

@@ -13,7 +13,10 @@ from utils.cfg import read_data
 from utils.errors import UserError
 from utils.weights import save_checkpoint, save_weights
 
-SCRIPTS = ("train", "test", "detect", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo", "data/make_shapes")
+SCRIPTS = (
+    "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",
+    "data/make_shapes",
+)  # fmt: skip
 
 
 def parser() -> cli.Parser:
@@ -58,7 +61,8 @@ def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
 
 def test_table():
     text = cli.format_table(["name", "mAP", "n"], [["a", 0.123456, 1234567], ["bcd", None, 8]])
-    assert text.splitlines() == ["name     mAP          n", "-----------------------", "a     0.1235  1,234,567", "bcd        -          8"]
+    rows = ["name     mAP          n", "-----------------------", "a     0.1235  1,234,567", "bcd        -          8"]
+    assert text.splitlines() == rows
 
 
 def test_a_checkpoint_brings_its_cfg_names_and_size(tmp_path):

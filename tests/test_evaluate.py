@@ -244,8 +244,10 @@ def test_script_benchmark(data: Path, cfg: Path, tmp_path: Path, capsys) -> None
 
 
 def test_script_errors(data: Path, cfg: Path, monkeypatch, capsys) -> None:
-    with pytest.raises(UserError, match="channels=3"):
-        call("--data", data, "--cfg", cfg, "--gray-scale")
+    two = cfg.with_name("two.cfg")
+    two.write_text(cfg.read_text().replace("channels=3", "channels=2"))
+    with pytest.raises(UserError, match=r"two.cfg: channels=2, but pictures have 3, or 1 with --gray-scale"):
+        call("--data", data, "--cfg", two)
     data.write_text("classes=2\n")
     with pytest.raises(UserError, match="valid="):
         call("--data", data, "--cfg", cfg)

@@ -104,7 +104,9 @@ def test_a_training_leaves_what_it_promises(here, capsys):
     assert (measured.map50, measured.map) == pytest.approx((table["mAP50"][-1], table["mAP"][-1]), abs=1e-3)
 
 
-@pytest.mark.parametrize("flags", ["", "--adam --multi-scale --no-ema --s 0.01 --prune 1"])
+@pytest.mark.parametrize(
+    "flags", ["", "--adam --multi-scale --no-ema --s 0.01 --prune 1", "--prune 0 --sparse-schedule dynamic"]
+)
 def test_an_interrupted_run_resumes_exactly(here, monkeypatch, flags):
     flags += " --epochs 4 --json x.json"
     train_with(f"{flags} --name whole")
@@ -228,6 +230,10 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
     assert "next: python normal_prune.py --data d.data --weights weights/last.pt --percent" in output
     medians = results()["g50"]
     assert medians[0] > medians[1] > medians[2]
+    train_with("--epochs 40 --prune 0 --sparse-schedule dynamic --name dynamic --notest")
+    assert results("results_dynamic.txt")["near_zero"][-1] > 0.5
+    train_with("--epochs 8 --prune 0 --s 0.0001 --name weak")
+    assert "warning: s too small: the share under 0.01 moved by" in capsys.readouterr().out
     train_with("--epochs 3 --notest --name dense")
     assert np.isnan(results("results_dense.txt")["g50"]).all()
 
@@ -237,6 +243,8 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
     [
         ("--s 0.01", "needs --prune"),
         ("--prune 0", "needs --s"),
+        ("--sparse-schedule dynamic", "needs --prune"),
+        ("--prune 0 --s 0.1 --sparse-keep 1", "above 0 and below 1"),
         ("--epochs 0", "at least 1"),
         ("--workers -1", "negative"),
         ("--data none.data", "none.data"),

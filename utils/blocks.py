@@ -85,7 +85,7 @@ def _tail(graph: ChannelGraph, index: int) -> list[int]:
     if isinstance(graph.defs[index], c.ScaleChannels):
         sources = sources[1:]  # the factors don't matter where the scaled map is silent
     tails = [_tail(graph, s) for s in sources]
-    return sorted({index, *sum(tails, [])}) if all(tails) else []
+    return sorted({index, *(layer for tail in tails for layer in tail)}) if all(tails) else []
 
 
 def block_scores(model: "Darknet", graph: ChannelGraph, blocks: Sequence[Block], keep: np.ndarray) -> np.ndarray:

@@ -31,6 +31,10 @@ from utils.definitions import SECTIONS, Convolutional, Defs, LayerDef, Net, Yolo
 from utils.errors import UserError
 from utils.files import read_text
 
+LEAST = dict.fromkeys(("filters", "size", "stride", "stride_x", "stride_y", "groups", "dilation", "out_channels"), 1)
+LEAST |= dict.fromkeys(("reduction", "hidden", "classes", "num"), 1) | {"padding": 0, "group_id": 0}
+UNSUPPORTED = ("binary", "xnor", "share_index", "deform", "rotate", "stretch", "stretch_sway", "sway")  # of a convolution
+
 
 def parse_cfg(source: str | Path) -> Defs:
     """Parse a .cfg, given as a path or as its text.
@@ -46,8 +50,11 @@ def parse_cfg(source: str | Path) -> Defs:
     defs = Defs(sections[0], sections[1:], name)
     if any(isinstance(d, Net) for d in defs):
         raise UserError(f"{name}: [net] occurs twice")
+    for key in ("width", "height", "channels"):
+        if getattr(defs.net, key) < 1:
+            raise UserError(f"{name}:{defs.net.line}: [net]: {key}={getattr(defs.net, key)}: must be at least 1")
     for index in range(len(defs)):
-        _check_references(defs, index)
+        _check_layer(defs, index)
     return defs
 
 
@@ -61,7 +68,7 @@ def _split_sections(text: str, name: str) -> Iterator[tuple[str, int, int, dict[
         if line.startswith("[") and line.endswith("]"):
             if kind:
                 yield kind, index, start, options
-            kind, start, index, options = line[1:-1].strip().lower(), number, index + 1, {}
+            kind, start, index, options = line[1:-1].strip(), number, index + 1, {}
             continue
         key, equals, value = line.partition("=")
         if not equals or not kind:
@@ -73,6 +80,7 @@ def _split_sections(text: str, name: str) -> Iterator[tuple[str, int, int, dict[
 
 def _parse_section(kind: str, index: int, line: int, options: dict[str, tuple[str, int]], name: str) -> LayerDef:
     where = f"{name}:{line}: layer {index} [{kind}]"
+    kind = kind.lower()
     if kind not in SECTIONS:
         raise UserError(f"{where}: this kind of layer is not supported; supported: {', '.join(sorted(SECTIONS))}")
     known, values, extra = _fields(SECTIONS[kind]), {}, {}
@@ -114,13 +122,17 @@ def _convert(text: str, kind: Any) -> Any:
     return kind(text)
 
 
-def _check_references(defs: Defs, index: int) -> None:
+def _check_layer(defs: Defs, index: int) -> None:
     d = defs[index]
     for reference in d.references():
         if not 0 <= absolute(reference, index) < index:
             raise UserError(f"{defs.where(index)}: refers to layer {reference}, but only layers before it can be read")
-    if isinstance(d, Convolutional) and (d.filters < 1 or d.size < 1 or min(d.strides) < 1 or d.groups < 1):
-        raise UserError(f"{defs.where(index)}: filters, size, stride and groups must be at least 1")
+    for key, least in LEAST.items():
+        value = getattr(d, key, None)
+        if value is not None and value < least:
+            raise UserError(f"{defs.where(index)}: {key}={value}: must be at least {least}")
+    for key in (k for k in UNSUPPORTED if isinstance(d, Convolutional) and d.extra.get(k, "0") not in ("0", "")):
+        raise UserError(f"{defs.where(index)}: {key}={d.extra[key]} is not supported")
     if isinstance(d, Yolo):
         _check_yolo(defs, index, d)
 

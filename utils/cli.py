@@ -97,19 +97,24 @@ def load_model(
     *,
     pretrained: bool = False,
     prefix: bool = False,
+    gray: bool = False,
 ) -> Loaded:
     """Build the network of `cfg` (or of the checkpoint's own cfg) in eval mode on the CPU, and load `weights` if given.
 
     img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
+    gray: build it for one channel whatever the cfg says, as is done for a checkpoint trained with --gray-scale.
     Raises UserError, before anything is loaded, when classes of cfg and data differ.
     """
     checkpoint = load_checkpoint(weights) if weights and is_checkpoint(weights) else None
+    settings = (checkpoint or {}).get("settings", {})
     defs = choose_cfg(cfg, weights, checkpoint)
+    if gray or settings.get("gray"):
+        defs.net.channels = 1
     classes = checkpoint_classes(defs)
     if data is not None and data.classes != classes:
         raise UserError(f"{defs.name}: its [yolo] layers have classes={classes}, but {data.path} has {data.classes}; "
                         f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
-    size = img_size or (checkpoint or {}).get("settings", {}).get("img_size") or defs.net.width
+    size = img_size or settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     report = LoadReport()
     if checkpoint is not None:
@@ -118,6 +123,14 @@ def load_model(
         report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
     names = data.names if data else (checkpoint or {}).get("names") or [str(i) for i in range(classes)]
     return Loaded(model.eval(), names, size, checkpoint, report)
+
+
+def sees_gray(model: Darknet) -> bool:
+    """Whether a network reads one-channel pictures; UserError if it reads neither those nor colour."""
+    channels = model.defs.net.channels
+    if channels not in (1, 3):
+        raise UserError(f"{model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]")
+    return channels == 1
 
 
 def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: dict[str, Any] | None) -> Defs:

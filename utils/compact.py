@@ -1,6 +1,7 @@
 """(model, graph, keep-mask) -> smaller definitions and the smaller model that computes the same function."""
 
 import copy
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,60 +10,67 @@ from torch import Tensor, nn
 
 from utils import definitions as c
 from utils import layers as l
+from utils.blocks import Block, surviving_layers, without_blocks
 from utils.constants import kernel_shift, layer_constants
 from utils.graph import ChannelGraph
+from utils.origin import note_origin
 
 if TYPE_CHECKING:
     from models import Darknet
 
 
-def compact_defs(graph: ChannelGraph, keep: np.ndarray) -> c.Defs:
-    """The definitions of the network that keeps only the ids in `keep`, (graph.count,) bool."""
-    defs = copy.deepcopy(graph.defs)
-    for index, d in enumerate(defs):
-        kept = int(keep[graph.out[index]].sum())
+def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> c.Defs:
+    """The definitions of the network that keeps only the ids in `keep`, (graph.count,) bool, and not the blocks `dropped`.
+
+    Each layer records where in the unpruned network it comes from (see utils.origin).
+    """
+    defs = without_blocks(graph.defs, dropped)
+    for new, old in enumerate(surviving_layers(len(graph.defs), dropped)):
+        d, kept = defs[new], keep[graph.out[old]]
+        note_origin(d, new, old, kept)
         if isinstance(d, c.Convolutional):
-            if d.groups > 1 and graph.is_depthwise(index):
-                d.groups = kept
-            d.filters = kept
+            if d.groups > 1 and graph.is_depthwise(old):
+                d.groups = int(kept.sum())
+            d.filters = int(kept.sum())
         elif isinstance(d, c.SqueezeExcite):
-            d.hidden = d.hidden or len(graph.out[index]) // d.reduction
-            d.filters = kept
+            d.hidden = d.hidden or len(kept) // d.reduction
+            d.filters = int(kept.sum())
     return defs
 
 
 @torch.no_grad()
-def mask_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray) -> "Darknet":
-    """A copy of `model`, of the same size, in which the gammas of removed channels are 0: what pruning does to the
-    function, before anything is taken away."""
+def mask_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> "Darknet":
+    """A copy of `model`, of the same size, in which the gammas of removed channels and of dropped blocks' ends are 0: what
+    pruning does to the function, before anything is taken away."""
     masked = copy.deepcopy(model)
+    ends = {i for block in dropped for i in block.ends}
     for index in graph.gammas():
         gamma = masked.module_list[index].BatchNorm2d.weight
-        gamma[torch.from_numpy(~keep[graph.out[index]]).to(gamma.device)] = 0
+        gamma[torch.from_numpy(~keep[graph.out[index]] | (index in ends)).to(gamma.device)] = 0
     return masked
 
 
 @torch.no_grad()
-def compact_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray) -> "Darknet":
-    """The network without the removed channels, their constants absorbed; same training mode and device as `model`.
+def compact_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> "Darknet":
+    """The network without the removed channels and blocks, their constants absorbed; same training mode and device.
 
     Equals mask_model's output to float precision; for where constants limit that, see utils.constants.
     """
-    small = type(model)(compact_defs(graph, keep), model.img_size)
-    constants = layer_constants(model, graph, keep)
-    for index, module in enumerate(model.module_list):
+    small = type(model)(compact_defs(graph, keep, dropped), model.img_size)
+    constants = layer_constants(model, graph, keep, dropped)
+    for target, index in zip(small.module_list, surviving_layers(len(graph.defs), dropped), strict=True):
+        module = model.module_list[index]
         kept_out = torch.from_numpy(keep[graph.out[index]])
         kept_in = torch.from_numpy(keep[graph.inputs(index)])
         source = model.sources[index][0]
         constant = constants[source] if source >= 0 else torch.zeros(len(kept_in), dtype=torch.float64)
-        target = small.module_list[index]
         if isinstance(module, l.Convolution):
             _copy_convolution(module, target, kept_in, kept_out, constant)
         elif isinstance(module, l.SqueezeExcite):
             target.se.fc[0].weight.copy_(module.se.fc[0].weight[:, kept_in])
             target.se.fc[2].weight.copy_(module.se.fc[2].weight[kept_out])
         elif isinstance(module, l.BatchNorm):
-            _copy_batch_norm(module.BatchNorm2d, target.BatchNorm2d, kept_out, torch.zeros(len(kept_out)))
+            _copy_batch_norm(module.BatchNorm2d, target.BatchNorm2d, kept_out, constant)
         elif isinstance(module, l.Shortcut) and module.weights is not None:
             per_channel = module.weights.shape[1] > 1
             target.weights.copy_(module.weights[:, kept_out] if per_channel else module.weights)
@@ -73,7 +81,7 @@ def compact_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray) -> "D
 def _copy_convolution(
     module: l.Convolution, target: l.Convolution, kept_in: Tensor, kept_out: Tensor, constant: Tensor
 ) -> None:
-    """Copy the kept filters and absorb the constant that the removed inputs carried: the mean falls or the bias rises."""
+    """Copy the kept filters and absorb the constant that the inputs carried: the mean falls or the bias rises."""
     shift = kernel_shift(module, constant)
     conv, smaller = module.conv, target.conv
     weight = conv.weight[kept_out]

@@ -50,6 +50,7 @@ class Convolutional(LayerDef):
     padding: int = 0
     groups: int = 1
     dilation: int = 1
+    antialiasing: int = 0
     activation: str = "logistic"
 
     @property
@@ -59,8 +60,8 @@ class Convolutional(LayerDef):
 
     @property
     def zero_padding(self) -> int:
-        """Zeros added on each side."""
-        return self.size // 2 * self.dilation if self.pad else self.padding
+        """Zeros added on each side; Darknet spreads the padding as it spreads the kernel."""
+        return (self.size // 2 if self.pad else self.padding) * self.dilation
 
 
 @dataclass(kw_only=True)

@@ -79,11 +79,6 @@ class ChannelGraph:
         """Indices of the layers with a batch normalisation."""
         return [i for i, d in enumerate(self.defs) if _has_gamma(d)]
 
-    def residual_ends(self) -> list[int]:
-        """Indices of the layers with a batch normalisation whose maps a shortcut adds to an earlier one."""
-        ends = {self.defs.sources(i)[0] for i, d in enumerate(self.defs) if isinstance(d, c.Shortcut)}
-        return sorted(ends & set(self.gammas()))
-
     # Building: raw ids, one a filter, united as layers tie them together.
 
     def _new(self, count: int) -> Ids:

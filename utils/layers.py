@@ -27,6 +27,22 @@ class Block(nn.Module):
         yield from ()
 
 
+class Blur(nn.Module):
+    """antialiasing: what the layer computed by single steps, blurred before it is thinned out (Zhang 2019).
+
+    1: the 3x3 binomial kernel, zero-padded by one; 2: the mean of 2x2, not padded.
+    """
+
+    def __init__(self, d: c.Convolutional | c.MaxPool) -> None:
+        super().__init__()
+        self.strides, self.taps = d.strides, {1: (0.25, 0.5, 0.25), 2: (0.5, 0.5)}[d.antialiasing]
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = x.new_tensor(self.taps)
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, kernel, stride=self.strides, padding=len(taps) - 2, groups=x.shape[1])
+
+
 class Convolution(Block):
     """[convolutional] and [depthwise]: convolution, batch normalisation, activation."""
 
@@ -34,11 +50,13 @@ class Convolution(Block):
         super().__init__()
         self.is_depthwise = isinstance(d, c.Depthwise)
         groups = channels if self.is_depthwise else d.groups
-        conv = nn.Conv2d(channels, d.filters, d.size, d.strides, d.zero_padding, d.dilation, groups, bias=not d.batch_normalize)
+        strides = (1, 1) if d.antialiasing else d.strides
+        conv = nn.Conv2d(channels, d.filters, d.size, strides, d.zero_padding, d.dilation, groups, bias=not d.batch_normalize)
         nn.init.kaiming_normal_(conv.weight, a=0.1)
         self.add_module("DepthWise2d" if self.is_depthwise else "Conv2d", conv)
         self.BatchNorm2d = nn.BatchNorm2d(d.filters, BN_EPSILON, BN_MOMENTUM) if d.batch_normalize else None
         self.activation = activation(d.activation)
+        self.blur = Blur(d) if d.antialiasing else nn.Identity()
         self.float_input = False  # see Darknet.inference_copy
 
     @property
@@ -49,7 +67,7 @@ class Convolution(Block):
         x = self.conv(x.float() if self.float_input else x)
         if self.BatchNorm2d is not None:
             x = self.BatchNorm2d(x)
-        return self.activation(x)
+        return self.blur(self.activation(x))
 
     def darknet_tensors(self) -> Iterator[Tensor]:
         if self.BatchNorm2d is None:
@@ -110,7 +128,9 @@ class Pool(Block):
 
     def __init__(self, d: c.MaxPool) -> None:
         super().__init__()
-        self.size, self.strides, self.before, self.total = d.window, d.strides, d.total_padding // 2, d.total_padding
+        self.size, self.before, self.total = d.window, d.total_padding // 2, d.total_padding
+        self.strides = (1, 1) if d.antialiasing else d.strides
+        self.blur = Blur(d) if d.antialiasing else nn.Identity()
 
     def padding(self, x: Tensor) -> tuple[int, int, int, int]:
         """(left, right, top, bottom); right and bottom may be less than the cfg's when the last window ends earlier."""
@@ -127,8 +147,9 @@ class MaxPool(Pool):
     def forward(self, x: Tensor) -> Tensor:
         left, right, top, bottom = self.padding(x)
         if left == right == top == bottom and left <= self.size // 2:
-            return F.max_pool2d(x, self.size, self.strides, left)
-        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), self.size, self.strides)
+            return self.blur(F.max_pool2d(x, self.size, self.strides, left))
+        x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
+        return self.blur(F.max_pool2d(x, self.size, self.strides))
 
 
 class LocalAvgPool(Pool):
@@ -137,7 +158,7 @@ class LocalAvgPool(Pool):
     def forward(self, x: Tensor) -> Tensor:
         sides = self.padding(x)
         inside = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), sides), self.size, self.strides)
-        return F.avg_pool2d(F.pad(x, sides), self.size, self.strides) / inside
+        return self.blur(F.avg_pool2d(F.pad(x, sides), self.size, self.strides) / inside)
 
 
 class MaxPoolDepth(Block):
@@ -193,7 +214,7 @@ class Shortcut(Block):
     def __init__(self, d: c.Shortcut, channels: int) -> None:
         super().__init__()
         columns = {"none": 0, "per_feature": 1, "per_layer": 1, "per_channel": channels}
-        if d.weights_type not in columns or d.weights_normalization not in ("none", "relu", "softmax"):
+        if d.weights_type not in columns or d.weights_normalization not in ("none", "relu", "avg_relu", "softmax"):
             raise ValueError(f"weights_type={d.weights_type}, weights_normalization={d.weights_normalization}: not known")
         count = columns[d.weights_type]
         self.weights = nn.Parameter(torch.ones(len(d.from_) + 1, count)) if count else None
@@ -205,7 +226,7 @@ class Shortcut(Block):
         w = self.weights
         if self.normalization == "none":
             return w
-        w = w.clamp(min=1e-3) if self.normalization == "relu" else (w - w.amax(0)).exp()
+        w = w.clamp(min=1e-3) if self.normalization != "softmax" else (w - w.amax(0)).exp()
         return w / (w.sum(0) + 1e-4)
 
     def forward(self, *maps: Tensor) -> Tensor:
@@ -295,8 +316,6 @@ class YoloHead(Block):
 
 
 def _max_pool(d: c.MaxPool, channels: int) -> Block:
-    if d.antialiasing:
-        raise ValueError("antialiasing=1 is not supported")
     return MaxPoolDepth(d) if d.maxpool_depth else MaxPool(d)
 
 

@@ -10,8 +10,9 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.metrics import Evaluation
 from utils.plots import plot_results
-from utils.sparsity import NEAR_ZERO, QUANTILES
+from utils.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
 from utils.train_epoch import EpochFigures
+from utils.training import Plan
 
 LOSSES = ("box", "obj", "cls", "total")
 METRICS = {"P": "precision", "R": "recall", "mAP50": "map50", "mAP": "map", "F1": "f1"}  # column: attribute
@@ -73,6 +74,11 @@ class RunLog:
                     self.board.add_scalar(f"{_group(column)}/{column}", value, row["epoch"])
             self.board.flush()
 
+    def sparsity_warnings(self, plan: Plan) -> list[str]:
+        """What the last epoch shows to be wrong with the strength of the penalty on gammas."""
+        adapts = plan.sparse_schedule == "dynamic"
+        return sparsity_warnings(read_results(self.text), plan.epochs, 0.0 if adapts else plan.s)
+
     def close(self) -> None:
         if self.board:
             self.board.close()
@@ -97,6 +103,7 @@ def metrics_line(evaluation: Evaluation) -> str:
             f"mAP {evaluation.map:.4f}  F1 {evaluation.f1:.4f}")  # fmt: skip
 
 
-def gammas_line(gammas: dict[str, Any]) -> str:
+def gammas_line(gammas: dict[str, Any], strength: float) -> str:
+    """gammas: utils.sparsity.gamma_statistics; strength: the penalty's in the epoch that ended."""
     quantiles = "  ".join(f"{q:.0%} {value:.3g}" for q, value in gammas["quantiles"].items())
-    return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}"
+    return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}; s {strength:.3g}"

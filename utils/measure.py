@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils.definitions import Defs
 from utils.metrics import count_macs
 from utils.weights import HEADER_BYTES, darknet_tensors
 
 if TYPE_CHECKING:
     from models import Darknet
+
+
+LATENCY_SECONDS = 1.5
+LATENCY_WARMUP = 1
 
 
 def count_parameters(model: "Darknet") -> int:
@@ -23,27 +28,36 @@ def weights_bytes(model: "Darknet") -> int:
     return HEADER_BYTES + 4 * sum(t.numel() for _, t in darknet_tensors(model))
 
 
+def network_size(network: type["Darknet"], defs: Defs, img_size: int) -> dict[str, int]:
+    """{params, macs} of the network that `defs` describes, for a picture of img_size x img_size; computes no map."""
+    with torch.device("meta"):
+        model = network(defs, img_size)
+        return {"params": count_parameters(model), "macs": count_macs(model, defs.net.channels, img_size, img_size)}
+
+
 @torch.inference_mode()
 def latency_ms(model: "Darknet", img_size: int, device: torch.device, precision: str = "auto", runs: int = 20) -> float:
-    """Median milliseconds of one picture through the fused network, decoding included, after warming up."""
+    """Median milliseconds of one picture through the fused network, decoding included, after warming up.
+
+    A network so slow that `runs` of it would take more than LATENCY_SECONDS runs less often, but at least 3 times.
+    """
     network = model.inference_copy(device, precision)
     image = torch.rand(1, model.defs.net.channels, img_size, img_size, device=device, dtype=network.dtype)
     image = image.to(memory_format=torch.channels_last)
-    times = []
-    for _ in range(runs + 3):
+    times: list[float] = []
+    while len(times) < LATENCY_WARMUP + 3 or (len(times) < LATENCY_WARMUP + runs and sum(times) < LATENCY_SECONDS):
         start = time.perf_counter()
         network(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[3:])
+    return 1000 * statistics.median(times[LATENCY_WARMUP:])
 
 
 def costs(model: "Darknet", img_size: int, device: torch.device, precision: str = "auto") -> dict[str, Any]:
     """{params, macs, bytes, latency_ms} at one picture of img_size x img_size."""
     return {
-        "params": count_parameters(model),
-        "macs": count_macs(model, model.defs.net.channels, img_size, img_size),
+        **network_size(type(model), model.defs, img_size),
         "bytes": weights_bytes(model),
         "latency_ms": latency_ms(model, img_size, device, precision),
     }

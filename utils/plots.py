@@ -1,6 +1,7 @@
 """Pictures of figures: what a training did, epoch by epoch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,6 +48,24 @@ def plot_channels(layers: list[dict[str, int]], path: Path) -> None:
     axes.bar(places, [row["after"] for row in layers], color="tab:blue", label="after")
     axes.set_xticks(places, [str(row["index"]) for row in layers], fontsize=7, rotation=90)
     axes.set(title="filters of each convolution", xlabel="layer", yscale="log")
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_sweep(rows: list[dict[str, Any]], before: dict[str, Any], what: str, path: Path) -> None:
+    """Shares of parameters and MACs that are left, and the masked mAP@0.5 if measured, over the amounts of a pruning sweep.
+
+    rows: those of utils.search.sweep; before: {params, macs} of the original; what: "percent" or "shortcuts".
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    places = [row[what] for row in rows]
+    for key, label in (("params", "parameters left"), ("macs", "MACs left")):
+        axes.plot(places, [row[key] / before[key] for row in rows], marker=".", label=label)
+    if rows[0]["map50"] is not None:
+        axes.plot(places, [row["map50"] for row in rows], marker="o", color="black", label="mAP@0.5, masked")
+    axes.set(title="pruning sweep", xlabel=what, ylim=(0, 1.05))
+    axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)
 

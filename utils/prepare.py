@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
-from utils.cli import Loaded, load_model
+from utils.cfg import DataConfig, read_data
+from utils.cli import Loaded, load_model, sees_gray
 from utils.datasets import create_loader
 from utils.devices import training_dtype
 from utils.distributed import World
-from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.training import Plan, Run
 
@@ -48,7 +47,8 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     plan = Plan(
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
         accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
-        prune=args.prune, s=args.s,
+        prune=args.prune, s=args.s, sparse_schedule=args.sparse_schedule, sparse_keep=args.sparse_keep,
+        sparse_target=args.sparse_target,
     )  # fmt: skip
     dtype = training_dtype(device) if args.mixedprecision else None
     if args.mixedprecision:
@@ -63,24 +63,15 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] 
     """The network, with the weights to begin with; those of a resumed run are restored later."""
     if checkpoint:
         return load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
-    cfg = args.cfg
-    if args.gray_scale and cfg:
-        defs = parse_cfg(cfg)
-        defs.net.channels = 1
-        cfg = write_cfg(defs)
-    return load_model(cfg, args.weights, args.img_size, data, pretrained=args.pretrained, prefix=args.pretrained)
+    start = {"pretrained": args.pretrained, "prefix": args.pretrained, "gray": args.gray_scale}
+    return load_model(args.cfg, args.weights, args.img_size, data, **start)
 
 
 def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
     """Command line, or what the checkpoint that training begins with was trained with."""
-    channels = loaded.model.defs.net.channels
-    if channels not in (1, 3):
-        raise UserError(
-            f"{loaded.model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]"
-        )
     return {
         "img_size": loaded.img_size,
-        "gray": channels == 1,
+        "gray": sees_gray(loaded.model),
         "maxabs": args.maxabsscaler or bool(loaded.settings.get("maxabs")),
         "stretch": args.stretch or bool(loaded.settings.get("stretch")),
     }

@@ -1,41 +1,54 @@
 """What every prune script does: load, score, choose, measure original, masked and compact model, write, report."""
 
 import argparse
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models import Darknet
 from utils import cli
-from utils.cfg import DataConfig, read_data, write_cfg
-from utils.compact import compact_model, mask_model
-from utils.datasets import create_loader
-from utils.devices import select_device
-from utils.engine import evaluate
+from utils.cfg import read_data, write_cfg
 from utils.errors import UserError
 from utils.files import make_folder, write_text
-from utils.graph import ChannelGraph
-from utils.hyp import Hyp
-from utils.importance import gamma_scores
-from utils.masks import POLICIES, Limits, Mask, Policy, candidates, global_mask
-from utils.measure import costs
-from utils.plots import plot_channels
+from utils.judge import Judge
+from utils.masks import Limits
+from utils.measure import network_size
+from utils.plots import plot_channels, plot_sweep
+from utils.pruner import STRATEGIES, Amount, Choice, Pruner
+from utils.search import Goal, goal_of, largest_amount, smallest_amount, sweep
 from utils.weights import save_weights
 
 DEAD_MAP50 = 0.05  # a masked mAP@0.5 below this share of the original's is called dead
+NOTES = """\
+Train with --s first (train.py ... --s S --prune P): what is removed should be weak already. The gammas count as not
+sparse, and a warning says so, if the strongest removed one is above 0.1 and above a tenth of the median of all that
+could go (blocks: of the mean gammas at their ends). A masked mAP@0.5 under 5 % of the original's is called out before
+anything is written. Without --data nothing is evaluated."""
 
 
 def prune_parser(strategy: str, description: str) -> cli.Parser:
-    """The command line of a channel-pruning script."""
+    """The command line of a prune script; all have the same options, with the strategy's defaults."""
+    defaults = STRATEGIES[strategy]
     parser = cli.Parser(description)
+    parser.epilog = NOTES
     cli.add_model_arguments(parser)
     parser.add_argument("--data", default="", help=".data file; without it nothing is evaluated")
-    parser.add_argument("--percent", type=float, default=0.5, help="share of the prunable channels to remove, 0..1")
-    parser.add_argument("--min-channels", type=int, default=1, help="channels that every layer keeps at least")
+    _add_amounts(parser, strategy)
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--layer_keep", type=float, default=defaults.layer_keep, help="share of every layer that stays at least"
+    )
+    limits.add_argument("--min-channels", type=int, default=1, help="channels that every layer keeps at least")
+    limits.add_argument("--round-to", type=int, default=8 if strategy == "regular" else 1, metavar="N",
+                        help="counts are rounded up to multiples of N; 8 suits most hardware")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true",
+                        help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
+    parser.add_argument("--bn-recal", type=int, default=0, metavar="N",
+                        help="after pruning measure batch normalisation's statistics again on N training pictures")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch, for the evaluation")
     parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
@@ -45,95 +58,136 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     return parser
 
 
-@dataclass
-class Judge:
-    """Measures models of one size on one device: mAP with a dataset, what they cost in any case."""
-
-    args: argparse.Namespace
-    data: DataConfig | None
-    loaded: cli.Loaded
-
-    def __post_init__(self) -> None:
-        self.device = select_device(self.args.device)
-        self.loader = None
-        if self.data is not None:
-            settings = self.loaded.settings
-            stretch = self.args.stretch or settings.get("stretch", False)
-            self.loader = create_loader(
-                self.data.source("valid"), classes=self.data.classes, img_size=self.loaded.img_size,
-                batch_size=self.args.batch_size, training=False, hyp=Hyp(), stride=self.loaded.model.max_stride,
-                rect=not stretch, stretch=stretch, gray=self.loaded.model.defs.net.channels == 1, workers=self.args.workers,
-            )  # fmt: skip
-
-    def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
-        """{map50, map}, None without a dataset."""
-        if self.loader is None:
-            return {"map50": None, "map": None}
-        maxabs = self.loaded.settings.get("maxabs", False)
-        result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
-                          maxabs=maxabs, desc=what)  # fmt: skip
-        return {"map50": result.map50, "map": result.map}
-
-    def measure(self, model: Darknet, what: str) -> dict[str, Any]:
-        return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
+def _add_amounts(parser: cli.Parser, strategy: str) -> None:
+    defaults = STRATEGIES[strategy]
+    usual = f"{defaults.shortcuts}, or all if there are fewer" if defaults.shortcuts else "0"
+    parser.add_argument("--shortcuts", "--shortcut", type=int, default=argparse.SUPPRESS, metavar="N",
+                        help=f"residual blocks to drop, the weakest first (default: {usual})")  # fmt: skip
+    amounts = parser.add_argument_group("how many channels (layer_prune: blocks)").add_mutually_exclusive_group()
+    amounts.add_argument(
+        "--percent", type=float, default=defaults.percent, help="share of the prunable channels to remove, 0..1"
+    )
+    amounts.add_argument("--max-drop", type=float, metavar="D",
+                         help="with --data: as many as cost at most D of mAP@0.5 before any finetuning")  # fmt: skip
+    amounts.add_argument("--target-params", default="", metavar="F",
+                         help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
+    amounts.add_argument("--target-macs", default="", metavar="F", help="the same for multiply-accumulates of one picture")
 
 
-def prune_channels(args: argparse.Namespace) -> dict[str, Any]:
-    """Prune by the policy `args.strategy`; returns the figures that --json writes."""
-    policy = POLICIES[args.strategy]
-    if not 0 <= args.percent < 1:
-        raise UserError(f"--percent {args.percent:g}: give a share of the channels, at least 0 and below 1")
-    if not args.weights:
-        raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
+def prune(args: argparse.Namespace) -> dict[str, Any]:
+    """Prune by `args.strategy`; returns the figures that --json writes."""
+    limits = check_arguments(args)
     data = read_data(args.data) if args.data else None
     loaded = cli.load_model(args.cfg, args.weights, args.img_size, data)
-    model, graph = loaded.model, ChannelGraph(loaded.model.defs)
-    targets = output_paths(args, model)
-    mask = choose(args, model, graph, policy)
+    pruner = Pruner(loaded.model, args.strategy, limits)
+    amount = pruner.check(args.percent, getattr(args, "shortcuts", None), args.force)
+    say_what_there_is(pruner)
+    targets = output_paths(args, loaded.model, amount)
     judge = Judge(args, data, loaded)
-    before = judge.measure(model, "original")
-    masked = mask_model(model, graph, mask.keep)
+    if args.dry_run:
+        return dry_run(args, pruner, judge, amount)
+    before = judge.measure(loaded.model, "original")
+    goal = goal_of(args, before)
+    if goal:
+        amount = settle(args, pruner, judge, amount, goal)
+        targets = output_paths(args, loaded.model, amount)
+    choice = pruner.choose(amount)
+    say_choice(pruner, choice)
+    masked = pruner.masked(choice)
     masked_figures = judge.accuracy(masked, "masked")
-    warn_if_dead(before, masked_figures, args)
-    small = compact_model(model, graph, mask.keep)
-    after = judge.measure(small, "compact")
+    warn_if_dead(before, masked_figures, amount)
+    small = pruner.compact(choice)
     figures = {
-        "strategy": args.strategy, "requested": args.percent, "achieved": mask.achieved, "limit": mask.limit,
+        "strategy": args.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
-        "after": after, "layers": layer_counts(model, small),
-        "max_abs_diff": max_difference(masked, small, loaded.img_size),
+        "after": judge.measure(small, "compact"), "layers": pruner.layer_counts(choice),
+        "max_abs_diff": max_difference(masked, small, loaded.img_size), "bn_recal": None,
     }  # fmt: skip
+    if args.bn_recal:
+        figures |= recalibrated(args, judge, small, figures["after"])
     save(small, figures, targets)
     report(figures, args, judge.device)
     cli.write_json(args.json, figures)
     return figures
 
 
-def choose(args: argparse.Namespace, model: Darknet, graph: ChannelGraph, policy: Policy) -> Mask:
-    """The keep-mask of the policy, with what the user should know about it printed."""
-    scores = gamma_scores(model, graph, policy.combine)
-    pool = candidates(graph, policy)
-    if not pool.any():
-        raise UserError(f"{model.defs.name}: {args.strategy} pruning finds no channel that may go; try shortcut or slim")
-    limits = Limits(args.min_channels, round_to=policy.round_to)
-    mask = global_mask(graph, scores, policy, args.percent, limits)
-    print(f"{int(pool.sum()):,} prunable channels of {graph.count - model.defs.net.channels:,}; "
-          f"highest percent that empties no layer: {mask.limit:.3f}; "
-          f"requested {args.percent:g}, achieved {mask.achieved:.3f}")  # fmt: skip
-    if args.percent > mask.limit:
+def check_arguments(args: argparse.Namespace) -> Limits:
+    """What every layer has to keep; UserError for arguments that can't be used."""
+    if not args.weights:
+        raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
+    if not args.data and (args.max_drop is not None or args.bn_recal):
+        raise UserError(f"{'--bn-recal' if args.bn_recal else '--max-drop'} needs --data FILE.data: pictures to measure on")
+    if args.bn_recal < 0 or (args.max_drop is not None and args.max_drop < 0):
+        raise UserError("--bn-recal and --max-drop can't be negative")
+    if args.min_channels < 1 or args.round_to < 1 or not 0 <= args.layer_keep <= 1:
+        raise UserError("--min-channels and --round-to must be at least 1, --layer_keep between 0 and 1")
+    return Limits(args.min_channels, args.layer_keep, args.round_to)
+
+
+def say_what_there_is(pruner: Pruner) -> None:
+    """How much of the network is at the strategy's disposal."""
+    channels = pruner.graph.count - pruner.model.defs.net.channels
+    print(f"{int(pruner.pool.sum()):,} prunable channels of {channels:,}; {len(pruner.blocks)} residual blocks can be dropped")
+    if pruner.graph.grouped:
+        print(f"left whole, being grouped convolutions: layers {', '.join(map(str, pruner.graph.grouped))}")
+
+
+def say_choice(pruner: Pruner, choice: Choice) -> None:
+    """What was asked for, what comes out, and what the user should know about it before it is written."""
+    amount, mask = choice.amount, choice.mask
+    if amount.percent:
+        print(f"highest percent that empties no layer: {mask.limit:.3f}; "
+              f"requested {amount.percent:g}, achieved {mask.achieved:.3f}")  # fmt: skip
+    if amount.percent > mask.limit:
         print(f"warning: above {mask.limit:.3f} whole layers would be empty; their strongest channels stay")
-    typical = float(np.median(scores[pool]))
-    if mask.threshold > 0.1 * typical and mask.threshold > 0.1:
-        print(f"warning: the gammas aren't sparse: removed ones reach {mask.threshold:.3f}, the median is {typical:.3f}. "
-              f"Expect a large drop; train with --s first (train.py --s ... --prune), or use a smaller --percent")  # fmt: skip
-    return mask
+    if choice.dropped:
+        print(f"dropped: {len(choice.dropped)} of {len(pruner.blocks)} residual blocks, those that end in the shortcuts "
+              f"{', '.join(str(b.shortcut) for b in choice.dropped)}")  # fmt: skip
+    warning = pruner.sparsity_warning(choice)
+    if warning:
+        print(f"warning: {warning}")
 
 
-def warn_if_dead(before: dict[str, Any], masked: dict[str, Any], args: argparse.Namespace) -> None:
+def settle(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount, goal: Goal) -> Amount:
+    """The amount that reaches the goal; see utils.search."""
+    if goal.kind != "map50":
+        return smallest_amount(pruner, base, goal, judge.loaded.img_size, args.force)
+
+    def accuracy(amount: Amount) -> float:
+        found = judge.accuracy(pruner.compact(pruner.choose(amount)), str(amount))["map50"]
+        print(f"{amount}: mAP@0.5 {found:.4f}")
+        return found
+
+    return largest_amount(pruner, base, goal, accuracy, args.force)
+
+
+def dry_run(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount) -> dict[str, Any]:
+    """A table and a picture of a sweep of amounts; writes no network."""
+    model, size = pruner.model, judge.loaded.img_size
+
+    def accuracy(amount: Amount) -> float:
+        return judge.accuracy(pruner.masked(pruner.choose(amount)), str(amount))["map50"]
+
+    before = network_size(Darknet, model.defs, size) | judge.accuracy(model, "original")
+    rows = sweep(pruner, base, size, accuracy if judge.loader else None)
+    what = "shortcuts" if base.shortcuts and not base.percent else "percent"
+    picture = output_paths(args, model, None).picture
+    keys = (what, "achieved", "params", "macs", "channels", "map50")
+    table = [[row[k] for k in keys] for row in rows]
+    print(f"\n{args.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
+    print(cli.format_table([what, "achieved", "parameters", "MACs", "channels", "mAP@0.5, masked"], table))
+    plot_sweep(rows, before, what, picture)
+    print(f"picture:  {picture}")
+    figures = {"strategy": args.strategy, "before": before, "sweep": rows, "picture": str(picture)}
+    cli.write_json(args.json, figures)
+    return figures
+
+
+def warn_if_dead(before: dict[str, Any], masked: dict[str, Any], amount: Amount) -> None:
     """Say, before anything is written, that the pruned network detects next to nothing."""
     if before["map50"] and masked["map50"] < DEAD_MAP50 * before["map50"]:
-        print(f"warning: with --percent {args.percent:g} mAP@0.5 falls from {before['map50']:.3f} to {masked['map50']:.3f}; "
-              f"finetuning starts nearly from scratch. Use a smaller --percent, or train sparser (--s)")  # fmt: skip
+        print(f"warning: with {amount} mAP@0.5 falls from {before['map50']:.3f} to {masked['map50']:.3f}; "
+              f"finetuning starts nearly from scratch. Remove less, or train sparser (--s)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,40 +197,49 @@ class Targets:
     picture: Path
 
 
-def output_paths(args: argparse.Namespace, model: Darknet) -> Targets:
-    """cfg/<strategy>_<amount>_<family>/..., weights/<same>/..., or all in --save-dir; UserError if it can't be written."""
+def output_paths(args: argparse.Namespace, model: Darknet, amount: Amount | None) -> Targets:
+    """cfg/<strategy>_<amount>_<family>/..., weights/<same>/..., or all in --save-dir; UserError if it can't be written.
+
+    Without an amount: those of a sweep.
+    """
     source = Path(model.defs.name)
-    amount = f"{args.strategy}_{args.percent:g}"
-    name = f"{amount}_{source.stem}"
+    parts = [f"{amount.percent:g}"] if amount and (amount.percent or not amount.shortcuts) else []
+    parts += [str(amount.shortcuts)] if amount and amount.shortcuts else []
+    label = "_".join([args.strategy, *(parts or ["sweep"])])
+    name = f"{label}_{source.stem}"
     if args.save_dir:
         cfg_folder = weights_folder = Path(args.save_dir)
     else:
-        folder = f"{amount}_{source.resolve().parent.name}"
+        folder = f"{label}_{source.resolve().parent.name}"
         cfg_folder, weights_folder = Path("cfg") / folder, Path("weights") / folder
     targets = Targets(cfg_folder / f"{name}.cfg", weights_folder / f"{name}.weights", cfg_folder / f"{name}.png")
     for path in (targets.cfg, targets.weights):
-        make_folder(path.parent)
         if path.is_dir():
             raise UserError(f"{path}: is a folder, but a file is to be written there; use --save-dir")
     return targets
 
 
-def layer_counts(model: Darknet, small: Darknet) -> list[dict[str, int]]:
-    """Filters of each convolution before and after."""
-    pairs = zip(model.defs, small.defs, strict=True)
-    return [{"index": i, "before": a.filters, "after": b.filters} for i, (a, b) in enumerate(pairs) if hasattr(a, "dilation")]
-
-
 @torch.no_grad()
 def max_difference(masked: Darknet, small: Darknet, img_size: int) -> float:
-    """Largest absolute difference of the raw outputs of masked and compact network on a random picture (seed 0)."""
+    """Largest absolute difference of the raw outputs of masked and compact network on a random picture (seed 0) of at most
+    eight strides: constants differ at borders, of which small pictures have no fewer kinds."""
+    img_size = min(img_size, 8 * masked.max_stride)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, masked.defs.net.channels, img_size, img_size, generator=generator)
-    pairs = zip(copy.deepcopy(masked).cpu().eval()(image)[1], copy.deepcopy(small).cpu().eval()(image)[1], strict=True)
+    pairs = zip(masked.cpu().eval()(image)[1], small.cpu().eval()(image)[1], strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
+def recalibrated(args: argparse.Namespace, judge: Judge, small: Darknet, after: dict[str, Any]) -> dict[str, Any]:
+    """Re-estimate the compact model's statistics, in place: {after, bn_recal{images, before, after}}, mAPs of both."""
+    images = judge.recalibrate(small, args.bn_recal)
+    found = judge.accuracy(small, "re-estimated")
+    return {"after": after | found, "bn_recal": {"images": images, "before": {k: after[k] for k in found}, "after": found}}
+
+
 def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
+    for path in (targets.cfg, targets.weights):
+        make_folder(path.parent)
     write_text(targets.cfg, write_cfg(small.defs))
     save_weights(small, targets.weights)
     plot_channels(figures["layers"], targets.picture)
@@ -184,14 +247,20 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
 
 def report(figures: dict[str, Any], args: argparse.Namespace, device: torch.device) -> None:
     """The table before/after and the next command."""
-    before, after = figures["before"], figures["after"]
+    before, after, again = figures["before"], figures["after"], figures["bn_recal"]
+    compact = again["before"] if again else after
+    header = ["", "original", "masked", "compact", "saved"]
     rows = [
-        ["mAP@0.5", before["map50"], figures["masked"]["map50"], after["map50"], None],
-        ["mAP@0.5:0.95", before["map"], figures["masked"]["map"], after["map"], None],
+        ["mAP@0.5", before["map50"], figures["masked"]["map50"], compact["map50"], None],
+        ["mAP@0.5:0.95", before["map"], figures["masked"]["map"], compact["map"], None],
         *([label, before[k], None, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS),
     ]
+    if again:
+        header.insert(4, f"BN from {again['images']} pictures")
+        for row, value in zip(rows, (after["map50"], after["map"], *[None] * len(_COSTS)), strict=True):
+            row.insert(4, value)
     print(f"\n{args.strategy} pruning; latency: median, batch 1, {device}, fused, --precision {args.precision}")
-    print(cli.format_table(["", "original", "masked", "compact", "saved"], rows))
+    print(cli.format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     data = args.data or "..."

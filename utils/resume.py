@@ -11,7 +11,7 @@ from utils.training import Run
 from utils.weights import load_checkpoint, save_checkpoint
 
 # What belongs to this call rather than to the run: taken from the command line even with --resume.
-OF_THIS_CALL = {"resume", "device", "workers", "cache_images", "json", "name", "weights_dir"}
+OF_THIS_CALL = {"resume", "device", "workers", "cache_images", "json", "name", "weights_dir", "results_dir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class RunFiles:
 
     folder: Path
     name: str = ""
+    results_folder: Path = Path()
 
     def _path(self, folder: Path, kind: str, suffix: str) -> Path:
         return folder / f"{kind}{f'_{self.name}' if self.name else ''}{suffix}"
@@ -34,7 +35,7 @@ class RunFiles:
 
     @property
     def results(self) -> Path:
-        return self._path(Path(), "results", ".txt")
+        return self._path(self.results_folder, "results", ".txt")
 
 
 def read_last(path: Path, args: argparse.Namespace, defaults: argparse.Namespace) -> tuple[dict[str, Any], str]:

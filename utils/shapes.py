@@ -1,5 +1,6 @@
 """Output shape of every layer of a cfg, from the cfg alone: the one place that knows how sizes and channels follow."""
 
+import contextlib
 from collections.abc import Callable
 
 from utils.definitions import (
@@ -19,6 +20,7 @@ from utils.definitions import (
 from utils.errors import UserError
 
 Shape = tuple[int, int, int]  # channels, height, width
+BLURS = {0: 0, 1: 2 - 3, 2: 0 - 2}  # antialiasing -> padding less window: 3x3 padded by one, 2x2 not padded
 
 
 def output_shapes(defs: Defs, height: int | None = None, width: int | None = None) -> list[Shape]:
@@ -48,10 +50,18 @@ def input_channels(defs: Defs, shapes: list[Shape], index: int) -> list[int]:
 
 
 def max_stride(defs: Defs) -> int:
-    """The number that --img-size must be a multiple of: the smallest power of two at which every map has a whole size."""
-    size = 1024
-    grid = min(output_shapes(defs, size, size)[i][1] for i in defs.yolo_indices()) if defs.yolo_indices() else size // 32
-    return size // grid
+    """The number that --img-size must be a multiple of: the smallest power of two whose odd multiples fit the network, too.
+
+    At least that of the coarsest [yolo] grid; more where a network goes on to coarser maps and comes back from them.
+    """
+    size, heads = 1024, defs.yolo_indices()
+    shapes = output_shapes(defs, size, size)
+    stride = size // min((shapes[i][1] for i in heads), default=size // 32)
+    for multiple in (stride, 2 * stride, 4 * stride):
+        with contextlib.suppress(UserError):
+            output_shapes(defs, size + multiple, size + multiple)
+            return multiple
+    return stride
 
 
 def _convolution(d: Convolutional, inputs: list[Shape]) -> Shape:
@@ -60,18 +70,24 @@ def _convolution(d: Convolutional, inputs: list[Shape]) -> Shape:
     if channels % groups or d.filters % groups:
         raise ValueError(f"{channels} channels to {d.filters} filters can't be split into {groups} groups")
     extent = d.dilation * (d.size - 1) + 1
-    vertical, horizontal = d.strides
-    padding = 2 * d.zero_padding
-    return d.filters, (height + padding - extent) // vertical + 1, (width + padding - extent) // horizontal + 1
+    return _windows(d, (d.filters, height, width), 2 * d.zero_padding - extent)
 
 
 def _pool(d: MaxPool, inputs: list[Shape]) -> Shape:
-    channels, height, width = inputs[0]
     if d.maxpool_depth:
-        return d.out_channels, height, width
+        return d.out_channels, *inputs[0][1:]
+    return _windows(d, inputs[0], d.total_padding - d.window)
+
+
+def _windows(d: Convolutional | MaxPool, shape: Shape, excess: int) -> Shape:
+    """Positions of a window on a map, `excess` being the padding less the window; with antialiasing, of the blur."""
+    if d.antialiasing not in BLURS:
+        raise ValueError(f"antialiasing={d.antialiasing} is not known; it can be {', '.join(map(str, BLURS))}")
+    channels, *sides = shape
+    if d.antialiasing:  # the layer itself goes on by single steps, and its stride becomes the blur's
+        sides, excess = [side + excess + 1 for side in sides], BLURS[d.antialiasing]
     vertical, horizontal = d.strides
-    extent = d.total_padding - d.window
-    return channels, (height + extent) // vertical + 1, (width + extent) // horizontal + 1
+    return channels, (sides[0] + excess) // vertical + 1, (sides[1] + excess) // horizontal + 1
 
 
 def _route(d: Route, inputs: list[Shape]) -> Shape:

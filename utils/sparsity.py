@@ -1,10 +1,13 @@
-"""Sparse training: an L1 penalty on the gammas that a strategy can prune (Liu et al. 2017, Network Slimming)."""
+"""Sparse training: an L1 penalty on the gammas that a strategy can prune (Liu et al. 2017, Network Slimming), and the
+schedules of its strength."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from utils.blocks import residual_blocks
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, candidates
@@ -14,18 +17,21 @@ if TYPE_CHECKING:
 
 NEAR_ZERO = 1e-2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SCHEDULES = ("constant", "global-decay", "local-decay", "dynamic")
+DECAYED = 0.01  # what the decays leave of s
+REACH = 0.7  # dynamic: the share of the way that gammas can go in a training after which the wanted ones are to be zero
 
 
 def penalised_channels(graph: ChannelGraph, strategy: int) -> dict[int, np.ndarray]:
     """{layer: (channels,) bool} for --prune 0 (normal, regular), 1 (shortcut, slim) and 2 (layer).
 
-    0 and 1: the channels that the strategy may remove. 2: those of the convolutions whose map a shortcut adds: when
-    they fade, the whole residual block can go. Raises UserError for 2 on a network without shortcuts.
+    0 and 1: the channels that the strategy may remove. 2: those at the ends of the residual blocks, by which layer_prune
+    ranks them: when they fade, the whole block can go. Raises UserError for 2 on a network without such blocks.
     """
     if strategy == 2:
-        layers = graph.residual_ends()
+        layers = sorted({i for block in residual_blocks(graph) for i in block.ends})
         if not layers:
-            raise UserError(f"--prune 2: {graph.defs.name} has no residual blocks; use --prune 0")
+            raise UserError(f"--prune 2: {graph.defs.name} has no residual blocks that could be dropped; use --prune 0")
         return {i: np.ones(len(graph.out[i]), dtype=bool) for i in layers}
     policy = POLICIES["slim" if strategy == 1 else "normal"]
     allowed = candidates(graph, policy)
@@ -33,22 +39,88 @@ def penalised_channels(graph: ChannelGraph, strategy: int) -> dict[int, np.ndarr
 
 
 class GammaPenalty:
-    """Adds s * sign(gamma) to the gradients of the penalised gammas.
+    """Adds strength * sign(gamma) to the gradients of the penalised gammas.
 
     `apply` is to be called once per optimizer step, when the accumulated gradient is complete, unscaled and clipped: the
-    penalty then counts once, whatever the number of accumulated batches and the loss scale.
+    penalty then counts once, whatever the number of accumulated batches and the loss scale. `start_epoch` is to be called
+    before each epoch; it sets the strength by the schedule:
+
+    constant: s. global-decay: s, from half of the epochs on s/100. local-decay: from half on the `keep` smallest gammas
+    go on with s, the others with s/100. dynamic: the strength that brings the share `target` of the gammas under 1e-2,
+    found out on the way: s, if not 0, is only its beginning.
     """
 
-    def __init__(self, model: "Darknet", strategy: int, s: float) -> None:
-        self.s = s
+    def __init__(self, model: "Darknet", strategy: int, s: float, schedule: str = "constant", keep: float = 0.85,
+                 target: float = 0.7, epochs: int = 1, momentum: float = 0.937) -> None:  # fmt: skip
+        self.momentum = momentum
+        self.s, self.schedule, self.keep, self.target, self.epochs = s, schedule, keep, target, epochs
+        self.strength = s
         self.channels = penalised_channels(ChannelGraph(model.defs), strategy)
-        self.gammas = [(model.module_list[i].BatchNorm2d.weight, torch.from_numpy(m)) for i, m in self.channels.items()]
+        self.gammas = [model.module_list[i].BatchNorm2d.weight for i in self.channels]
+        self.masks = [torch.from_numpy(mask) for mask in self.channels.values()]
+        self.factors: list[Tensor] = [mask.float() for mask in self.masks]
+        self._last: dict[str, float] = {}  # dynamic: {quantile, done} when the epoch before began
+        self._push, self._pushes = 0.0, [0.0, 0.0]  # the strength as momentum passes it on; its sum over an epoch, and steps
 
     @torch.no_grad()
     def apply(self) -> None:
-        for gamma, mask in self.gammas:
+        self._push += (1 - self.momentum) * (self.strength - self._push)
+        self._pushes = [self._pushes[0] + self._push, self._pushes[1] + 1]
+        for gamma, factor in zip(self.gammas, self.factors, strict=True):
             if gamma.grad is not None:
-                gamma.grad.add_(gamma.sign() * mask.to(gamma.device), alpha=self.s)
+                gamma.grad.add_(gamma.sign() * factor.to(gamma.device), alpha=self.strength)
+
+    def start_epoch(self, epoch: int, done: float, total: float) -> None:
+        """Set the strength for epoch number `epoch`, counted from 0.
+
+        done, total: how far a gradient of 1 would have moved a weight so far, and in the whole training, in the sum of
+        learning rate / (1 - momentum) over the steps. Only `dynamic` needs them.
+        """
+        late = 2 * epoch >= self.epochs
+        if self.schedule == "global-decay":
+            self.strength = self.s * (DECAYED if late else 1.0)
+        elif self.schedule == "local-decay" and late:
+            threshold = float(np.quantile(self._values(), self.keep))
+            self.factors = [
+                mask * torch.where(gamma.detach().abs().cpu() <= threshold, 1.0, DECAYED)
+                for gamma, mask in zip(self.gammas, self.masks, strict=True)
+            ]
+        elif self.schedule == "dynamic":
+            self._adapt(done, total)
+
+    def _adapt(self, done: float, total: float) -> None:
+        """Model the `target` quantile q of the gammas as falling by (push - resistance) a unit of way, where what the last
+        epoch showed of the resistance stands for the next: strength = speed needed + resistance. The push is the strength
+        as the optimizer's momentum passes it on, late.
+
+        Changes at most by a factor of 2 an epoch; where the target is reached, the strength eases off.
+        """
+        values = self._values()
+        q = float(np.quantile(values, self.target))
+        left = max(REACH * total - done, 0.1 * total) if done < 0.9 * total else total - done
+        needed = q / max(left, 1e-12)
+        if not self._last:
+            self.strength = self.s or needed
+        elif (values < NEAR_ZERO).mean() >= self.target:
+            self.strength *= 0.8
+        else:
+            way = done - self._last["done"]
+            speed = (self._last["quantile"] - q) / max(way, 1e-12)
+            wanted = needed + self._pushes[0] / max(self._pushes[1], 1) - speed
+            self.strength = float(np.clip(wanted, self.strength / 2, self.strength * 2))
+        self._last, self._pushes = {"quantile": q, "done": done}, [0.0, 0.0]
+
+    def _values(self) -> np.ndarray:
+        pairs = zip(self.gammas, self.masks, strict=True)
+        return np.concatenate([gamma.detach().abs().cpu().numpy()[mask.numpy()] for gamma, mask in pairs])
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights."""
+        return {"strength": self.strength, "last": self._last, "push": self._push, "pushes": self._pushes}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.strength, self._last = state["strength"], dict(state["last"])
+        self._push, self._pushes = state["push"], list(state["pushes"])
 
 
 def gamma_values(model: "Darknet", channels: dict[int, np.ndarray]) -> np.ndarray:
@@ -64,3 +136,49 @@ def gamma_statistics(model: "Darknet", channels: dict[int, np.ndarray]) -> dict[
         return {"near_zero": 0.0, "quantiles": {}}
     quantiles = {q: float(v) for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
     return {"near_zero": float((values < NEAR_ZERO).mean()), "quantiles": quantiles}
+
+
+def sparsity_warnings(history: dict[str, np.ndarray], epochs: int, s: float) -> list[str]:
+    """What is wrong with s, as of the last epoch in `history`, the columns of results.txt; each is said when it turns up.
+
+    s too small, looked at after a quarter, a half and three quarters of the epochs: the share under 1e-2 has moved by less
+    than 0.05 and the median gamma, going on as it did, stays above 0.1. s 0: it adapts, and is never too small.
+    s too large: mAP@0.5 was in two evaluations on end lower than its best by 0.1 and by 30 %.
+    """
+    lines = [_too_small(history, epochs, s)] if s else []
+    lines += [_too_large(history["mAP50"])]
+    return [line for line in lines if line]
+
+
+def _too_small(history: dict[str, np.ndarray], epochs: int, s: float) -> str:
+    n = len(history["epoch"])
+    if n < 3 or n not in {int(np.ceil(epochs * part)) for part in (0.25, 0.5, 0.75)}:
+        return ""
+    moved, median = history["near_zero"][-1] - history["near_zero"][0], history["g50"]
+    way = _cosine_way(n / epochs) - _cosine_way(1 / epochs)
+    pace = (median[0] - median[-1]) / way
+    end = median[-1] - pace * (1 - _cosine_way(n / epochs))
+    if moved >= 0.05 or end <= 0.1:
+        return ""
+    better = f"--s {s * min(1.2 * median[0] / pace, 100):.2g}" if pace > 0 else f"--s {10 * s:.2g}"
+    return (f"s too small: the share under {NEAR_ZERO:g} moved by {moved:.3f} in {n} epochs, the median gamma from "
+            f"{median[0]:.3f} to {median[-1]:.3f}, which would end at {end:.2f}; begin again with {better}, more epochs, or "
+            "--sparse-schedule dynamic")  # fmt: skip
+
+
+def _cosine_way(x: float) -> float:
+    """The share of its way that a cosine learning rate has gone after the share x of the steps."""
+    return x + float(np.sin(np.pi * x)) / np.pi
+
+
+def _too_large(map50: np.ndarray) -> str:
+    found = map50[np.isfinite(map50)]
+    fallen = [_has_fallen(found[:end]) for end in (len(found) - 2, len(found) - 1, len(found))]
+    if len(found) < 3 or fallen != [False, True, True] or not np.isfinite(map50[-1]):
+        return ""
+    return (f"s too large: mAP@0.5 fell by {found.max() - found[-1]:.3f}, to {found[-1]:.3f}; take a smaller --s, or let "
+            "--sparse-schedule local-decay spare the gammas that stay")  # fmt: skip
+
+
+def _has_fallen(map50: np.ndarray) -> bool:
+    return len(map50) > 1 and bool(map50[-1] < min(0.7 * map50.max(), map50.max() - 0.1))

@@ -44,6 +44,7 @@ def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
     loader.dataset.set_epoch(run.epoch)
     loader.dataset.mosaic = run.uses_mosaic(run.epoch)
     run.model.train()
+    run.start_epoch()
     totals, size = torch.zeros(3, dtype=torch.float64), run.plan.img_size
     title = f"epoch {run.epoch + 1}/{run.plan.epochs}"
     bar = tqdm(loader, desc=title, unit="batch", disable=not run.world.is_main, dynamic_ncols=True)

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -73,13 +74,21 @@ class Schedule:
         rate = self.peak * (self.lrf + (1 - self.lrf) * cosine)
         return start + (rate - start) * self._warmth(step)
 
+    def inertia(self, step: int) -> float:
+        """Momentum at optimizer step `step`."""
+        start = min(self.momentum_start, self.momentum)
+        return start + (self.momentum - start) * self._warmth(step)
+
+    def way(self) -> np.ndarray:
+        """(total + 1,) how far a gradient of 1 has moved a weight before each step: the sum of rate / (1 - momentum)."""
+        return np.cumsum([0.0, *(self.rate(k) / (1 - self.inertia(k)) for k in range(self.total))])
+
     def _warmth(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set the optimizer's learning rates and momentum for step `step`."""
-        start = min(self.momentum_start, self.momentum)
-        momentum = start + (self.momentum - start) * self._warmth(step)
+        momentum = self.inertia(step)
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step, self.bias_start if group["name"] == "biases" else 0.0)
             if "betas" in group:
@@ -128,6 +137,9 @@ class Plan:
     maxabs: bool = False
     prune: int = -1
     s: float = 0.0
+    sparse_schedule: str = "constant"
+    sparse_keep: float = 0.85
+    sparse_target: float = 0.7
 
 
 class Run:
@@ -153,7 +165,8 @@ class Run:
         self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, epoch_steps, self.accumulate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
-        self.penalty = GammaPenalty(self.model, plan.prune, plan.s) if plan.s else None
+        self.penalty = sparsity_penalty(self.model, plan, hyp.momentum)
+        self.way = self.schedule.way() if self.penalty else np.zeros(1)
         self.step, self.epoch = 0, 0
         self.best: dict[str, float] | None = None  # {epoch, map50, map} of the fittest weights
 
@@ -195,6 +208,11 @@ class Run:
         factor = size / self.plan.img_size
         return tuple(max(1, round(side * factor / stride)) * stride for side in (height, width))
 
+    def start_epoch(self) -> None:
+        """What changes from epoch to epoch besides the pictures: how strong the penalty on gammas is."""
+        if self.penalty:
+            self.penalty.start_epoch(self.epoch, float(self.way[min(self.step, len(self.way) - 1)]), float(self.way[-1]))
+
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss * self.loss_factor).backward()
 
@@ -225,6 +243,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step},
             "scaler": self.scaler.state_dict(),
+            "penalty": self.penalty.state() if self.penalty else None,
             "best": self.best,
             "rng": _random_state(),
         }
@@ -237,12 +256,22 @@ class Run:
             self.ema.n_averaged.fill_(checkpoint["ema"]["updates"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.penalty and checkpoint.get("penalty"):
+            self.penalty.restore(checkpoint["penalty"])
         self.step, self.epoch = checkpoint["scheduler"]["step"], checkpoint["epoch"] + 1
         self.best, self.model.seen = checkpoint["best"], checkpoint["seen"]
         if self.world.is_main:
             _set_random_state(checkpoint["rng"])
         else:  # only the first process's state is saved; the others must not draw what it draws
             torch.manual_seed(self.plan.seed + 1000 * self.epoch + self.world.rank)
+
+
+def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float) -> GammaPenalty | None:
+    """The penalty on gammas that a plan asks for, None if for none."""
+    if plan.prune < 0 or not (plan.s or plan.sparse_schedule == "dynamic"):
+        return None
+    options = {"schedule": plan.sparse_schedule, "keep": plan.sparse_keep, "target": plan.sparse_target}
+    return GammaPenalty(model, plan.prune, plan.s, epochs=plan.epochs, momentum=momentum, **options)
 
 
 def fitness(figures: dict[str, float]) -> float:

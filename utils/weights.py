@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from models import Darknet
 
 VERSION = (0, 2, 5)
-COUNTER = "num_batches_tracked"  # of BatchNorm2d; a plain average would need it, ours does not
+# Names in state dicts that carry no weights: BatchNorm2d's counter, which only a plain average would need, and what FLOP
+# profilers leave behind.
+COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 OWN_CFG = "use the cfg it was trained with"
 HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
@@ -88,16 +90,22 @@ def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False
     return _fill(model, tensors, values, skip, end)
 
 
+def header_bytes(path: str | Path) -> int:
+    """Bytes before the first value of a .weights file: the width of its counter of images depends on the version."""
+    major, minor, _ = struct.unpack("<3i", _first_bytes(path)[:12])
+    return 20 if major * 10 + minor >= 2 else 16
+
+
 def _read_values(path: str | Path) -> tuple[int, np.ndarray]:
-    """(images seen, all float32 values) of a .weights file. The counter's width depends on the version."""
+    """(images seen, all float32 values) of a .weights file."""
+    size = header_bytes(path)
     with open(path, "rb") as file:
-        major, minor, _ = struct.unpack("<3i", file.read(12))
-        wide = major * 10 + minor >= 2
-        (seen,) = struct.unpack("<q" if wide else "<i", file.read(8 if wide else 4).ljust(8 if wide else 4, b"\0"))
-        data = file.read()
-    if len(data) % 4:
-        raise UserError(f"{path}: truncated: {len(data)} bytes of values are no whole number of float32; get the file again")
-    return seen, np.frombuffer(data, dtype="<f4")
+        header, values = file.read(size).ljust(size, b"\0"), np.fromfile(file, dtype="<f4")
+    (seen,) = struct.unpack("<q" if size == 20 else "<i", header[12:])
+    rest = max(Path(path).stat().st_size - size, 0)
+    if rest % 4:
+        raise UserError(f"{path}: truncated: {rest} bytes of values are no whole number of float32; get the file again")
+    return seen, values
 
 
 def _count(tensors: list[tuple[int, Tensor]]) -> int:
@@ -161,8 +169,7 @@ def _fill(
             position += 0 if index in skipped else skip[index][1]
             skipped.append(index)
             continue
-        chunk = torch.from_numpy(values[position : position + tensor.numel()].copy())
-        tensor.copy_(chunk.view_as(tensor))
+        tensor.copy_(torch.from_numpy(values[position : position + tensor.numel()]).view_as(tensor))
         position += tensor.numel()
     skipped = sorted(set(skipped))
     last = tensors[end - 1][0] if end else -1
@@ -179,7 +186,7 @@ def save_weights(model: "Darknet", path: str | Path, seen: int | None = None) ->
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<3iq", *VERSION, model.seen if seen is None else seen))
         for _, tensor in darknet_tensors(model):
-            file.write(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+            file.write(tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).data)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -189,10 +196,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not is_checkpoint(path):
         raise UserError(f"{path}: not a .pt checkpoint")
-    numpy_types = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-    numpy_types += [np._core.multiarray.scalar, np._core.multiarray._reconstruct]
-    try:  # older checkpoints of the dialect keep best_fitness as a NumPy number
-        with torch.serialization.safe_globals(numpy_types):
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({_gist(error)})") from None
@@ -200,7 +205,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged or truncated ({_gist(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no state dict")
-    return data if "model" in data else {"model": data}
+    return data if "model" in data else {"model": data.get("state_dict", data)}
+
+
+def _numpy_numbers() -> list[Any]:
+    """What a checkpoint may name beside tensors: NumPy numbers and arrays of them, which older ones of the dialect keep as
+    best_fitness; their makers also under the names that NumPy 1 gave them."""
+    makers = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)
+    aliases = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in makers for core in ("core", "_core")]
+    return [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, *aliases]
 
 
 def _gist(error: Exception) -> str:
@@ -220,14 +233,12 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
 
     Raises UserError naming the tensor and both shapes, with the model unchanged.
     """
-    state = checkpoint["model"]
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path}: holds no weights (its optimizer may have been stripped, or it is another program's)")
+    state = _state_dict(checkpoint, path)
     own = model.state_dict()
     heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}
     skipped = set()
     for name, tensor in own.items():
-        if name.endswith(COUNTER):
+        if name.endswith(COUNTERS):
             continue
         if name not in state:
             raise UserError(f"{path}: has no {name} {tuple(tensor.shape)}, which this cfg needs; {OWN_CFG}")
@@ -239,7 +250,7 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
             shapes = f"{tuple(state[name].shape)} there, but this cfg makes it {tuple(tensor.shape)}"
             raise UserError(f"{path}: {name} is {shapes}; {hint}")
         skipped.add(head)
-    foreign = [n for n in state if n not in own and n.startswith("module_list.") and not n.endswith(COUNTER)]
+    foreign = [n for n in state if n not in own and _is_weight(model.defs, n)]
     if foreign:
         shape = tuple(state[foreign[0]].shape)
         raise UserError(f"{path}: holds {foreign[0]} {shape}, which this cfg has no place for; {OWN_CFG}")
@@ -249,6 +260,28 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
     model.seen = int(checkpoint.get("seen", 0))
     message = f"heads at layers {sorted(skipped)} start anew: their number of classes differs" if skipped else ""
     return LoadReport(message, len(model.module_list) - len(skipped), sorted(skipped))
+
+
+def _state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, under the names they have here: DataParallel and others put `module.` before each."""
+    state = checkpoint["model"]
+    tensors = {n: v for n, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no weights (its optimizer may have been stripped, or it is another program's)")
+    prefixes = {n.split("module_list.", 1)[0] for n in tensors if "module_list." in n}
+    if len(prefixes) != 1:
+        return tensors
+    (prefix,) = prefixes
+    return {n.removeprefix(prefix): v for n, v in tensors.items()}
+
+
+def _is_weight(defs: Defs, name: str) -> bool:
+    """Whether a foreign name in a state dict is a layer's tensor; a [yolo] layer's own buffers (grids, anchors) are none."""
+    parts = name.split(".")
+    if parts[0] != "module_list" or name.endswith(COUNTERS):
+        return False
+    index = int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else len(defs)
+    return not (index < len(defs) and isinstance(defs[index], Yolo))
 
 
 def checkpoint_classes(defs: Defs) -> int:

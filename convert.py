@@ -1,0 +1,104 @@
+"""Convert weights between Darknet's .weights and .pt checkpoints, and prove that nothing changed.
+
+python convert.py --cfg cfg/yolov3/yolov3.cfg --weights weights/yolov3.weights             # writes weights/yolov3.pt
+python convert.py --weights weights/best.pt --out best.weights
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import Darknet
+from utils.cfg import write_cfg
+from utils.cli import Loaded, Parser, load_model, run
+from utils.errors import UserError
+from utils.files import replacing, write_text
+from utils.weights import darknet_tensors, is_checkpoint, load_weights, save_checkpoint, save_weights
+
+SUFFIXES = (".weights", ".pt")
+FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
+
+
+def get_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint that carries its own")
+    parser.add_argument("--weights", required=True, help="file to convert; its content tells its format")
+    parser.add_argument("--out", default="", help="file to write: NAME.weights or NAME.pt; default: the other format beside it")
+    return parser
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Convert, read the result back, compare; return the written path.
+
+    Raises UserError for weights that don't fit the cfg, and with nothing written if the round trip should fail.
+    """
+    out = target(args.weights, args.out)
+    loaded = load_model(args.cfg, args.weights)
+    with replacing(out) as temporary:
+        if out.suffix == ".pt":
+            save_checkpoint(temporary, checkpoint(loaded))
+        else:
+            save_weights(loaded.model, temporary)
+        compared = verify(loaded.model, temporary, out)
+    print(f"{args.weights} -> {out}: {compared}, read back identical, and so are the outputs on a random picture")
+    if out.suffix == ".weights":
+        say_what_is_left(loaded, args.cfg, out)
+    return out
+
+
+def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
+    """A .weights file holds values only: write the checkpoint's own cfg beside it, and name the settings to give by hand."""
+    beside = out.with_suffix(".cfg")
+    if not cfg and not beside.exists():
+        write_text(beside, write_cfg(loaded.model.defs))
+        print(f"its cfg: {beside}")
+    flags = [flag for key, flag in FLAGS.items() if loaded.settings.get(key)]
+    if flags:
+        print(f"trained with {' '.join(flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
+
+
+def target(weights: str, out: str) -> Path:
+    """The file to write; UserError for a suffix that names no format."""
+    source = Path(weights)
+    path = Path(out) if out else source.with_suffix(".weights" if is_checkpoint(source) else ".pt")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--out {path}: the suffix decides the format, so it must be {' or '.join(SUFFIXES)}")
+    if path.exists() and path.resolve() == source.resolve():
+        raise UserError(f"{path}: would overwrite its own source; name another file with --out")
+    return path
+
+
+def checkpoint(loaded: Loaded) -> dict[str, Any]:
+    """What a .pt holds that isn't a run's: weights with their cfg, names and settings, in the dialect's layout."""
+    before = loaded.checkpoint or {}
+    kept = {k: before[k] for k in ("epoch", "best_fitness", "training_results", "hyp", "names") if k in before}
+    return {"epoch": -1, "best_fitness": None, "training_results": None, "hyp": None, "names": None} | kept | {
+        "model": loaded.model.state_dict(),
+        "optimizer": None,
+        "cfg": write_cfg(loaded.model.defs),
+        "cfg_name": loaded.model.defs.name,
+        "settings": {"img_size": loaded.img_size} | loaded.settings,
+        "seen": loaded.model.seen,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def verify(model: Darknet, path: Path, name: Path) -> str:
+    """Load `path` into a fresh network and compare every tensor and the outputs of both; return what was compared."""
+    again = Darknet(model.defs, model.img_size)
+    load_weights(again, path, prefix=False)
+    pairs = list(zip(darknet_tensors(model), darknet_tensors(again), strict=True))
+    for (index, ours), (_, read) in pairs:
+        if not torch.equal(ours.view(torch.int32), read.view(torch.int32)):  # bit by bit, NaN included
+            raise UserError(f"{name}: not written: layer {index} came back with other values; please report this")
+    image = torch.rand(1, model.defs.net.channels, model.img_size, model.img_size)
+    outputs = (network.eval()(image)[0] for network in (model, again))
+    if not torch.allclose(*outputs, rtol=0, atol=0, equal_nan=True):
+        raise UserError(f"{name}: not written: the outputs changed; please report this")
+    return f"{len(pairs)} tensors, {sum(t.numel() for (_, t), _ in pairs):,} values"
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

@@ -1,0 +1,22 @@
+"""Prune as normal_prune does, but leave every layer a multiple of 8 channels (--round-to), which suits most hardware.
+
+Use it instead of normal_prune wherever speed counts for more than the last parameters.
+"""
+
+import argparse
+from typing import Any
+
+from utils.cli import Parser, run
+from utils.pruning import prune, prune_parser
+
+
+def get_parser() -> Parser:
+    return prune_parser("regular", __doc__)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    return prune(args)
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

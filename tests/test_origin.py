@@ -1,0 +1,60 @@
+"""utils.origin: what a pruned cfg says of the network that it was pruned from, also after several prunings."""
+
+import numpy as np
+import pytest
+
+from tests.tiny import CSP, DEPTHWISE, RESIDUAL, network
+from utils.cfg import parse_cfg, write_cfg
+from utils.compact import compact_defs
+from utils.errors import UserError
+from utils.graph import ChannelGraph
+from utils.masks import Limits
+from utils.origin import format_ranges, origin_of, parse_ranges, surviving_ids
+from utils.pruner import Amount, Pruner
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([0, 1, 2, 3, 7], "0-3,7"), ([5], "5"), ([0, 2, 4], "0,2,4"), ([3, 4], "3-4"), (range(10), "0-9")]
+)
+def test_ranges(numbers, text):
+    assert format_ranges(numbers) == text
+    assert parse_ranges(text) == list(numbers)
+
+
+def test_text_that_is_no_range():
+    with pytest.raises(UserError, match="kept=0-3;7: expected ascending ranges"):
+        parse_ranges("0-3;7")
+
+
+def test_what_is_whole_says_nothing():
+    graph = ChannelGraph(parse_cfg(RESIDUAL))
+    defs = compact_defs(graph, np.ones(graph.count, dtype=bool))
+    assert defs == graph.defs
+    keep = np.ones(graph.count, dtype=bool)
+    keep[graph.out[2][[0, 4]]] = False
+    assert [d.extra for d in compact_defs(graph, keep)] == [{}, {}, {"kept": "1-3,5"}, *[{}] * 7]
+
+
+@pytest.mark.parametrize("cfg", [RESIDUAL, CSP, DEPTHWISE])
+def test_pruning_twice_still_counts_in_the_first_network(cfg):
+    model = network(cfg)
+    teacher = ChannelGraph(model.defs)
+    gammas = {i: model.module_list[i].BatchNorm2d.weight.detach().numpy() for i in teacher.gammas()}
+    for _ in range(2):
+        pruner = Pruner(model, "slim", Limits())
+        model = pruner.compact(pruner.choose(Amount(0.3, min(1, len(pruner.blocks)))))
+        student = parse_cfg(write_cfg(model.defs))
+        keep = surviving_ids(teacher, student)
+        for index in ChannelGraph(student).gammas():
+            origin = origin_of(student, index)
+            channels = np.flatnonzero(keep[teacher.out[origin]])
+            np.testing.assert_array_equal(model.module_list[index].BatchNorm2d.weight.detach(), gammas[origin][channels])
+    assert len(student) < len(teacher.defs) or cfg == CSP
+
+
+def test_another_networks_pruned_cfg_is_refused():
+    model = network(RESIDUAL)
+    pruner = Pruner(model, "slim", Limits())
+    student = pruner.defs(pruner.choose(Amount(0.3)))
+    with pytest.raises(UserError, match=r"layer \d+ \[convolutional\]: was not pruned from layer \d+ of"):
+        surviving_ids(ChannelGraph(parse_cfg(CSP)), student)

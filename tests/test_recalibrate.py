@@ -1,0 +1,44 @@
+"""utils.recalibrate: statistics become those of the pictures, and nothing else changes."""
+
+import torch
+
+from tests.tiny import RESIDUAL, network
+from utils.datasets import Batch
+from utils.recalibrate import recalibrate
+
+
+def batches(count: int, size: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randint(0, 256, (size, 3, 64, 64), generator=generator, dtype=torch.uint8) for _ in range(count)]
+    return [Batch(image, torch.zeros(0, 6), []) for image in images]
+
+
+def test_statistics_are_the_means_over_the_batches():
+    model = network(RESIDUAL)
+    data = batches(3, 4)
+    weights = {k: v.clone() for k, v in model.state_dict().items() if "running" not in k and "tracked" not in k}
+    assert recalibrate(model, data, torch.device("cpu")) == 12
+    first = model.module_list[0]
+    maps = [first.conv(batch.images.float() / 255).detach() for batch in data]
+    norm = first.BatchNorm2d
+    torch.testing.assert_close(norm.running_mean, torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([m.var((0, 2, 3)) for m in maps]).mean(0))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in weights.items())
+    assert not model.training
+    assert norm.momentum == 0.03
+
+
+def test_it_mends_statistics_that_are_wrong():
+    model = network(RESIDUAL)
+    data = batches(2, 8)
+    images = torch.cat([batch.images for batch in data]).float() / 255
+    recalibrate(model, data, torch.device("cpu"))
+    good = model(images)[1][0].detach()
+    model.module_list[3].BatchNorm2d.running_mean += 5
+    assert (model(images)[1][0] - good).abs().max() > 1
+    recalibrate(model, data, torch.device("cpu"))
+    torch.testing.assert_close(model(images)[1][0], good)
+
+
+def test_a_batch_of_one_picture_is_left_out():
+    assert recalibrate(network(RESIDUAL), [*batches(1, 4), *batches(1, 1)], torch.device("cpu")) == 4

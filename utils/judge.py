@@ -1,0 +1,66 @@
+"""Judge: what the networks of one pruning run are measured with."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+
+from models import Darknet
+from utils import cli
+from utils.cfg import DataConfig
+from utils.datasets import collate, create_loader, start_worker
+from utils.devices import select_device
+from utils.engine import evaluate
+from utils.hyp import Hyp
+from utils.measure import costs
+from utils.recalibrate import recalibrate
+
+
+@dataclass
+class Judge:
+    """Measures models of one size on one device: mAP with a dataset, what they cost in any case."""
+
+    args: argparse.Namespace
+    data: DataConfig | None
+    loaded: cli.Loaded
+
+    def __post_init__(self) -> None:
+        self.device = select_device(self.args.device)
+        self.loader = self._loader("valid") if self.data is not None else None
+
+    def _loader(self, key: str) -> DataLoader:
+        """The pictures of `key` in the .data file, letterboxed as the network was trained."""
+        stretch = self.args.stretch or self.loaded.settings.get("stretch", False)
+        return create_loader(
+            self.data.source(key), classes=self.data.classes, img_size=self.loaded.img_size,
+            batch_size=self.args.batch_size, training=False, hyp=Hyp(), stride=self.loaded.model.max_stride,
+            rect=not stretch, stretch=stretch, gray=cli.sees_gray(self.loaded.model), workers=self.args.workers,
+        )  # fmt: skip
+
+    @property
+    def maxabs(self) -> bool:
+        return self.loaded.settings.get("maxabs", False)
+
+    def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
+        """{map50, map}, None without a dataset."""
+        if self.loader is None:
+            return {"map50": None, "map": None}
+        result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
+                          maxabs=self.maxabs, desc=what)  # fmt: skip
+        return {"map50": result.map50, "map": result.map}
+
+    def measure(self, model: Darknet, what: str) -> dict[str, Any]:
+        return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
+
+    def recalibrate(self, model: Darknet, count: int) -> int:
+        """Measure a model's batch-normalisation statistics again, in place, on `count` training pictures spread evenly over
+        the set, letterboxed without augmentation; returns how many there were."""
+        dataset = self._loader("train").dataset
+        indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
+        pictures = DataLoader(
+            Subset(dataset, indices.tolist()), batch_size=self.args.batch_size, num_workers=self.args.workers,
+            collate_fn=collate, worker_init_fn=start_worker,
+        )  # fmt: skip
+        return recalibrate(model, pictures, self.device, self.maxabs)

@@ -1,0 +1,77 @@
+"""Where a pruned network's layers and channels come from: two keys in its .cfg that Darknet ignores.
+
+origin=12        this layer is number 12 of the unpruned network; left out where it still has its own number
+kept=0-3,7       the filters of the unpruned network's convolution that are left, in order; left out where all are
+
+Pruning a pruned network keeps counting in the first one. Distillation reads from a teacher what a student still has:
+
+    >>> format_ranges([0, 1, 2, 3, 7])
+    '0-3,7'
+    >>> parse_ranges("0-3,7")
+    [0, 1, 2, 3, 7]
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from utils.definitions import Convolutional, Defs, LayerDef
+from utils.errors import UserError
+from utils.graph import ChannelGraph
+
+
+def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
+    """Record in `d`, layer `new` of the smaller network, that it was layer `old` and kept the channels `kept`, (channels,)
+    bool. What `d` says of an earlier pruning is composed with it."""
+    origin = int(d.extra.pop("origin", old))
+    if origin != new:
+        d.extra["origin"] = str(origin)
+    if isinstance(d, Convolutional) and not kept.all():
+        before = np.array(parse_ranges(d.extra["kept"]) if "kept" in d.extra else range(len(kept)))
+        d.extra["kept"] = format_ranges(before[kept].tolist())
+
+
+def origin_of(defs: Defs, index: int) -> int:
+    """The number that layer `index` has in the unpruned network."""
+    return int(defs[index].extra.get("origin", index))
+
+
+def surviving_ids(teacher: ChannelGraph, student: Defs) -> np.ndarray:
+    """(teacher.count,) bool: which channels of the unpruned network `teacher` the pruned network `student` still has.
+
+    Layer i of the student has the channels `keep[teacher.out[origin_of(student, i)]]` of the teacher's layer
+    `origin_of(student, i)`. Raises UserError where the student doesn't descend from this teacher.
+    """
+    keep = np.zeros(teacher.count, dtype=bool)
+    keep[teacher.inputs(0)] = True
+    for index, d in enumerate(student):
+        if not isinstance(d, Convolutional):
+            continue
+        origin = origin_of(student, index)
+        ids = teacher.out[origin] if 0 <= origin < len(teacher.out) else np.zeros(0, dtype=int)
+        kept = parse_ranges(d.extra["kept"]) if "kept" in d.extra else list(range(len(ids)))
+        if len(kept) != d.filters or (kept and max(kept) >= len(ids)):
+            raise UserError(f"{student.where(index)}: was not pruned from layer {origin} of {teacher.defs.name}; "
+                            "name the cfg that it was pruned from")  # fmt: skip
+        keep[ids[kept]] = True
+    return keep
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers as `0-3,7`."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def parse_ranges(text: str) -> list[int]:
+    """The numbers of `0-3,7`; raises UserError for other text."""
+    try:
+        bounds = [[int(n) for n in part.split("-")] for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"kept={text[:40]}: expected ascending ranges such as 0-3,7") from None
+    return [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]

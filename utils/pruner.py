@@ -1,0 +1,157 @@
+"""A strategy at work on one network: from an amount to the channels and blocks that go, and to the smaller network."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils import definitions as c
+from utils.blocks import Block, block_scores, residual_blocks, weakest_blocks
+from utils.compact import compact_defs, compact_model, mask_model
+from utils.errors import UserError
+from utils.graph import ChannelGraph
+from utils.importance import gamma_scores
+from utils.masks import POLICIES, Limits, Mask, candidates, global_mask
+from utils.measure import network_size
+
+if TYPE_CHECKING:
+    from models import Darknet
+
+SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """policy: which channels may go and how they are scored (utils.masks.POLICIES); the rest: defaults of the options."""
+
+    policy: str
+    percent: float = 0.5
+    shortcuts: int = 0
+    layer_keep: float = 0.0
+
+
+STRATEGIES = {
+    "normal": Strategy("normal"),
+    "regular": Strategy("regular"),
+    "shortcut": Strategy("shortcut"),
+    "slim": Strategy("slim", layer_keep=0.01),
+    "layer": Strategy("slim", percent=0.0, shortcuts=8),
+    "layer_channel": Strategy("slim", shortcuts=8, layer_keep=0.01),
+}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """percent: share of the prunable channels, 0..1; shortcuts: number of residual blocks."""
+
+    percent: float
+    shortcuts: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"--percent {self.percent:g}"] if self.percent or not self.shortcuts else []
+        return " ".join(parts + ([f"--shortcuts {self.shortcuts}"] if self.shortcuts else []))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What goes for an amount: the ids that `mask` doesn't keep, and the blocks `dropped`."""
+
+    amount: Amount
+    mask: Mask
+    dropped: list[Block]
+
+
+class Pruner:
+    """Scores of a network's channels and blocks under a strategy; `choose` says what goes for an amount.
+
+    Raises UserError where the strategy finds nothing that it may remove.
+    """
+
+    def __init__(self, model: "Darknet", strategy: str, limits: Limits) -> None:
+        self.model, self.strategy, self.limits = model, strategy, limits
+        self.policy = POLICIES[STRATEGIES[strategy].policy]
+        self.graph = ChannelGraph(model.defs)
+        self.blocks = residual_blocks(self.graph)
+        self.scores = gamma_scores(model, self.graph, self.policy.combine)
+        self.pool = candidates(self.graph, self.policy)
+
+    def check(self, percent: float, shortcuts: int | None, force: bool = False) -> Amount:
+        """The amount, if this network can give it; UserError in one line if not. With `force` at most all blocks.
+
+        shortcuts None: the strategy's own number, or all blocks where there are fewer.
+        """
+        name, usual = self.model.defs.name, STRATEGIES[self.strategy].shortcuts
+        if not 0 <= percent < 1:
+            raise UserError(f"--percent {percent:g}: give a share of the channels, at least 0 and below 1")
+        if percent and not self.pool.any():
+            raise UserError(f"{name}: {self.strategy} pruning finds no channel that may go; try shortcut or slim")
+        wanted = min(usual, len(self.blocks)) if shortcuts is None else shortcuts
+        if (usual or wanted) and not self.blocks:
+            raise UserError(
+                f"{name}: has no residual blocks that could be dropped; use normal, regular, shortcut or slim pruning"
+            )
+        if wanted < min(usual, 1):
+            raise UserError(f"--shortcuts {wanted}: give the number of residual blocks to drop, 1 to {len(self.blocks)}")
+        if wanted > len(self.blocks) and not force:
+            raise UserError(
+                f"{name}: --shortcuts {wanted}: there are {len(self.blocks)} residual blocks; --force drops them all"
+            )
+        return Amount(percent, min(wanted, len(self.blocks)))
+
+    def choose(self, amount: Amount) -> Choice:
+        """The weakest channels of the whole network, then the blocks that are the weakest by what is left of them."""
+        mask = global_mask(self.graph, self.scores, self.policy, amount.percent, self.limits)
+        scores = block_scores(self.model, self.graph, self.blocks, mask.keep)
+        return Choice(amount, mask, weakest_blocks(self.blocks, scores, amount.shortcuts))
+
+    def defs(self, choice: Choice) -> c.Defs:
+        return compact_defs(self.graph, choice.mask.keep, choice.dropped)
+
+    def masked(self, choice: Choice) -> "Darknet":
+        return mask_model(self.model, self.graph, choice.mask.keep, choice.dropped)
+
+    def compact(self, choice: Choice) -> "Darknet":
+        return compact_model(self.model, self.graph, choice.mask.keep, choice.dropped)
+
+    def size(self, choice: Choice, img_size: int) -> dict[str, int]:
+        """{params, macs, channels} of the compact network, without computing its weights."""
+        defs = self.defs(choice)
+        channels = sum(d.filters for d in defs if isinstance(d, c.Convolutional))
+        return network_size(type(self.model), defs, img_size) | {"channels": channels}
+
+    def layer_counts(self, choice: Choice) -> list[dict[str, int]]:
+        """Filters of each convolution before and after; 0 after for those of a dropped block."""
+        gone = {layer for block in choice.dropped for layer in block.layers}
+        out, keep = self.graph.out, choice.mask.keep
+        return [
+            {"index": i, "before": len(out[i]), "after": 0 if i in gone else int(keep[out[i]].sum())}
+            for i in self.graph.convolutions()
+        ]
+
+    def sparsity_warning(self, choice: Choice) -> str:
+        """A line if the gammas aren't sparse, else "".
+
+        They aren't if what goes is not much weaker than what stays: the strongest removed gamma (of a block: the mean of
+        its end's) is above 0.1 and above a tenth of the median of all that could go.
+        """
+        scores = block_scores(self.model, self.graph, self.blocks, choice.mask.keep)
+        gone = [float(s) for s, block in zip(scores, self.blocks, strict=True) if block in choice.dropped]
+        checks = [("channels", choice.mask.threshold, self.scores[self.pool])] if choice.amount.percent else []
+        checks += [("blocks", max(gone), scores)] if gone else []
+        for what, strongest, values in checks:
+            typical = float(np.median(values))
+            if strongest > SPARSE_ABSOLUTE and strongest > SPARSE_RELATIVE * typical:
+                return (f"the gammas aren't sparse: those of removed {what} reach {strongest:.3f}, all have a median of "
+                        f"{typical:.3f}. Expect a large drop; train with --s first (train.py --s S --prune P), "
+                        "or remove less")  # fmt: skip
+        return ""
+
+    def summary(self, choice: Choice) -> dict[str, Any]:
+        """What --json says of the amounts: {requested, achieved, limit, shortcuts{requested, achieved, limit, layers}}."""
+        shortcuts = {
+            "requested": choice.amount.shortcuts, "achieved": len(choice.dropped), "limit": len(self.blocks),
+            "layers": [b.shortcut for b in choice.dropped],
+        }  # fmt: skip
+        channels = {"requested": choice.amount.percent, "achieved": choice.mask.achieved, "limit": choice.mask.limit}
+        counts = {k: shortcuts[k] for k in channels}
+        return (channels if choice.amount.percent or not choice.amount.shortcuts else counts) | {"shortcuts": shortcuts}

@@ -1,0 +1,105 @@
+"""How much to prune: the sweep of --dry-run, and the bisections behind --target-params, --target-macs and --max-drop."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.pruner import Amount, Pruner
+
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the amount is chosen for. kind: params | macs | map50; value: the most parameters or MACs that may be left, or
+    the least mAP@0.5."""
+
+    kind: str
+    value: float
+
+
+def parse_target(text: str, before: int, flag: str) -> float:
+    """`0.2`: that share of `before` is left; `2.5M`, `800k`, `3000000`: that many. UserError for anything else."""
+    number, unit = (text[:-1], UNITS[text[-1].lower()]) if text[-1:].lower() in UNITS else (text, 1.0)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UserError(
+            f"{flag} {text}: give what is to be left: a share such as 0.2, or a number such as 3000000, 2.5M or 1.2G"
+        )
+    return value * before if value < 1 else value
+
+
+def axis(pruner: Pruner, base: Amount, step: float) -> list[Amount]:
+    """The amounts to search, from nothing to everything: percents in steps of `step`, or numbers of blocks when `base` asks
+    for no channels."""
+    if base.shortcuts and not base.percent:
+        return [Amount(0.0, n) for n in range(1, len(pruner.blocks) + 1)]
+    count = round(1 / step)
+    return [Amount(n / count, base.shortcuts) for n in range(count)]
+
+
+def first_true(amounts: Sequence[Amount], holds: Callable[[Amount], bool]) -> Amount | None:
+    """The first amount that `holds`, by bisection: if it holds for one, it does for all later ones."""
+    low, high = 0, len(amounts)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(amounts[middle]) else (middle + 1, high)
+    return amounts[low] if low < len(amounts) else None
+
+
+def smallest_amount(pruner: Pruner, base: Amount, goal: Goal, img_size: int, force: bool) -> Amount:
+    """The smallest amount that leaves at most goal.value parameters or MACs. UserError if none does; with `force` all."""
+    amounts = axis(pruner, base, 0.001)
+    found = first_true(amounts, lambda a: pruner.size(pruner.choose(a), img_size)[goal.kind] <= goal.value)
+    if found is None and not force:
+        least = pruner.size(pruner.choose(amounts[-1]), img_size)[goal.kind]
+        raise UserError(f"--target-{goal.kind} {goal.value:,.0f}: {pruner.strategy} pruning leaves at least {least:,} here; "
+                        "--force goes as far as that, or choose another strategy or smaller limits")  # fmt: skip
+    return found or amounts[-1]
+
+
+def largest_amount(pruner: Pruner, base: Amount, goal: Goal, accuracy: Callable[[Amount], float], force: bool) -> Amount:
+    """The largest amount whose compact network keeps an mAP@0.5 of goal.value, to 0.01 of percent, by bisection.
+
+    Raises UserError if the smallest one doesn't; with `force` that is taken.
+    """
+    amounts = axis(pruner, base, 0.01)
+    amounts = amounts if base.shortcuts else amounts[1:]
+    past = first_true(amounts, lambda a: accuracy(a) < goal.value)
+    place = len(amounts) if past is None else amounts.index(past)
+    if place == 0 and not force:
+        raise UserError(f"{amounts[0]} already leaves an mAP@0.5 under {goal.value:.3f}; train sparser (train.py --s), allow a "
+                        "larger --max-drop, or take it with --force and finetune")  # fmt: skip
+    return amounts[max(place - 1, 0)]
+
+
+def sweep(pruner: Pruner, base: Amount, img_size: int, accuracy: Callable[[Amount], float] | None) -> list[dict[str, Any]]:
+    """A row for each of about ten amounts: {percent, shortcuts, achieved, params, macs, channels, map50 (masked)}."""
+    amounts = axis(pruner, base, 0.05)
+    if base.shortcuts and not base.percent:
+        amounts = amounts[:: -(-len(amounts) // 12)]
+    else:
+        amounts = [a for a in amounts if a.percent >= 0.6 or round(20 * a.percent) % 2 == 0]
+    rows = []
+    for amount in tqdm(amounts, desc="sweep", unit="amount", leave=False):
+        choice = pruner.choose(amount)
+        row = {"percent": amount.percent, "shortcuts": amount.shortcuts, "achieved": choice.mask.achieved}
+        row |= pruner.size(choice, img_size)
+        rows.append(row | {"map50": accuracy(amount) if accuracy else None})
+    return rows
+
+
+def goal_of(args: argparse.Namespace, before: dict[str, Any]) -> Goal | None:
+    """The goal that the command line names, None where it names amounts; `before`: {params, macs, map50} of the original."""
+    if args.target_params:
+        return Goal("params", parse_target(args.target_params, before["params"], "--target-params"))
+    if args.target_macs:
+        return Goal("macs", parse_target(args.target_macs, before["macs"], "--target-macs"))
+    return Goal("map50", before["map50"] - args.max_drop) if args.max_drop is not None else None
