@@ -30,9 +30,9 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--out", default="output/demo", help="folder of the results")
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's input in pixels")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[24, 24, 20], metavar="N", help="baseline, sparse, finetune")
-    parser.add_argument("--percent", type=float, default=0.6, help="share of the channels to prune")
-    parser.add_argument("--s", type=float, default=0.02, help="strength of the sparsity penalty")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[40, 40, 30], metavar="N", help="baseline, sparse, finetune")
+    parser.add_argument("--percent", type=float, default=0.5, help="share of the channels to prune")
+    parser.add_argument("--s", type=float, default=0.04, help="strength of the sparsity penalty")
     return parser
 
 
@@ -41,18 +41,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = make_folder(args.out)
     cfg, size = f"{out}/shapes.cfg", str(args.img_size)
     common = ["--data", DATA, "--img-size", size]
-    train = ["train.py", *common, "--batch-size", "16", "-mpt", "--cache-images"]
+    train = ["train.py", *common, "--batch-size", "16", "--accumulate", "1", "-mpt", "--cache-images"]
     train += ["--weights-dir", str(out), "--results-dir", str(out), "--logdir", f"{out}/runs"]
     command("data/make_shapes.py")
     command("make_cfg.py", "--cfg", CFG, "--data", DATA, "--anchors", "kmeans", "--img-size", size, "--out", cfg)
     epochs = [str(e) for e in args.epochs]
-    command(*train, "--cfg", cfg, "--epochs", epochs[0], "--name", "baseline")
+    command(*train, "--cfg", cfg, "--adam", "--epochs", epochs[0], "--name", "baseline")
     command(*train, "--cfg", cfg, "--weights", f"{out}/last_baseline.pt", "-pt", "--epochs", epochs[1], "--s", str(args.s),
             "--prune", "0", "--name", "sparse")  # fmt: skip
     command("normal_prune.py", *common, "--cfg", cfg, "--weights", f"{out}/last_sparse.pt", "--percent", str(args.percent),
             "--save-dir", str(out), "--json", f"{out}/prune.json")  # fmt: skip
     pruned = json.loads(Path(f"{out}/prune.json").read_text())
-    command(*train, "--cfg", pruned["cfg"], "--weights", pruned["weights"], "-pt", "--epochs", epochs[2], "--name", "finetuned")
+    command(*train, "--cfg", pruned["cfg"], "--weights", pruned["weights"], "-pt", "--adam", "--epochs", epochs[2],
+            "--name", "finetuned")  # fmt: skip
     report = {name: measure(out, name, common) for name in ("baseline", "sparse")}
     report |= {"pruned": pruned["after"], "finetuned": measure(out, "finetuned", common)}
     valid = Path(DATA).with_name("valid.txt")

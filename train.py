@@ -130,7 +130,7 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
-            for line in log.sparsity_warnings(run.plan) if gammas else ():
+            for line in log.sparsity_warnings(run.plan) if log else ():
                 say(f"warning: {line}")
             if final or not args.nosave:
                 save_run(run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,

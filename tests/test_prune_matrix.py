@@ -14,7 +14,7 @@ from tests.matrix import CELLS, build, cells, format_cells, networks
 from tests.test_models import opencv_outputs
 from utils.blocks import residual_blocks
 from utils.cfg import parse_cfg, write_cfg
-from utils.definitions import Convolutional, Depthwise, ScaleChannels, SqueezeExcite
+from utils.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.graph import ChannelGraph
 from utils.masks import Limits
 from utils.pruner import STRATEGIES, Amount, Pruner
@@ -22,8 +22,8 @@ from utils.weights import save_weights
 
 NETWORKS = networks(SHARED)
 QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}
-# What OpenCV's importer doesn't read: layers of the MobileNet dialect, or a layer kind of its own.
-DIALECT = (SqueezeExcite, Depthwise)
+# What OpenCV's importer doesn't read: layers of the MobileNet dialect, and reorg3d.
+DIALECT = (SqueezeExcite, Depthwise, Reorg3d)
 # What constants behind a multiplication by data cost (see utils.constants): up to 0.08 of the largest output in the two
 # MobileNets, 1.0 in EfficientNet with its 16 such layers; random weights, gammas and betas.
 MEASURED = {SqueezeExcite: 0.1, ScaleChannels: 1.5}
@@ -41,7 +41,7 @@ def test_masked_is_compact_and_the_files_fit_and_train(name, tmp_path, capsys):
         print("\n" + format_cells(name, rows), flush=True)
     assert len(rows) == len(CELLS)
     has_blocks = bool(residual_blocks(ChannelGraph(model.defs)))
-    bound = max((MEASURED.get(type(d), 1e-4) for d in model.defs))
+    bound = max(MEASURED.get(type(d), 1e-4) for d in model.defs)
     for cell in rows:
         assert bool(cell.refused) == (not has_blocks and STRATEGIES[cell.strategy].shortcuts > 0), cell
         if cell.refused:
