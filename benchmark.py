@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models import Darknet
 from utils.cfg import parse_cfg
-from utils.cli import Parser, add_device_arguments, format_table, run, write_json
+from utils.cli import Parser, add_device_arguments, format_table, natural, run, write_json
 from utils.datasets import Batch, create_loader
 from utils.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.distributed import World
@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=5, help="repetitions of which the median counts")
     parser.add_argument("--workers", type=int, default=2, help="processes that feed the image pipeline")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and boxes")
+    parser.add_argument("--seed", type=natural, default=0, help="of weights, pictures and boxes")
     add_device_arguments(parser)
     return parser
 

@@ -18,7 +18,6 @@ from utils.files import replacing, write_text
 from utils.weights import darknet_tensors, is_checkpoint, load_weights, save_checkpoint, save_weights
 
 SUFFIXES = (".weights", ".pt")
-FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
 
 
 def get_parser() -> Parser:
@@ -54,9 +53,8 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
     if not cfg and not beside.exists():
         write_text(beside, write_cfg(loaded.model.defs))
         print(f"its cfg: {beside}")
-    flags = [flag for key, flag in FLAGS.items() if loaded.settings.get(key)]
-    if flags:
-        print(f"trained with {' '.join(flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
+    if loaded.flags:
+        print(f"trained with {' '.join(loaded.flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
 
 
 def target(weights: str, out: str) -> Path:

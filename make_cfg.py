@@ -13,7 +13,7 @@ import numpy as np
 from models import check_img_size
 from utils.anchors import AnchorFit, cluster_anchors, fit, label_sizes
 from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
-from utils.cli import Parser, format_table, run, write_json
+from utils.cli import Parser, format_table, natural, run, write_json
 from utils.datasets import scan
 from utils.definitions import Convolutional, Defs, Yolo
 from utils.errors import UserError
@@ -40,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchors", choices=("keep", "kmeans"), default="keep", help="kmeans: fit them to the train boxes")
     parser.add_argument("--img-size", type=int, help="input side in pixels, also written into the cfg (default: the cfg's)")
     parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, pictures show them")
-    parser.add_argument("--seed", type=int, default=0, help="of the clustering")
+    parser.add_argument("--seed", type=natural, default=0, help="of the clustering")
     parser.add_argument("--out", type=Path, help="default: <cfg>-<data>.cfg beside the cfg")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser

@@ -2,16 +2,19 @@
 
 python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60 -mpt
 python train.py --data data/bccd/bccd.data --weights weights/best.pt --s 0.01 --prune 0
+python train.py --data data/bccd/bccd.data --weights pruned.weights --cfg pruned.cfg --t_weights best.pt --KDstr 4 --finetune
 torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3/yolov3.cfg --batch-size 64
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
+from utils.cli import Parser, add_device_arguments, add_model_arguments, natural, write_json
 from utils.cli import run as run_script
+from utils.distill import add_distillation_arguments, check_distillation_arguments
 from utils.distributed import joined
 from utils.engine import evaluate
 from utils.errors import UserError
@@ -43,6 +46,8 @@ def get_parser() -> Parser:
                         "gammas keep s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
     parser.add_argument("--sparse-keep", type=float, default=0.85, help="local-decay: share of the gammas that keep s")
     parser.add_argument("--sparse-target", type=float, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end")
+    add_distillation_arguments(parser)
+    parser.add_argument("--finetune", **flag, help="the learning rates of a pruned network's finetuning (utils.hyp.FINETUNE)")
     parser.add_argument("--multi-scale", **flag, help="picture sizes vary between 0.67 and 1.5 times --img-size")
     parser.add_argument("--rect", **flag, help="rectangular batches, without mosaic")
     parser.add_argument("--stretch", **flag, help="resize as Darknet does, without keeping the aspect ratio")
@@ -61,7 +66,7 @@ def get_parser() -> Parser:
     parser.add_argument("--results-dir", default=".", help="folder of results.txt and results.png")
     parser.add_argument("--logdir", default="runs", help="folder of TensorBoard's files; '' for none")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     add_device_arguments(parser)
     return parser
 
@@ -101,6 +106,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--epochs {args.epochs} --batch-size {args.batch_size}: both must be at least 1")
     if min(args.s, args.workers, args.accumulate) < 0:
         raise UserError("--s, --workers and --accumulate can't be negative")
+    if not math.isfinite(args.s):
+        raise UserError(f"--s {args.s}: must be a number")
     if args.s > 0 and args.prune < 0:
         raise UserError(f"--s {args.s:g} needs --prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning")
     dynamic = args.sparse_schedule == "dynamic"
@@ -112,6 +119,7 @@ def check_arguments(args: argparse.Namespace) -> None:
                         "slim, 2 for layer pruning")  # fmt: skip
     if not (0 < args.sparse_keep < 1 and 0 < args.sparse_target < 1):
         raise UserError("--sparse-keep and --sparse-target are shares: above 0 and below 1")
+    check_distillation_arguments(args)
 
 
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
-            for line in log.sparsity_warnings(run.plan) if log else ():
+            for line in log.sparsity_warnings(run.plan):
                 say(f"warning: {line}")
             if final or not args.nosave:
                 save_run(run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,

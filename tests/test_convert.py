@@ -9,7 +9,7 @@ import pytest
 
 import convert_dataset
 from utils.cfg import read_data
-from utils.convert import BOTH, Options, read_coco, read_voc, write_dataset
+from utils.convert import BOTH, Options, Sample, _target_names, read_coco, read_voc, write_dataset
 from utils.datasets import scan
 from utils.errors import UserError
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA
@@ -183,6 +183,22 @@ def test_coco_that_cannot_be_told_apart(tmp_path):
         read_coco(tmp_path, Options())
     with pytest.raises(UserError, match="no image with an annotation"):
         write_dataset(read_coco(make_coco(tmp_path / "b", {"instances": ["a.jpg"]}), Options()), tmp_path / "out")
+
+
+def test_voc_masks_of_the_same_name_are_no_pictures(tmp_path):
+    src = make_voc(tmp_path / "src", {"a": voc_object("x", 1, 1, 9, 9)})
+    write_image(src / "SegmentationClass" / "a.png")
+    convert("voc", src, tmp_path / "out")
+    assert (tmp_path / "out" / "train.txt").read_text() == "images/a.jpg\n"
+
+
+def test_no_two_pictures_share_a_label_file():
+    paths = [Path(p) for p in ("a/x.jpg", "a/x.png", "b/a/x.jpg", "c/y.jpg", "d/a_x.jpg")]
+    names = _target_names([Sample(p, 1, 1, [], BOTH) for p in paths])
+    assert list(names) == paths
+    assert names[paths[0]] == "a_x.jpg"
+    assert names[paths[3]] == "y.jpg"
+    assert len({Path(n).stem for n in names.values()}) == len(paths)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

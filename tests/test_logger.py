@@ -1,6 +1,7 @@
 """results.txt, results.png and TensorBoard."""
 
 import builtins
+import dataclasses
 import math
 
 import cv2
@@ -11,6 +12,7 @@ from utils.errors import UserError
 from utils.logger import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
 from utils.metrics import Evaluation
 from utils.train_epoch import EpochFigures
+from utils.training import Plan
 
 FIGURES = EpochFigures(box=0.125, obj=0.5, cls=0.25, total=0.875, lr=0.0123456, size=416, seconds=12.5)
 EVALUATION = Evaluation(map50=0.75, map=0.5, precision=0.625, recall=0.875, f1=0.7, images=9, targets=20, per_class=[])
@@ -95,6 +97,15 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     log.add(row(1))
     assert "TensorBoard is not installed" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("prune", "warnings"), [(0, 1), (-1, 0)])
+def test_only_sparse_training_is_warned_of_s(tmp_path, prune, warnings):
+    log = RunLog(tmp_path / "results.txt", None)
+    for epoch, map50 in enumerate([0.8, 0.8, 0.3, 0.3], 1):
+        log.add(row(epoch, dataclasses.replace(EVALUATION, map50=map50)))
+    plan = Plan(epochs=100, batch_size=1, batches=1, img_size=64, prune=prune, s=0.01)
+    assert len(log.sparsity_warnings(plan)) == warnings
 
 
 def test_console_lines():

@@ -46,7 +46,7 @@ def test_one_box_by_hand() -> None:
     expected = {
         "box": ciou * HYP.box * 3,
         "obj": objectness * 4 * HYP.obj * 3 * (64 / 640) ** 2,
-        "cls": classes * HYP.cls * 3 * 2 / 80,
+        "cls": classes * HYP.cls * 3 * math.sqrt(2 / 80),
     }
     assert {k: v.item() for k, v in parts.items()} == pytest.approx(expected, rel=1e-5)
     assert loss.item() == pytest.approx(sum(expected.values()), rel=1e-5)
@@ -166,7 +166,7 @@ def test_squashed_values_cost_what_their_logits_cost() -> None:
     grid = Grid(torch.tensor([[32.0, 32.0]]), 32, 4, 4, 0.5)
     rows = RatioAssigner(4.0)(torch.tensor([0, 1]), targets[:, 2:] * 128, [grid])[0]
     wanted = F.one_hot(torch.tensor([1, 0]), 2).float()[rows.target]
-    expected = F.binary_cross_entropy_with_logits(scores[rows.where], wanted) * HYP.cls * 3 * 2 / 80
+    expected = F.binary_cross_entropy_with_logits(scores[rows.where], wanted) * HYP.cls * 3 * math.sqrt(2 / 80)
     assert parts["cls"].item() == pytest.approx(expected.item(), rel=1e-4)
     for value in (0.0, 1.0):
         raw = torch.full((2, 1, 4, 4, 7), value, requires_grad=True)
@@ -181,7 +181,7 @@ def test_label_smoothing() -> None:
     raw[..., 5] = 2.0
     targets = torch.tensor([[0, 0, 0.25, 0.25, 0.5, 0.5]])
     _, parts = detection_loss(head([[32.0, 32.0]]), hyp=Hyp(label_smoothing=0.1))([raw], targets, (64, 64))
-    expected = (softplus(2.0) - 0.95 * 2.0 + math.log(2)) / 2 * HYP.cls * 3 * 2 / 80
+    expected = (softplus(2.0) - 0.95 * 2.0 + math.log(2)) / 2 * HYP.cls * 3 * math.sqrt(2 / 80)
     assert parts["cls"].item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.judge import Judge
 from utils.pruner import STRATEGIES
-from utils.weights import load_weights, save_weights
+from utils.weights import load_weights, save_checkpoint, save_weights
 
 GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + head()
 
@@ -277,6 +277,23 @@ def test_a_network_that_detects_nothing_has_map_0_and_bn_recal_is_reported(here,
     assert figures["before"]["map50"] == figures["masked"]["map50"] == figures["after"]["map50"] == 0
     assert figures["bn_recal"] == {"images": 4, "before": {"map50": 0.0, "map": 0.0}, "after": {"map50": 0.0, "map": 0.0}}
     assert "BN from 4 pictures" in capsys.readouterr().out
+
+
+def test_a_coco_json_judges_here_too(here):
+    write(RESIDUAL)
+    (here / "truth.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with open("d.data", "a") as file:
+        file.write("coco_json=truth.json\n")
+    with pytest.raises(UserError, match=r"truth.json: lists no picture 0.png"):
+        prune("normal", "--data d.data")
+
+
+def test_the_next_command_has_the_settings_that_weights_do_not_carry(here, capsys):
+    model = write(RESIDUAL)
+    settings = {"img_size": 96, "gray": False, "maxabs": True, "stretch": True}
+    save_checkpoint("net.weights", {"model": model.state_dict(), "cfg": RESIDUAL, "settings": settings})
+    prune("slim")
+    assert ".weights -pt --maxabsscaler --stretch --img-size 96 --epochs ..." in capsys.readouterr().out
 
 
 def test_help_states_the_rule_of_the_warning(capsys):

@@ -1,9 +1,11 @@
 """utils.recalibrate: statistics become those of the pictures, and nothing else changes."""
 
+import pytest
 import torch
 
 from tests.tiny import RESIDUAL, network
 from utils.datasets import Batch
+from utils.errors import UserError
 from utils.recalibrate import recalibrate
 
 
@@ -42,3 +44,5 @@ def test_it_mends_statistics_that_are_wrong():
 
 def test_a_batch_of_one_picture_is_left_out():
     assert recalibrate(network(RESIDUAL), [*batches(1, 4), *batches(1, 1)], torch.device("cpu")) == 4
+    with pytest.raises(UserError, match="at least 2 pictures"):
+        recalibrate(network(RESIDUAL), batches(3, 1), torch.device("cpu"))

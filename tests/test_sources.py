@@ -58,6 +58,14 @@ def test_pattern_list_and_single_files(tmp_path: Path) -> None:
     assert find_items(str(video(tmp_path / "v.avi")))[0].kind == "video"
 
 
+def test_a_list_of_relative_and_absolute_paths_stays_under_the_output_folder(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "here" / "a.png")
+    picture(tmp_path / "there" / "b.png")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("list.txt").write_text(f"a.png\n../there/b.png\n{tmp_path}/there/b.png\n")
+    assert [str(i.relative) for i in find_items("list.txt")] == ["here/a.png", "there/b.png", "there/b.png"]
+
+
 def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
     path = picture(tmp_path / "a[1].png")
     assert find_items(str(path)) == [Item(str(path), Path("a[1].png"), "image")]

@@ -144,6 +144,17 @@ def test_resume_says_what_it_does(here, monkeypatch, capsys):
         train_with("--resume")
 
 
+def test_a_resumed_run_keeps_its_cfg_and_how_it_saw_pictures(here, monkeypatch):
+    train_with("--epochs 1 -mas --stretch --name first")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 4)
+        train_with("--epochs 2 --weights weights/last_first.pt")
+    train_with("--resume")
+    last = load_checkpoint("weights/last.pt")
+    assert last["settings"] == {"img_size": 64, "gray": False, "maxabs": True, "stretch": True}
+    assert last["cfg_name"] == "tiny.cfg"
+
+
 def test_ctrl_c_is_one_line_and_130(here, monkeypatch, capsys):
     interrupt_at(monkeypatch, 4)
     monkeypatch.setattr(sys, "argv", ["train.py", *BASE.split(), "--epochs", "2"])

@@ -1,5 +1,6 @@
 """utils.weights: the file format byte by byte, and every way in which a file can be wrong."""
 
+import contextlib
 import struct
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_checkpoints_with_numpy_numbers_load_and_code_does_not(tmp_path):
 class _Evil:
     def __reduce__(self):
         return (print, ("executed",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_cut_or_overwritten_anywhere_is_a_users_error_or_loads(zipped, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"model": {"a": torch.rand(4, 3)}, "names": ["a"]}, path, _use_new_zipfile_serialization=zipped)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for number in range(120):
+        damaged = bytearray(whole[: random.integers(4, len(whole))] if number % 2 else whole)
+        damaged[random.integers(2, len(damaged))] = random.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 100, b"PK\x03\x04 but no archive"])

@@ -56,10 +56,18 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
         sys.exit(130)
 
 
+def natural(text: str) -> int:
+    """argparse type of seeds: a whole number, at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
     parser.add_argument("--weights", default="", help=".weights or .pt file")
-    parser.add_argument("--img-size", type=int, default=None, help="side of the network's input in pixels; default: the cfg's")
+    parser.add_argument("--img-size", type=int, default=None,
+                        help="side of the network's input in pixels; default: the checkpoint's, else the cfg's")  # fmt: skip
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +79,9 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
                         help="auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32")  # fmt: skip
     parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
+
+
+SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
 
 
 @dataclass
@@ -87,6 +98,12 @@ class Loaded:
     def settings(self) -> dict[str, Any]:
         """What the checkpoint was trained with: gray, maxabs, stretch, img_size; empty for other weights."""
         return (self.checkpoint or {}).get("settings", {})
+
+    @property
+    def flags(self) -> list[str]:
+        """The settings as command line options, for those who go on with a cfg and .weights, which don't carry them."""
+        size = [f"--img-size {self.img_size}"] if self.img_size != self.model.defs.net.width else []
+        return [flag for key, flag in SETTING_FLAGS.items() if self.settings.get(key)] + size
 
 
 def load_model(

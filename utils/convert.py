@@ -5,6 +5,7 @@ A reader turns one format into Samples, and one writer serves them all:
     FORMATS[name](source folder, options) -> Annotations -> write_dataset(annotations, out, ...) -> Report
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -90,7 +91,8 @@ def read_voc(source: Path, options: Options) -> Annotations:
     folder = source / "Annotations"
     if not folder.is_dir():
         raise UserError(f"{folder}: this folder of a Pascal VOC dataset does not exist; check --src")
-    images = {path.stem: path for path in find_images(source)}
+    pictures = source / "JPEGImages"  # VOC's own also has masks, of the same names, in other folders
+    images = {path.stem: path for path in find_images(pictures if pictures.is_dir() else source)}
     result = Annotations([])
     splits = _voc_splits(source, sorted(path.stem for path in folder.glob("*.xml")))
     for stem, where in tqdm(splits.items(), desc="Reading annotations", delay=1, leave=False):
@@ -245,9 +247,17 @@ def write_dataset(annotations: Annotations, out: Path, names: list[str] | None =
 
 
 def _target_names(samples: list[Sample]) -> dict[Path, str]:
-    """A file name for every image; those that share one get their folder's name in front."""
-    stems = Counter(path.stem for path in {sample.image for sample in samples})
-    return {s.image: s.image.name if stems[s.image.stem] == 1 else f"{s.image.parent.name}_{s.image.name}" for s in samples}
+    """A file name for every image, no two of one stem: those that share one get their folder's name in front, and a number
+    where that isn't enough."""
+    images = dict.fromkeys(sample.image for sample in samples)
+    stems, names, taken = Counter(path.stem for path in images), {}, set()
+    for path in images:
+        stem = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
+        candidates = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        chosen = next(c for c in candidates if c not in taken)
+        taken.add(chosen)
+        names[path] = chosen + path.suffix
+    return names
 
 
 def _label_rows(sample: Sample, ids: dict[str, int], problems: Problems) -> list[tuple[str, str]]:

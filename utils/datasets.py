@@ -273,7 +273,9 @@ class BatchPlan(Sampler[list[Draw]]):
     def __init__(
         self, dataset: DetectionDataset, batch_size: int, *, rect: bool, stride: int, rank: int, world_size: int
     ) -> None:
-        if batch_size < 1 or (dataset.training and batch_size % world_size):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size}: must be at least 1")
+        if dataset.training and batch_size % world_size:
             raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes, {world_size}")
         self.dataset, self.rect, self.stride = dataset, rect and not dataset.stretch, stride
         self.rank, self.world_size = rank, world_size
@@ -349,6 +351,8 @@ def create_loader(
     batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. Raises UserError as
     scan; what was mended is said once, on rank 0.
     """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be at least 0")
     dataset = DetectionDataset(
         source, classes=classes, img_size=img_size, training=training, hyp=hyp, stretch=stretch, gray=gray,
         cache_images=cache_images, seed=seed,

@@ -21,7 +21,8 @@ def select_device(name: str = "") -> torch.device:
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     count = torch.cuda.device_count()
     if not number.isdigit() or int(number) >= count:
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu or 0..{max(count - 1, 0)}")
+        choices = f"cpu or 0..{count - 1}" if count else "cpu"
+        raise UserError(f"--device {name}: this machine has {count} CUDA devices; use --device {choices}")
     return torch.device(f"cuda:{number}")
 
 

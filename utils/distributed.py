@@ -58,6 +58,11 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean_with_gradient(tensor: Tensor) -> Tensor:
+    """The mean of all processes' tensors, differentiable: each process's gradient reaches the tensors of all."""
+    return _ProcessMean.apply(tensor)
+
+
 def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
     """What to call for a forward pass: the model, or its wrapper that averages the gradients of all processes.
 

@@ -43,9 +43,10 @@ class Hyp:
     close_mosaic: int = 10  # the last epochs without mosaic
 
     @classmethod
-    def load(cls, path: str | Path | None) -> "Hyp":
-        """Defaults, overridden by the file; raises UserError for a name that isn't a hyper-parameter or a bad value."""
-        hyp = cls()
+    def load(cls, path: str | Path | None, finetune: bool = False) -> "Hyp":
+        """Defaults, with `finetune` those of FINETUNE, overridden by the file; raises UserError for a name that isn't a
+        hyper-parameter or a bad value."""
+        hyp = cls(**FINETUNE) if finetune else cls()
         for name, value in _read(path).items() if path else ():
             hyp.set(name, value, str(path))
         return hyp
@@ -59,6 +60,11 @@ class Hyp:
             setattr(self, name, type(getattr(self, name))(value))
         except (TypeError, ValueError):
             raise UserError(f"{origin}: {name}={value} is not a number") from None
+
+
+# train.py --finetune: what pruning kept is trained already. A fifth of the rate doesn't undo it, and biases, which have
+# found their place, need no head start in a warm-up that is short.
+FINETUNE = {"lr0": 0.002, "lr0_adam": 0.0005, "lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
 
 
 def _read(path: str | Path) -> dict[str, Any]:

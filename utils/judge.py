@@ -15,6 +15,7 @@ from utils.devices import select_device
 from utils.engine import evaluate
 from utils.hyp import Hyp
 from utils.measure import costs
+from utils.metrics import json_ground_truth
 from utils.recalibrate import recalibrate
 
 
@@ -29,6 +30,7 @@ class Judge:
     def __post_init__(self) -> None:
         self.device = select_device(self.args.device)
         self.loader = self._loader("valid") if self.data is not None else None
+        self.truth = json_ground_truth(self.data, self.loader.dataset.paths) if self.loader is not None else None
 
     def _loader(self, key: str) -> DataLoader:
         """The pictures of `key` in the .data file, letterboxed as the network was trained."""
@@ -48,7 +50,7 @@ class Judge:
         if self.loader is None:
             return {"map50": None, "map": None}
         result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
-                          maxabs=self.maxabs, desc=what)  # fmt: skip
+                          maxabs=self.maxabs, desc=what, truth=self.truth)  # fmt: skip
         return {"map50": result.map50, "map": result.map}
 
     def measure(self, model: Darknet, what: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a training leaves to read: results.txt, results.png, TensorBoard, and lines on the console."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ PLOT_EVERY = 10  # epochs; drawing takes as long as a short epoch
 def results_row(
     epoch: int, figures: EpochFigures, evaluation: Evaluation | None, gammas: dict[str, Any] | None
 ) -> dict[str, float]:
-    """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics."""
+    """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics.
+
+    A distillation's terms follow after COLUMNS.
+    """
     row = dict.fromkeys(COLUMNS, math.nan) | {"epoch": epoch, "size": figures.size}
     row |= {name: getattr(figures, name) for name in (*LOSSES, "lr", "seconds")}
     if evaluation is not None:
@@ -33,21 +37,26 @@ def results_row(
     if gammas is not None:
         row["near_zero"] = gammas["near_zero"]
         row |= {f"g{round(100 * q):02d}": value for q, value in gammas["quantiles"].items()}
-    return row
+    return row | figures.distillation
 
 
 def format_row(row: dict[str, float]) -> str:
     """A line of results.txt."""
-    return " ".join(f"{row[c]:>{WIDTH}d}" if c in ("epoch", "size") else f"{row[c]:>{WIDTH}.6g}" for c in COLUMNS)
+    return " ".join(f"{row[c]:>{WIDTH}d}" if c in ("epoch", "size") else f"{row[c]:>{WIDTH}.6g}" for c in row)
+
+
+def _header(columns: Iterable[str]) -> str:
+    return " ".join(f"{c:>{WIDTH}}" for c in columns)
 
 
 def read_results(text: str) -> dict[str, np.ndarray]:
     """{column: its values, one an epoch} of a results.txt's text; UserError for another file's."""
     lines = text.splitlines()
-    if not lines or lines[0].split() != list(COLUMNS):
+    columns = lines[0].split() if lines else []
+    if columns[: len(COLUMNS)] != list(COLUMNS):
         raise UserError("these are not the results of a training: the header line differs")
-    values = np.array([[float(v) for v in line.split()] for line in lines[1:]]).reshape(-1, len(COLUMNS))
-    return dict(zip(COLUMNS, values.T, strict=True))
+    values = np.array([[float(v) for v in line.split()] for line in lines[1:]]).reshape(-1, len(columns))
+    return dict(zip(columns, values.T, strict=True))
 
 
 class RunLog:
@@ -59,12 +68,12 @@ class RunLog:
 
     def __init__(self, path: Path, board: str | Path | None, text: str = "") -> None:
         self.path, self.picture = path, path.with_suffix(".png")
-        self.text = text or " ".join(f"{c:>{WIDTH}}" for c in COLUMNS) + "\n"
-        self.board = _tensorboard(board, len(self.text.splitlines()) - 1) if board else None
+        self.text = text
+        self.board = _tensorboard(board, max(len(text.splitlines()) - 1, 0)) if board else None
 
     def add(self, row: dict[str, float], last: bool = False) -> None:
         """Append an epoch (see results_row) to everything; `last` makes sure that the picture is up to date."""
-        self.text += format_row(row) + "\n"
+        self.text = (self.text or _header(row) + "\n") + format_row(row) + "\n"
         write_text(self.path, self.text)
         if last or row["epoch"] % PLOT_EVERY == 0:
             plot_results(read_results(self.text), self.picture)
@@ -75,7 +84,9 @@ class RunLog:
             self.board.flush()
 
     def sparsity_warnings(self, plan: Plan) -> list[str]:
-        """What the last epoch shows to be wrong with the strength of the penalty on gammas."""
+        """What the last epoch shows to be wrong with the strength of the penalty on gammas, if there is one."""
+        if plan.prune < 0:
+            return []
         adapts = plan.sparse_schedule == "dynamic"
         return sparsity_warnings(read_results(self.text), plan.epochs, 0.0 if adapts else plan.s)
 
@@ -86,7 +97,8 @@ class RunLog:
 
 def _group(column: str) -> str:
     groups = {"loss": LOSSES, "metrics": METRICS, "gamma": GAMMAS}
-    return next((name for name, members in groups.items() if column in members), "train")
+    other = "distillation" if column.startswith("kd_") else "train"
+    return next((name for name, members in groups.items() if column in members), other)
 
 
 def _tensorboard(folder: str | Path, epochs: int) -> Any | None:

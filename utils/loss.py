@@ -1,5 +1,6 @@
 """The detection loss: boxes, objectness and classes, for any number of [yolo] heads."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,13 +151,17 @@ class DetectionLoss:
             box, obj, cls = self._head_loss(i, raw, grid, matches[i], images, boxes, labels)
             balance = 4 * (finest / grid.stride) ** 2
             parts = parts + torch.stack((box / counts[i], obj * balance, cls / (counts[i] * head.classes)))
-        parts = parts * parts.new_tensor(self._weights(height, width))
+        parts = parts * parts.new_tensor(self.weights(height, width))
         return parts.sum(), dict(zip(("box", "obj", "cls"), parts.detach(), strict=True))
 
-    def _weights(self, height: int, width: int) -> tuple[float, float, float]:
-        """What a part is multiplied with: the hyper-parameters hold for three heads, 80 classes and 640 pixels."""
+    def weights(self, height: int, width: int) -> tuple[float, float, float]:
+        """What a part is multiplied with: the hyper-parameters hold for three heads, 80 classes and 640 pixels.
+
+        The class part grows with the square root of the number of classes: in proportion to it, as for the sum over
+        classes, few classes would hardly be learned in short trainings (EXPERIMENTS.md).
+        """
         heads = 3 / len(self.heads)
-        classes = max(h.classes for h in self.heads) / 80
+        classes = math.sqrt(max(h.classes for h in self.heads) / 80)
         return self.hyp.box * heads, self.hyp.obj * heads * height * width / 640**2, self.hyp.cls * heads * classes
 
     def _head_loss(

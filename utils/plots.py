@@ -13,6 +13,7 @@ from utils.files import replacing
 PANELS = {
     "loss": ("box", "obj", "cls", "total"),
     "validation": ("P", "R", "F1", "mAP50", "mAP"),
+    "distillation": ("kd_out", "kd_cls", "kd_obj", "kd_box", "kd_feat"),
     "learning rate": ("lr",),
     "penalised gammas": ("near_zero", "g05", "g25", "g50", "g75", "g95"),
 }
@@ -20,7 +21,8 @@ PANELS = {
 
 def plot_results(results: dict[str, np.ndarray], path: Path) -> None:
     """Draw the columns of a results.txt (utils.logger.read_results) over the epochs into a picture file."""
-    panels = {title: columns for title, columns in PANELS.items() if any(np.isfinite(results[c]).any() for c in columns)}
+    there = {title: tuple(c for c in columns if c in results) for title, columns in PANELS.items()}
+    panels = {title: columns for title, columns in there.items() if any(np.isfinite(results[c]).any() for c in columns)}
     figure = Figure(figsize=(11, 4 * ((len(panels) + 1) // 2)), layout="constrained")
     for number, (title, columns) in enumerate(panels.items(), 1):
         axes = figure.add_subplot((len(panels) + 1) // 2, 2, number)

@@ -12,6 +12,7 @@ from utils.cfg import DataConfig, read_data
 from utils.cli import Loaded, load_model, sees_gray
 from utils.datasets import create_loader
 from utils.devices import training_dtype
+from utils.distill import Distiller, load_teacher
 from utils.distributed import World
 from utils.hyp import Hyp
 from utils.training import Plan, Run
@@ -34,7 +35,7 @@ class Setup:
 def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: World, device: torch.device, say: Say) -> Setup:
     """Read data, build the network, and restore the run of `checkpoint` if there is one."""
     data = read_data(args.data)
-    hyp = Hyp(**checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp)
+    hyp = Hyp(**checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, args.finetune)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
@@ -42,7 +43,8 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
     if loaded.report.message:
         say(loaded.report.message)
-    settings = picture_settings(args, loaded)
+    settings = checkpoint["settings"] if checkpoint else picture_settings(args, loaded)
+    teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
     loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
     plan = Plan(
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
@@ -54,6 +56,9 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     if args.mixedprecision:
         say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
     run = Run(loaded.model, hyp, plan, device, dtype, world)
+    if teacher:
+        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed))
+        run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
     return Setup(run, loader, valid, data, settings)
@@ -62,7 +67,9 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
 def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] | None) -> Loaded:
     """The network, with the weights to begin with; those of a resumed run are restored later."""
     if checkpoint:
-        return load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
+        loaded = load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
+        loaded.model.defs.name = checkpoint["cfg_name"]
+        return loaded
     start = {"pretrained": args.pretrained, "prefix": args.pretrained, "gray": args.gray_scale}
     return load_model(args.cfg, args.weights, args.img_size, data, **start)
 

@@ -13,7 +13,7 @@ from utils.cfg import read_data, write_cfg
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 from utils.judge import Judge
-from utils.masks import Limits
+from utils.masks import POLICIES, Limits
 from utils.measure import network_size
 from utils.plots import plot_channels, plot_sweep
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
@@ -41,7 +41,7 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
         "--layer_keep", type=float, default=defaults.layer_keep, help="share of every layer that stays at least"
     )
     limits.add_argument("--min-channels", type=int, default=1, help="channels that every layer keeps at least")
-    limits.add_argument("--round-to", type=int, default=8 if strategy == "regular" else 1, metavar="N",
+    limits.add_argument("--round-to", type=int, default=POLICIES[defaults.policy].round_to, metavar="N",
                         help="counts are rounded up to multiples of N; 8 suits most hardware")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
@@ -106,7 +106,7 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     if args.bn_recal:
         figures |= recalibrated(args, judge, small, figures["after"])
     save(small, figures, targets)
-    report(figures, args, judge.device)
+    report(figures, args, judge)
     cli.write_json(args.json, figures)
     return figures
 
@@ -245,7 +245,7 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
     plot_channels(figures["layers"], targets.picture)
 
 
-def report(figures: dict[str, Any], args: argparse.Namespace, device: torch.device) -> None:
+def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> None:
     """The table before/after and the next command."""
     before, after, again = figures["before"], figures["after"], figures["bn_recal"]
     compact = again["before"] if again else after
@@ -259,12 +259,12 @@ def report(figures: dict[str, Any], args: argparse.Namespace, device: torch.devi
         header.insert(4, f"BN from {again['images']} pictures")
         for row, value in zip(rows, (after["map50"], after["map"], *[None] * len(_COSTS)), strict=True):
             row.insert(4, value)
-    print(f"\n{args.strategy} pruning; latency: median, batch 1, {device}, fused, --precision {args.precision}")
+    print(f"\n{args.strategy} pruning; latency: median, batch 1, {judge.device}, fused, --precision {args.precision}")
     print(cli.format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
-    data = args.data or "..."
-    print(f"next:     python train.py --data {data} --cfg {figures['cfg']} --weights {figures['weights']} -pt --epochs ...")
+    words = ["python train.py --data", args.data or "...", "--cfg", figures["cfg"], "--weights", figures["weights"], "-pt"]
+    print(f"next:     {' '.join([*words, *judge.loaded.flags])} --epochs ...")
 
 
 _COSTS = (("parameters", "params"), ("MACs", "macs"), ("bytes of .weights", "bytes"), ("latency, ms", "latency_ms"))

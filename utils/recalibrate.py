@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from utils.datasets import Batch
 from utils.engine import normalise
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -23,6 +24,7 @@ def recalibrate(model: "Darknet", batches: Iterable[Batch], device: torch.device
     """Replace, in place, all running means and variances by their averages over `batches`; returns the number of pictures.
 
     Each batch counts the same (momentum None). Weights and everything that isn't a batch normalisation stay as they are.
+    Raises UserError when no batch has two pictures or more.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta, images = [m.momentum for m in norms], 0
@@ -36,6 +38,8 @@ def recalibrate(model: "Darknet", batches: Iterable[Batch], device: torch.device
         if len(batch.images) > 1:  # a 1x1 map of a single picture has no variance
             model(normalise(batch.images, device, maxabs=maxabs))
             images += len(batch.images)
+    if not images:
+        raise UserError("--bn-recal: statistics need batches of at least 2 pictures; raise --bn-recal or --batch-size")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.to(home).train(training)

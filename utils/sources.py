@@ -85,13 +85,13 @@ def _files(paths: list[Path], base: Path, exclude: Path | None) -> list[Item]:
     for path in paths:
         kind = "image" if is_image(path) else "video" if path.suffix.lower() in VIDEO_SUFFIXES else None
         if kind and path.is_file() and hidden not in path.resolve().parents:
-            items.append(Item(str(path), path.relative_to(base), kind))
+            items.append(Item(str(path), Path(os.path.relpath(path, base)), kind))
     return items
 
 
 def _common_folder(paths: list[Path]) -> Path:
-    """The deepest folder that holds all of them."""
-    return Path(os.path.commonpath([p.parent for p in paths])) if paths else Path()
+    """The deepest folder that holds all of them, absolute: a list may mix relative paths, `../` and absolute ones."""
+    return Path(os.path.commonpath([os.path.abspath(p.parent) for p in paths])) if paths else Path()
 
 
 def _stream_name(address: str) -> str:

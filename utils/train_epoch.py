@@ -1,10 +1,11 @@
 """One epoch of training."""
 
+import contextlib
 import math
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,15 @@ from utils.errors import UserError
 from utils.training import REMEDY, Run
 
 PARTS = ("box", "obj", "cls")
+TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
 
 
 @dataclass
 class EpochFigures:
-    """Means over an epoch's batches of the loss and its parts, the last learning rate and the time it took."""
+    """Means over an epoch's batches of the loss and its parts, the last learning rate and the time it took.
+
+    distillation: the terms of --KDstr and TEACHER_TIME by name, empty without a teacher; `total` has the terms in it.
+    """
 
     box: float
     obj: float
@@ -32,6 +37,7 @@ class EpochFigures:
     lr: float
     size: int
     seconds: float
+    distillation: dict[str, float] = field(default_factory=dict)
 
 
 def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
@@ -45,7 +51,9 @@ def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
     loader.dataset.mosaic = run.uses_mosaic(run.epoch)
     run.model.train()
     run.start_epoch()
-    totals, size = torch.zeros(3, dtype=torch.float64), run.plan.img_size
+    totals, size = torch.zeros(len(part_names(run)), dtype=torch.float64), run.plan.img_size
+    clock = run.distiller.clock if run.distiller else None
+    taught = clock.seconds if clock else 0.0
     title = f"epoch {run.epoch + 1}/{run.plan.epochs}"
     bar = tqdm(loader, desc=title, unit="batch", disable=not run.world.is_main, dynamic_ncols=True)
     for number, batch in enumerate(bar):
@@ -56,36 +64,52 @@ def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
         if (number + 1) % run.accumulate == 0 or number + 1 == len(loader):
             run.optimizer_step()
         totals += parts
-        bar.set_postfix_str(_postfix(run, totals / (number + 1), size), refresh=False)
+        share = (clock.seconds - taught) / (time.perf_counter() - begin) if clock else 0.0
+        bar.set_postfix_str(_postfix(run, totals / (number + 1), size, share), refresh=False)
     run.epoch += 1
     run.model.seen += run.plan.batch_size * len(loader)
-    box, obj, cls = (totals / max(len(loader), 1)).tolist()
+    means = totals / max(len(loader), 1)
     seconds = time.perf_counter() - begin
-    return EpochFigures(box, obj, cls, box + obj + cls, run.schedule.rate(run.step - 1), size, seconds)
+    terms = dict(zip(part_names(run)[3:], means[3:].tolist(), strict=True))
+    if clock:
+        terms[TEACHER_TIME] = (clock.seconds - taught) / seconds
+    return EpochFigures(*means[:3].tolist(), sum(means.tolist()), run.schedule.rate(run.step - 1), size, seconds, terms)
+
+
+def part_names(run: Run) -> tuple[str, ...]:
+    """What the loss is the sum of: the detection loss's parts and a distiller's terms."""
+    return (*PARTS, *(run.distiller.terms if run.distiller else ()))
 
 
 def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, int]:
-    """(loss, its three parts without gradient, long side of the input). The loss is computed in float32."""
+    """(loss, its parts as in part_names without gradient, long side of the input). The loss is computed in float32."""
     images = normalise(batch.images, run.device, run.dtype or torch.float32, run.plan.maxabs)
     size = tuple(images.shape[-2:])
     wanted = run.input_size(*size)
     if wanted != size:
         images = F.interpolate(images, size=wanted, mode="bilinear", align_corners=False)
-    with run.autocast():
+    targets = batch.targets.to(run.device, non_blocking=True)
+    with run.autocast(), run.distiller.watch(run.model) if run.distiller else contextlib.nullcontext():
         raws = run.forward(images)
-    loss, parts = run.loss(raws, batch.targets.to(run.device, non_blocking=True), wanted)
-    return loss, torch.stack([parts[name] for name in PARTS]), max(wanted)
+    loss, parts = run.loss(raws, targets, wanted)
+    if run.distiller:
+        terms = run.distiller(run, images, raws, targets)
+        loss = loss + sum(terms.values())
+        parts |= {name: term.detach() for name, term in terms.items()}
+    return loss, torch.stack([parts[name] for name in part_names(run)]), max(wanted)
 
 
 def _check_finite(run: Run, number: int, parts: Tensor) -> None:
     if not math.isfinite(parts.sum()):
-        found = ", ".join(f"{name}={value:g}" for name, value in zip(PARTS, parts.tolist(), strict=True))
+        found = ", ".join(f"{name}={value:g}" for name, value in zip(part_names(run), parts.tolist(), strict=True))
         raise UserError(f"epoch {run.epoch + 1}, step {number + 1}: the loss is not finite ({found}); {REMEDY}")
 
 
-def _postfix(run: Run, means: Tensor, size: int) -> str:
-    parts = "  ".join(f"{name} {value:.4f}" for name, value in zip((*PARTS, "total"), (*means, means.sum()), strict=True))
-    return f"{memory_gib(run.device):.1f}G  {parts}  lr {run.optimizer.param_groups[0]['lr']:.2g}  {size}px"
+def _postfix(run: Run, means: Tensor, size: int, teacher: float) -> str:
+    names = (*part_names(run), "total")
+    parts = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, (*means, means.sum()), strict=True))
+    share = f"  teacher {teacher:.0%}" if run.distiller else ""
+    return f"{memory_gib(run.device):.1f}G  {parts}  lr {run.optimizer.param_groups[0]['lr']:.2g}  {size}px{share}"
 
 
 def memory_gib(device: torch.device) -> float:

@@ -19,6 +19,7 @@ from utils.sparsity import GammaPenalty
 
 if TYPE_CHECKING:
     from models import Darknet
+    from utils.distill import Distiller
 
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 
@@ -167,8 +168,15 @@ class Run:
         self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
         self.penalty = sparsity_penalty(self.model, plan, hyp.momentum)
         self.way = self.schedule.way() if self.penalty else np.zeros(1)
+        self.distiller: Distiller | None = None
         self.step, self.epoch = 0, 0
         self.best: dict[str, float] | None = None  # {epoch, map50, map} of the fittest weights
+
+    def distil(self, distiller: "Distiller") -> None:
+        """Let the model learn from a teacher, too; what the distiller trains along joins the optimizer."""
+        self.distiller = distiller
+        if distiller.parameters():
+            self.optimizer.add_param_group({"params": distiller.parameters(), "weight_decay": 0.0, "name": "adapters"})
 
     @property
     def weights(self) -> "Darknet":
@@ -222,8 +230,12 @@ class Run:
         Raises UserError when the gradients are not finite (with float16 the scaler skips such a step instead).
         """
         self.schedule.apply(self.optimizer, self.step)
+        trained = list(self.model.parameters())
+        if self.distiller:
+            self.distiller.average_gradients()
+            trained += self.distiller.parameters()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.hyp.clip_grad)
+        norm = nn.utils.clip_grad_norm_(trained, self.hyp.clip_grad)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise UserError(f"epoch {self.epoch + 1}, optimizer step {self.step + 1}: the gradients are not finite; {REMEDY}")
         if self.penalty:
@@ -244,6 +256,7 @@ class Run:
             "scheduler": {"step": self.step},
             "scaler": self.scaler.state_dict(),
             "penalty": self.penalty.state() if self.penalty else None,
+            "distiller": self.distiller.state() if self.distiller else None,
             "best": self.best,
             "rng": _random_state(),
         }
@@ -258,6 +271,8 @@ class Run:
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.penalty and checkpoint.get("penalty"):
             self.penalty.restore(checkpoint["penalty"])
+        if self.distiller and checkpoint.get("distiller"):
+            self.distiller.restore(checkpoint["distiller"])
         self.step, self.epoch = checkpoint["scheduler"]["step"], checkpoint["epoch"] + 1
         self.best, self.model.seen = checkpoint["best"], checkpoint["seen"]
         if self.world.is_main:

@@ -27,6 +27,8 @@ VERSION = (0, 2, 5)
 # profilers leave behind.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 OWN_CFG = "use the cfg it was trained with"
+# What torch.load raises for a file that was cut short or written over, depending on where.
+DAMAGES = (RuntimeError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
 HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
 
@@ -201,7 +203,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({_gist(error)})") from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except DAMAGES as error:
         raise UserError(f"{path}: damaged or truncated ({_gist(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no state dict")
@@ -222,9 +224,12 @@ def _gist(error: Exception) -> str:
 
 
 def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically; UserError where it can't be written."""
     with replacing(path) as temporary:
-        torch.save(data, temporary)
+        try:
+            torch.save(data, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"{path}: cannot be written ({_gist(error)}); is the disk full?") from None
 
 
 @torch.no_grad()

@@ -1,0 +1,267 @@
+"""The losses of --KDstr: what a student is told about its teacher's outputs and feature maps.
+
+Every strategy is called with one `Observed` batch and returns its terms by name, each a mean over the batch, 0 where
+student and teacher agree. Terms about outputs weigh what their counterparts in utils.loss weigh. Where a sum is divided
+by a count of objects, the count is that of all processes, so that the mean of their gradients is the whole batch's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.boxes import MAX_EXPONENT, MIN_SHARE
+from utils.distributed import mean_over_processes, mean_with_gradient
+from utils.layers import YoloHead
+from utils.loss import LOGIT_EPS, Grid, Matches
+
+NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a position belongs to it
+# Weights that bring a term's gradient near the detection loss's: of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6
+# and of 7. Measured on a pruned yolov3-tiny, where terms alone had 1/10 (1, maps of 4 and 5) to 1/30 of its norm.
+VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 3.0, 5.0, 5.0, 10.0, 1.0
+TINY = 1e-12
+
+Assigner = Callable[[Tensor, Tensor, list[Grid]], list[Matches]]
+Terms = dict[str, Tensor]
+
+
+@dataclass
+class Observed:
+    """One batch as teacher and student saw it; everything is computed in float32.
+
+    heads: the student's; student, teacher: a raw map each head, (batch, anchors, ny, nx, 5 + classes), the teacher's in
+    the student's order. maps: pairs of feature maps (batch, channels, height, width) of the same height and width.
+    targets (n, 6): picture, class, cx cy w h as shares of the input; image_size: (height, width) of the input in pixels.
+    weights: of the box, objectness and class parts of the detection loss; assign: what gives it its matches.
+    """
+
+    heads: list[YoloHead]
+    student: list[Tensor]
+    teacher: list[Tensor]
+    maps: list[tuple[Tensor, Tensor]]
+    targets: Tensor
+    image_size: tuple[int, int]
+    weights: tuple[float, float, float]
+    temperature: float
+    assign: Assigner
+
+    @property
+    def boxes(self) -> Tensor:
+        """(n, 4) cx cy w h of the targets in pixels."""
+        height, width = self.image_size
+        return self.targets[:, 2:] * self.targets.new_tensor([width, height, width, height])
+
+    @property
+    def strides(self) -> list[float]:
+        return [self.image_size[0] / r.shape[2] for r in self.student]
+
+    @property
+    def grids(self) -> list[Grid]:
+        return [
+            Grid(h.anchors.to(r.device), stride, r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
+            for h, r, stride in zip(self.heads, self.student, self.strides, strict=True)
+        ]
+
+    def confidence(self) -> list[Tensor]:
+        """The teacher's objectness, (batch, anchors, ny, nx) a head."""
+        return [logits(h, t)[..., 4].sigmoid() for h, t in zip(self.heads, self.teacher, strict=True)]
+
+
+def logits(head: YoloHead, raw: Tensor) -> Tensor:
+    """A raw map before any sigmoid; a new_coords head has applied it already."""
+    return torch.logit(raw, LOGIT_EPS) if head.new_coords else raw
+
+
+def encoded(head: YoloHead, raw: Tensor) -> Tensor:
+    """(..., 4): centre as an offset from its cell in cells, log of the sides over the anchor's: what boxes differ in,
+    whatever their size (the regression space of Girshick 2015)."""
+    xy, wh = raw[..., :2], raw[..., 2:4]
+    if head.new_coords:
+        sides = 2 * (2 * wh.clamp(min=MIN_SHARE)).log()
+    else:
+        xy, sides = xy.sigmoid(), wh.clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    return torch.cat((head.scale_x_y * xy - (head.scale_x_y - 1) / 2, sides), -1)
+
+
+def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Elementwise T^2 KL(sigmoid(t/T) || sigmoid(s/T)): [yolo] outputs are independent yes-or-no questions, so each has a
+    distribution of its own (Hinton et al. 2015 with two classes)."""
+    wanted = (teacher / temperature).sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student / temperature, wanted, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(teacher / temperature, wanted, reduction="none")
+    return (cross - entropy) * temperature**2
+
+
+def whole_vectors(o: Observed) -> Terms:
+    """1: Hinton et al. 2015: T^2 KL(softmax(t/T) || softmax(s/T)) of each prediction's whole vector (box, objectness and
+    classes), mean over all predictions of all heads."""
+    classes = o.student[0].shape[-1]
+    student, teacher = (
+        torch.cat([logits(h, r).reshape(-1, classes) for h, r in zip(o.heads, raws, strict=True)]).div(o.temperature)
+        for raws in (o.student, o.teacher)
+    )
+    divergence = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum")
+    return {"kd_out": VECTORS * divergence * o.temperature**2 / len(student)}
+
+
+def objectness_and_classes(o: Observed) -> Terms:
+    """binary_kl of the objectness, mean over each map, coarser heads weighing less as in the detection loss; and of the
+    classes, mean over classes, weighted with the teacher's objectness (Mehta & Ozturk 2018): what an empty cell thinks of
+    classes is noise. One class is no question."""
+    obj, cls, total = o.student[0].new_zeros(()), o.student[0].new_zeros(()), o.student[0].new_zeros(())
+    finest = min(o.strides)
+    for head, student, teacher, confidence, stride in zip(
+        o.heads, o.student, o.teacher, o.confidence(), o.strides, strict=True
+    ):
+        divergence = binary_kl(logits(head, student)[..., 4:], logits(head, teacher)[..., 4:], o.temperature)
+        obj = obj + 4 * (finest / stride) ** 2 * divergence[..., 0].mean()
+        if head.classes > 1:
+            cls = cls + (confidence * divergence[..., 1:].mean(-1)).sum()
+        total += confidence.sum()
+    _, obj_weight, cls_weight = o.weights
+    count = mean_over_processes(total).clamp(min=1e-3)
+    return {"kd_cls": cls / count * len(o.heads) * cls_weight, "kd_obj": obj * obj_weight}
+
+
+def bounded_boxes(o: Observed) -> Terms:
+    """2: Chen et al. 2017, equations 4 and 6 with m = 0: KL of objectness and classes, and where the student's distance
+    |s - y|^2 to the target box y is larger than the teacher's, that distance, mean over the matches of each head."""
+    boxes = o.boxes
+    matches = o.assign(o.targets[:, 0].long(), boxes, o.grids)
+    counts = mean_over_processes(boxes.new_tensor([len(m.image) for m in matches])).clamp(min=1e-3)
+    total = o.student[0].new_zeros(())
+    for i, (head, m, grid) in enumerate(zip(o.heads, matches, o.grids, strict=True)):
+        target, anchors = boxes[m.target], grid.anchors[m.anchor]
+        offset = target[:, :2] / grid.stride - torch.stack((m.column, m.row), 1)
+        wanted = torch.cat((offset, (target[:, 2:].clamp(min=1e-3) / anchors).log()), 1)
+        student = (encoded(head, o.student[i][m.where]) - wanted).square().sum(1)
+        teacher = (encoded(head, o.teacher[i][m.where]) - wanted).square().sum(1)
+        total = total + (student * (student.detach() > teacher)).sum() / counts[i]
+    return objectness_and_classes(o) | {"kd_box": total * o.weights[0]}
+
+
+def teacher_boxes(o: Observed) -> Terms:
+    """3: KL of objectness and classes, and |s - t|^2 of the boxes, weighted with the teacher's objectness (Mehta & Ozturk
+    2018), mean over that weight."""
+    total, weight = o.student[0].new_zeros(()), o.student[0].new_zeros(())
+    for head, student, teacher, confidence in zip(o.heads, o.student, o.teacher, o.confidence(), strict=True):
+        distance = (encoded(head, student) - encoded(head, teacher)).square().sum(-1)
+        total = total + (confidence * distance).sum()
+        weight += confidence.sum()
+    count = mean_over_processes(weight).clamp(min=1e-3)
+    return objectness_and_classes(o) | {"kd_box": BOXES * total / count * len(o.heads) * o.weights[0]}
+
+
+def attention(features: Tensor) -> Tensor:
+    """(batch, height, width): sum over channels of |F|, divided by its root mean square over the positions
+    (Zagoruyko & Komodakis 2017, F_sum; their division by the norm, in a scale that doesn't depend on the map's size)."""
+    total = features.abs().sum(1, dtype=torch.float32)
+    return total * torch.rsqrt(total.square().mean((1, 2), keepdim=True) + TINY)
+
+
+def attention_transfer(o: Observed) -> Terms:
+    """4: strategy 3, and Zagoruyko & Komodakis 2017: half the squared distance of the maps' attention, mean over
+    positions (the squared distance of their Q / |Q|), pictures and maps."""
+    distances = [(attention(s) - attention(t)).square().mean() / 2 for s, t in o.maps]
+    return teacher_boxes(o) | {"kd_feat": ATTENTION * torch.stack(distances).mean()}
+
+
+def fine_grained(o: Observed) -> Terms:
+    """5: strategy 4, but the distance counts only at positions near objects and is a mean over those, 1/(2 N) sum I (s - t)^2
+    (Wang et al. 2019, equations 1 and 2, on the attention, which needs no adaptation of channels)."""
+    parts = []
+    for student, teacher in o.maps:
+        near = near_objects(o, *student.shape[-2:], len(student))
+        distance = (attention(student) - attention(teacher)).square() / 2
+        count = mean_over_processes(near.sum(dtype=torch.float32)).clamp(min=1e-3)
+        parts.append((distance * near).sum() / count)
+    return teacher_boxes(o) | {"kd_feat": ATTENTION * torch.stack(parts).mean()}
+
+
+@torch.no_grad()
+def near_objects(o: Observed, rows: int, columns: int, batch: int) -> Tensor:
+    """(batch, rows, columns) bool, the mask of Wang et al. 2019: positions at which an anchor overlaps a target by more than
+    NEAR times the best overlap that any position offers that target. Anchors: those of the head nearest in stride."""
+    stride = o.image_size[0] / rows
+    head = min(range(len(o.heads)), key=lambda i: abs(o.strides[i] - stride))
+    anchors, boxes = o.heads[head].anchors.to(o.targets), o.boxes
+    across = _overlaps(boxes[:, 0], boxes[:, 2], anchors[:, 0], stride, columns)
+    down = _overlaps(boxes[:, 1], boxes[:, 3], anchors[:, 1], stride, rows)
+    areas = (boxes[:, 2:].prod(1)[:, None] + anchors.prod(1))[..., None, None]
+    near = torch.zeros(batch, rows, columns, dtype=torch.bool, device=boxes.device)
+    images = o.targets[:, 0].long()
+    for picture in images.unique().tolist():  # one picture's targets at a time keep the table small
+        mine = images == picture
+        overlap = down[mine][..., :, None] * across[mine][..., None, :]  # (targets, anchors, rows, columns)
+        iou = overlap / (areas[mine] - overlap)
+        near[picture] = (iou > NEAR * iou.amax((1, 2, 3), keepdim=True)).any(1).any(0)
+    return near
+
+
+def _overlaps(centres: Tensor, sides: Tensor, anchors: Tensor, stride: float, cells: int) -> Tensor:
+    """(targets, anchors, cells): along one axis, how far targets overlap anchors that are centred on the cells, in pixels."""
+    middles = (torch.arange(cells, device=centres.device) + 0.5) * stride
+    apart = (centres[:, None] - middles).abs()[:, None]
+    reach = (sides[:, None] + anchors)[..., None] / 2
+    smaller = torch.minimum(sides[:, None], anchors)[..., None]
+    return torch.minimum((reach - apart).clamp(min=0), smaller)
+
+
+def channel_wise(o: Observed) -> Terms:
+    """6: CWD, Shu et al. 2021, equations 3 and 4: each channel's softmax over the positions, KL from the teacher's to the
+    student's, tau^2 / (N C) times the sum over channels and positions; N pictures, C channels; mean over maps."""
+    parts = []
+    for student, teacher in o.maps:
+        s, t = (f.float().flatten(2).div(o.temperature).log_softmax(-1) for f in (student, teacher))
+        divergence = F.kl_div(s, t, log_target=True, reduction="sum")
+        parts.append(divergence * o.temperature**2 / (s.shape[0] * s.shape[1]))
+    return {"kd_feat": CHANNELS * torch.stack(parts).mean()}
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Each channel less its mean, over its standard deviation, both over the pictures (of all processes) and positions."""
+    values = features.float()
+    centred = values - mean_with_gradient(values.mean((0, 2, 3)))[:, None, None]
+    variance = mean_with_gradient(centred.square().mean((0, 2, 3)))[:, None, None]
+    return centred * torch.rsqrt(variance + 1e-6)
+
+
+def pearson(o: Observed) -> Terms:
+    """7: PKD, Cao et al. 2022, equation 4: half the mean squared distance of standardised maps, which is 1 less the
+    Pearson correlation of their channels; mean over maps."""
+    distances = [(standardised(s) - standardised(t)).square().mean() / 2 for s, t in o.maps]
+    return {"kd_feat": STANDARD * torch.stack(distances).mean()}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A loss, the names of its terms, and what it looks at: outputs (the heads must agree), maps, and whether their
+    channels are compared one by one (`paired`)."""
+
+    loss: Callable[[Observed], Terms]
+    terms: tuple[str, ...]
+    temperature: float = 3.0
+    outputs: bool = True
+    maps: bool = False
+    paired: bool = False
+
+    def __call__(self, observed: Observed) -> Terms:
+        return self.loss(observed)
+
+    @property
+    def title(self) -> str:
+        return self.loss.__name__.replace("_", " ")
+
+
+_PARTS = ("kd_cls", "kd_obj", "kd_box")
+KDSTR: dict[int, Strategy] = {
+    1: Strategy(whole_vectors, ("kd_out",)),
+    2: Strategy(bounded_boxes, _PARTS),
+    3: Strategy(teacher_boxes, _PARTS),
+    4: Strategy(attention_transfer, (*_PARTS, "kd_feat"), maps=True),
+    5: Strategy(fine_grained, (*_PARTS, "kd_feat"), maps=True),
+    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, maps=True, paired=True),
+    7: Strategy(pearson, ("kd_feat",), outputs=False, maps=True, paired=True),
+}
