@@ -30,9 +30,9 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--out", default="output/demo", help="folder of the results")
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's input in pixels")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[50, 40, 50], metavar="N", help="baseline, sparse, finetune")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[45, 40, 45], metavar="N", help="baseline, sparse, finetune")
     parser.add_argument("--percent", type=float, default=0.5, help="share of the channels to prune")
-    parser.add_argument("--s", type=float, default=0.025, help="strength of the sparsity penalty")
+    parser.add_argument("--s", type=float, default=0.03, help="strength of the sparsity penalty")
     return parser
 
 
@@ -94,7 +94,8 @@ def draw_pictures(out: Path, pruned: dict[str, Any]) -> dict[str, Path]:
     found = sorted(p for p in (out / "detections").rglob("*") if p.suffix.lower() in (".jpg", ".png"))[:12]
     images = [image for image in (cv2.imread(str(p)) for p in found) if image is not None]
     with replacing(grid) as temporary:
-        cv2.imwrite(str(temporary), image_grid(images, 4))
+        if not cv2.imwrite(str(temporary), image_grid(images, 4)):
+            raise UserError(f"{grid}: cannot be written")
     return {
         "training curves": out / "results_baseline.png",
         "gammas before and after sparse training": gammas,

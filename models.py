@@ -88,6 +88,8 @@ class Darknet(nn.Module):
 
     def decode(self, raws: list[Tensor], height: int) -> Tensor:
         """Raw maps of a `height` pixels high input -> (batch, boxes of all heads, 5 + classes)."""
+        if not raws:
+            raise UserError(f"{self.defs.name}: has no [yolo] layer, so it detects nothing")
         heads = zip(self.heads, raws, strict=True)
         return torch.cat([decode(r, h.anchors, height / r.shape[2], h.scale_x_y, h.new_coords) for h, r in heads], 1)
 

@@ -59,6 +59,8 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
     data = read_data(args.data)
     loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    if loaded.report.message:
+        print(loaded.report.message)
     if not args.weights:
         print("no --weights: this network is untrained")
     if args.task == "benchmark":

@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         try:
             return fit(args, files, setup, log, say)
         except KeyboardInterrupt:
-            kept = setup.run.epoch > 0 and not args.nosave
+            kept = checkpoint is not None or setup.run.saved
             raise KeyboardInterrupt("go on with --resume" if kept else "no epoch was saved yet") from None
 
 
@@ -164,7 +164,8 @@ def sum_up(
     curves = files.results.with_suffix(".png")
     say(f"{args.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
     if run.best:
-        say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}: {best}")
+        where = f": {best}" if best == files.best else ""
+        say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}{where}")
     if run.penalty and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
         say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} {amount}")

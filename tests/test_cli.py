@@ -95,6 +95,12 @@ def test_two_numbers_of_classes_in_one_network_are_refused(tmp_path):
         cli.load_model(write(tmp_path / "x.cfg", body), "")
 
 
+def test_a_cfg_that_is_not_square_is_said(tmp_path):
+    path = write(tmp_path / "x.cfg", RESIDUAL.replace("height=64", "height=32"))
+    assert cli.load_model(path, "").report.message.endswith("is made for 64x32; here its input is 64x64")
+    assert cli.load_model(path, "", 96).report.message == ""
+
+
 def test_write_json(tmp_path):
     cli.write_json(tmp_path / "deep" / "x.json", {"a": 1.5})
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": 1.5}

@@ -296,4 +296,4 @@ def test_two_processes_train_as_one(here):
     np.testing.assert_allclose(two["mAP50"], one["mAP50"], atol=1e-3)
     a, b = load_checkpoint("weights/last_one.pt")["model"], load_checkpoint("weights/last_two.pt")["model"]
     for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

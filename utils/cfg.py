@@ -19,6 +19,7 @@ The text is checked here, once: kinds, keys' types, references between layers. W
 """
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.definitions import SECTIONS, Convolutional, Defs, LayerDef, Net, Yolo, absolute
+from utils.definitions import SECTIONS, Convolutional, Defs, LayerDef, Net, Route, ScaleChannels, Shortcut, Yolo, absolute
 from utils.errors import UserError
 from utils.files import read_text
 
@@ -124,6 +125,8 @@ def _convert(text: str, kind: Any) -> Any:
 
 def _check_layer(defs: Defs, index: int) -> None:
     d = defs[index]
+    if isinstance(d, Route | Shortcut | ScaleChannels) and not d.references():
+        raise UserError(f"{defs.where(index)}: names no layer to read")
     for reference in d.references():
         if not 0 <= absolute(reference, index) < index:
             raise UserError(f"{defs.where(index)}: refers to layer {reference}, but only layers before it can be read")
@@ -142,6 +145,8 @@ def _check_yolo(defs: Defs, index: int, d: Yolo) -> None:
         d.mask = tuple(range(d.num))
     if len(d.anchors) % 2 or max(d.mask) * 2 + 1 >= len(d.anchors) or min(d.mask) < 0:
         raise UserError(f"{defs.where(index)}: mask {d.mask} needs anchors that aren't there ({len(d.anchors)} numbers)")
+    if not all(0 < side < math.inf for side in d.anchors):
+        raise UserError(f"{defs.where(index)}: anchors are widths and heights in pixels, so each must be above 0")
 
 
 def write_cfg(defs: Defs) -> str:

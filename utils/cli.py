@@ -138,6 +138,9 @@ def load_model(
         report = load_state(model, checkpoint, str(weights), pretrained=pretrained)
     elif weights:
         report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
+    if size == defs.net.width != defs.net.height:
+        square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
+        report.message = "; ".join(filter(None, (report.message, square)))
     names = data.names if data else (checkpoint or {}).get("names") or [str(i) for i in range(classes)]
     return Loaded(model.eval(), names, size, checkpoint, report)
 

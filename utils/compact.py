@@ -33,7 +33,7 @@ def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Bloc
                 d.groups = int(kept.sum())
             d.filters = int(kept.sum())
         elif isinstance(d, c.SqueezeExcite):
-            d.hidden = d.hidden or len(kept) // d.reduction
+            d.hidden = d.inner_width(len(kept))
             d.filters = int(kept.sum())
     return defs
 

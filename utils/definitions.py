@@ -81,6 +81,10 @@ class SqueezeExcite(LayerDef):
     reduction: int = 4
     hidden: int | None = None
 
+    def inner_width(self, channels: int) -> int:
+        """Outputs of the first matrix, for a map of `channels`."""
+        return self.hidden or max(channels // self.reduction, 1)
+
 
 @dataclass(kw_only=True)
 class BatchNorm(LayerDef):
@@ -204,11 +208,6 @@ class Yolo(LayerDef):
     new_coords: int = 0
     ignore_thresh: float = 0.5
     iou_loss: str = "mse"
-    iou_normalizer: float = 0.75
-    cls_normalizer: float = 1.0
-    obj_normalizer: float = 1.0
-    nms_kind: str = "default"
-    beta_nms: float = 0.6
 
     def anchor_sizes(self) -> list[tuple[float, float]]:
         """(width, height) of this head's anchors, in pixels of the network's input."""

@@ -136,12 +136,13 @@ def _surviving(student: c.Defs, teacher: c.Defs) -> tuple[ChannelGraph, np.ndarr
 @dataclass
 class Teacher:
     """A trained network, fused and frozen. heads: for each head of the student the number of the teacher's; maxabs: whether
-    it was trained on pictures in -1..1, None if it doesn't say."""
+    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number before it was fused."""
 
     model: "Darknet"
     heads: list[int]
     links: list[Link]
     maxabs: bool | None
+    parameters: int
 
 
 def load_teacher(args: argparse.Namespace, student: "Darknet", gray: bool) -> Teacher:
@@ -169,8 +170,9 @@ def load_teacher(args: argparse.Namespace, student: "Darknet", gray: bool) -> Te
         others = "--KDstr 1, 2 and 3, which compare outputs only, can" if not reason else "no other --KDstr can either"
         raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
                         f"stride; {others}")  # fmt: skip
-    maxabs = loaded.settings.get("maxabs")
-    return Teacher(model.fuse().eval().requires_grad_(False), heads, shared if strategy.maps else [], maxabs)
+    parameters = sum(p.numel() for p in model.parameters())
+    model.fuse().eval().requires_grad_(False)
+    return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)
 
 
 def _check_inputs(student: "Darknet", teacher: Loaded, name: str) -> None:
@@ -268,6 +270,7 @@ class Distiller:
         self.strategy, self.weight = KDSTR[number], weight
         self.temperature = temperature or self.strategy.temperature
         self.teacher, self.heads, self.links, self.maxabs = teacher.model, teacher.heads, teacher.links, teacher.maxabs
+        self._parameters = teacher.parameters
         self.teacher.to(device=device, memory_format=torch.channels_last)
         self.adapters = nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
@@ -323,7 +326,7 @@ class Distiller:
         for link, channels in zip(self.links, self._channels, strict=True):
             mine, other = self._maps[link.student], theirs[link.teacher]
             if self.strategy.paired:
-                other = other if channels is None else other[:, channels]
+                other = other if channels is None else other.index_select(1, channels)
                 mine = self.adapters[str(link.student)](mine.float()) if link.adapted else mine
             pairs.append((mine, other))
         return pairs
@@ -342,10 +345,9 @@ class Distiller:
 
     def describe(self, say: Callable[[str], None]) -> None:
         """Say who teaches what."""
-        parameters = sum(p.numel() for p in self.teacher.parameters())
         pairs = ", ".join(f"{link.student}<-{link.teacher}" for link in self.links)
         maps = f"; maps of layers (student<-teacher) {pairs}" if pairs else ""
-        say(f"teacher {self.teacher.defs.name}: {parameters:,} parameters; {self.strategy.title}{maps}")
+        say(f"teacher {self.teacher.defs.name}: {self._parameters:,} parameters; {self.strategy.title}{maps}")
         if self.adapters:
             say(f"the student's cfg doesn't tell which of the teacher's channels it kept: {len(self.adapters)} maps are "
                 "compared through 1x1 convolutions that are trained along")  # fmt: skip

@@ -220,19 +220,25 @@ def channel_wise(o: Observed) -> Terms:
     return {"kd_feat": CHANNELS * torch.stack(parts).mean()}
 
 
-def standardised(features: Tensor) -> Tensor:
-    """Each channel less its mean, over its standard deviation, both over the pictures (of all processes) and positions."""
-    values = features.float()
-    centred = values - mean_with_gradient(values.mean((0, 2, 3)))[:, None, None]
-    variance = mean_with_gradient(centred.square().mean((0, 2, 3)))[:, None, None]
-    return centred * torch.rsqrt(variance + 1e-6)
+def centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """((values, channels) less each channel's mean, (channels,) its variance), over the pictures (of all processes) and
+    positions."""
+    values = features.float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])  # a view of a channels_last map
+    values = values - mean_with_gradient(values.mean(0))
+    return values, mean_with_gradient(values.square().mean(0))
 
 
 def pearson(o: Observed) -> Terms:
-    """7: PKD, Cao et al. 2022, equation 4: half the mean squared distance of standardised maps, which is 1 less the
-    Pearson correlation of their channels; mean over maps."""
-    distances = [(standardised(s) - standardised(t)).square().mean() / 2 for s, t in o.maps]
-    return {"kd_feat": STANDARD * torch.stack(distances).mean()}
+    """7: PKD, Cao et al. 2022, equation 4: half the mean squared distance of maps whose channels were given mean 0 and
+    variance 1, which is 1 less the channels' Pearson correlation; mean over channels and maps."""
+    parts = []
+    for student, teacher in o.maps:
+        (s, s_variance), (t, t_variance) = centred(student), centred(teacher)
+        a, b = (torch.rsqrt(variance + 1e-6) for variance in (s_variance, t_variance))
+        # mean (a s - b t)^2 / 2, without making either map anew
+        half = (a.square() * s_variance + b.square() * t_variance) / 2 - a * b * (s * t).mean(0)
+        parts.append(half.mean())
+    return {"kd_feat": STANDARD * torch.stack(parts).mean()}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,32 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_text
+
+# What a value may be; 0 and above for the others.
+LIMITS: dict[str, tuple[float, float]] = dict.fromkeys(
+    (
+        "momentum",
+        "lrf",
+        "warmup_momentum",
+        "label_smoothing",
+        "hsv_h",
+        "hsv_s",
+        "hsv_v",
+        "translate",
+        "flipud",
+        "fliplr",
+        "mosaic",
+    ),
+    (0.0, 1.0),
+)
+LIMITS |= {"nominal_batch": (1, math.inf), "anchor_t": (1, math.inf), "scale": (0.0, 0.95), "clip_grad": (1e-6, math.inf)}
 
 
 @dataclass
@@ -51,15 +71,25 @@ class Hyp:
             hyp.set(name, value, str(path))
         return hyp
 
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> "Hyp":
+        """From a checkpoint; what this version doesn't know is left out, what the checkpoint doesn't know is the default."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})
+
     def set(self, name: str, value: Any, origin: str) -> None:
         """Override one value, given as a number or its text; `origin` names the file in the error."""
         kinds = {f.name: f.type for f in dataclasses.fields(self)}
         if name not in kinds:
             raise UserError(f"{origin}: {name} is not a hyper-parameter; there are: {', '.join(kinds)}")
         try:
-            setattr(self, name, type(getattr(self, name))(value))
+            number = type(getattr(self, name))(value)
         except (TypeError, ValueError):
             raise UserError(f"{origin}: {name}={value} is not a number") from None
+        least, most = LIMITS.get(name, (0.0, math.inf))
+        if not least <= number <= most or not math.isfinite(number):
+            raise UserError(f"{origin}: {name}={value} must be between {least:g} and {most:g}")
+        setattr(self, name, number)
 
 
 # train.py --finetune: what pruning kept is trained already. A fifth of the rate doesn't undo it, and biases, which have

@@ -43,7 +43,7 @@ class Judge:
 
     @property
     def maxabs(self) -> bool:
-        return self.loaded.settings.get("maxabs", False)
+        return self.args.maxabsscaler or self.loaded.settings.get("maxabs", False)
 
     def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
         """{map50, map}, None without a dataset."""

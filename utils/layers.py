@@ -96,7 +96,7 @@ class SqueezeExcite(Block):
 
     def __init__(self, d: c.SqueezeExcite, channels: int) -> None:
         super().__init__()
-        hidden = d.hidden or channels // d.reduction
+        hidden = d.inner_width(channels)
         self.se = nn.Module()
         self.se.fc = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False), nn.Hardsigmoid()

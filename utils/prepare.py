@@ -35,7 +35,7 @@ class Setup:
 def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: World, device: torch.device, say: Say) -> Setup:
     """Read data, build the network, and restore the run of `checkpoint` if there is one."""
     data = read_data(args.data)
-    hyp = Hyp(**checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, args.finetune)
+    hyp = Hyp.restored(checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, args.finetune)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)

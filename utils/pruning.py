@@ -50,6 +50,8 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     parser.add_argument("--force", action="store_true",
                         help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel network; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch, for the evaluation")
     parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
     cli.add_device_arguments(parser)
@@ -78,7 +80,7 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     """Prune by `args.strategy`; returns the figures that --json writes."""
     limits = check_arguments(args)
     data = read_data(args.data) if args.data else None
-    loaded = cli.load_model(args.cfg, args.weights, args.img_size, data)
+    loaded = cli.load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     pruner = Pruner(loaded.model, args.strategy, limits)
     amount = pruner.check(args.percent, getattr(args, "shortcuts", None), args.force)
     say_what_there_is(pruner)
@@ -117,6 +119,8 @@ def check_arguments(args: argparse.Namespace) -> Limits:
         raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
     if not args.data and (args.max_drop is not None or args.bn_recal):
         raise UserError(f"{'--bn-recal' if args.bn_recal else '--max-drop'} needs --data FILE.data: pictures to measure on")
+    if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
+        raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
     if args.bn_recal < 0 or (args.max_drop is not None and args.max_drop < 0):
         raise UserError("--bn-recal and --max-drop can't be negative")
     if args.min_channels < 1 or args.round_to < 1 or not 0 <= args.layer_keep <= 1:

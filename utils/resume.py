@@ -81,3 +81,4 @@ def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str,
     if is_best:
         save_checkpoint(files.best, content | {"finished": True})
     save_checkpoint(files.last, content if finished else content | run.state())
+    run.saved = True

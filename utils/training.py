@@ -170,6 +170,7 @@ class Run:
         self.way = self.schedule.way() if self.penalty else np.zeros(1)
         self.distiller: Distiller | None = None
         self.step, self.epoch = 0, 0
+        self.saved = False  # whether last.pt holds this run
         self.best: dict[str, float] | None = None  # {epoch, map50, map} of the fittest weights
 
     def distil(self, distiller: "Distiller") -> None:

@@ -1,0 +1,37 @@
+"""utils.hyp: overrides from files, and what they may say."""
+
+import pytest
+
+from utils.errors import UserError
+from utils.hyp import Hyp
+
+
+@pytest.mark.parametrize(
+    "text", ['{"lr0": 0.02, "close_mosaic": 3}', "lr0: 0.02  # faster\nclose_mosaic: 3\n", "lr0=0.02\nclose_mosaic=3\n"]
+)
+def test_a_file_overrides_what_it_names(text, tmp_path):
+    (tmp_path / "hyp.txt").write_text(text)
+    hyp = Hyp.load(tmp_path / "hyp.txt")
+    assert (hyp.lr0, hyp.close_mosaic, hyp.momentum) == (0.02, 3, Hyp().momentum)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("speed: 9", "speed is not a hyper-parameter; there are: lr0"),
+        ("lr0: fast", "lr0=fast is not a number"),
+        ("lr0: nan", "lr0=nan must be between 0 and inf"),
+        ("momentum: 1.5", "momentum=1.5 must be between 0 and 1"),
+        ("nominal_batch: 0", "nominal_batch=0 must be between 1 and inf"),
+        ("translate: -1", "translate=-1 must be between 0 and 1"),
+        ('{"lr0": }', "hyp.txt:1: not valid JSON"),
+    ],
+)
+def test_nonsense_is_one_line(text, said, tmp_path):
+    (tmp_path / "hyp.txt").write_text(text)
+    with pytest.raises(UserError, match=said):
+        Hyp.load(tmp_path / "hyp.txt")
+
+
+def test_a_checkpoint_of_another_version_restores_what_it_knows():
+    assert Hyp.restored({"lr0": 0.5, "gone": 1}) == Hyp(lr0=0.5)
