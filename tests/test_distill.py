@@ -371,6 +371,14 @@ def test_adapters_learn_with_the_student_and_are_resumed(tmp_path):
     assert "momentum_buffer" in other.optimizer.state[group["params"][0]]
 
 
+def test_heads_belong_together_by_stride_not_by_order(tmp_path):
+    fine_first = "[route]\nlayers=8\n" + conv(12) + head("0") + "[route]\nlayers=10\n" + head("1")
+    student = network(NET + BACKBONE + conv(24) + fine_first)
+    teacher = load_teacher(arguments(3, save(network(CFG), tmp_path / "t.pt")), student, False)
+    assert teacher.heads == [1, 0]
+    step(make_run(student, teacher, 3))  # maps of unequal sizes could not be compared
+
+
 @pytest.mark.parametrize(("settings", "expected"), [({}, [0.25]), ({"maxabs": False}, [0.625]), ({"maxabs": True}, [0.25])])
 def test_the_teacher_sees_pictures_in_its_own_range(tmp_path, settings, expected):
     student = network(ONE_HEAD)
