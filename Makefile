@@ -1,3 +1,4 @@
+# make venv   the virtual environment that the others use; prints where it is
 # make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
 # make test   the tests
 # make check  linter and tests
@@ -11,7 +12,10 @@ VENV ?= $(HOME)/.cache/darkedge/venv-$(KEY)
 READY := $(VENV)/.complete
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all check lint clean
+.PHONY: venv demo test test-all check lint clean
+
+venv: $(READY)
+	@echo $(VENV)
 
 demo: $(READY)
 	$(RUN) demo.py
@@ -36,4 +40,4 @@ $(READY): requirements.txt requirements-dev.txt
 	touch $(READY)
 
 clean:
-	rm -rf output runs weights data/shapes .pytest_cache .ruff_cache
+	rm -rf output runs data/shapes .pytest_cache .ruff_cache
