@@ -20,6 +20,41 @@ class Elementwise(nn.Module):
         return self.function(x)
 
 
+MISH_SATURATION = 20.0  # from here on mish(x) is x in float32; the powers in its gradient would overflow further up
+
+
+class BFloat16Mish(torch.autograd.Function):
+    """mish(x) = x tanh(softplus(x)) = x / (1 + 1 / n), n = e + e^2 / 2, e = exp(x), for bfloat16 on the CPU.
+
+    PyTorch's own takes several transcendental functions a value, this one exponential: three times as fast. Computed in
+    float32, where n may underflow or overflow without harm, it differs from the exact value by bfloat16's rounding only.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        wide = x.float()
+        powers = wide.exp()
+        return wide.div_(powers.addcmul_(powers, powers, value=0.5).reciprocal_().add_(1)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        """d mish = 1 - 1 / d + x (e + e^2) / d^2, d = 1 + n."""
+        wide = ctx.saved_tensors[0].float().clamp_(max=MISH_SATURATION)
+        powers = wide.exp()
+        share = torch.addcmul(powers, powers, powers, value=0.5).add_(1).reciprocal_()
+        slope = wide.mul_(powers.addcmul_(powers, powers)).mul_(share).sub_(1).mul_(share).add_(1)
+        return slope.mul_(gradient).to(gradient.dtype)
+
+
+class Mish(nn.Module):
+    """x * tanh(softplus(x)) (Misra 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fast = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        return BFloat16Mish.apply(x) if fast else F.mish(x)
+
+
 def _loggy(x: Tensor) -> Tensor:
     return 2 * torch.sigmoid(x) - 1
 
@@ -71,7 +106,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
     "relu6": nn.ReLU6,
-    "mish": nn.Mish,
+    "mish": Mish,
     "swish": nn.SiLU,
     "logistic": nn.Sigmoid,
     "hard_swish": nn.Hardswish,
