@@ -1,0 +1,96 @@
+"""train.py with a teacher: epochs, resuming, presets, several processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from taught import CFG, ONE_HEAD, pruned, save
+from test_train import BASE, ROOT, here, interrupt_at, results, train_with  # noqa: F401 (here is a fixture)
+from tiny import network
+
+from models import Darknet
+from utils.cfg import write_cfg
+from utils.distill import KDSTR
+from utils.errors import UserError
+from utils.hyp import FINETUNE, Hyp
+from utils.weights import load_checkpoint, save_weights
+
+
+def write_networks(strategy: str = "normal", percent: float = 0.4, shortcuts: int = 0) -> None:
+    """t.pt, the teacher; s.cfg and s.weights, its pruned self."""
+    teacher, student = pruned(strategy, percent=percent, shortcuts=shortcuts)
+    save(teacher, Path("t.pt"))
+    Path("s.cfg").write_text(write_cfg(student.defs))
+    save_weights(student, "s.weights")
+
+
+STUDENT = BASE.replace("tiny.cfg", "s.cfg") + " --weights s.weights"
+
+
+@pytest.mark.parametrize("number", KDSTR)
+def test_an_epoch_with_a_teacher(here, capsys, number):  # noqa: F811
+    write_networks("layer_channel", 0.3, 1)
+    more = "--multi-scale --s 0.01 --prune 0" if number == 5 else "--adam" if number == 6 else ""
+    train_with(f"--epochs 1 --t_weights t.pt --KDstr {number} --finetune {more}", STUDENT)
+    output = capsys.readouterr().out
+    assert f"teacher t.pt: {sum(p.numel() for p in network(CFG).parameters()):,} parameters" in output
+    assert ("(student<-teacher) 7<-10, 14<-17, 5<-8" in output) == KDSTR[number].maps
+    table = results()
+    terms = [table[name][0] for name in KDSTR[number].terms]
+    assert min(terms) > 0
+    assert table["total"][0] == pytest.approx(sum(table[c][0] for c in ("box", "obj", "cls")) + sum(terms), rel=1e-5)
+    assert 0 < table["kd_time"][0] < 1
+    last = load_checkpoint("weights/last.pt")
+    assert last["hyp"]["lr0"] == FINETUNE["lr0"]
+    assert set(last["model"]) == set(Darknet("s.cfg", 64).state_dict())
+
+
+def test_a_distilled_run_resumes_exactly(here, monkeypatch):  # noqa: F811
+    save(network(CFG), Path("t.pt"))
+    Path("s.cfg").write_text(ONE_HEAD)  # its maps need an adapter
+    base = BASE.replace("tiny.cfg", "s.cfg")
+    flags = "--epochs 3 --t_weights t.pt --KDstr 7"
+    train_with(f"{flags} --name whole", base)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 4)
+        train_with(f"{flags} --name cut", base)
+    train_with("--resume --name cut --device cpu --workers 0", base="")
+    whole, cut = (load_checkpoint(f"weights/last_{name}.pt")["model"] for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+    np.testing.assert_array_equal(results("results_whole.txt")["kd_feat"], results("results_cut.txt")["kd_feat"])
+
+
+def test_a_refusal_leaves_nothing_behind(here):  # noqa: F811
+    save(network(CFG), Path("t.pt"))
+    Path("s.cfg").write_text(ONE_HEAD)
+    with pytest.raises(UserError, match="--KDstr 6 and 7"):
+        train_with("--epochs 1 --t_weights t.pt --KDstr 1", BASE.replace("tiny.cfg", "s.cfg"))
+    assert not Path("weights").exists()
+    assert not Path("results.txt").exists()
+
+
+def test_finetune_is_a_preset_that_a_file_overrides(tmp_path):
+    (tmp_path / "h.yaml").write_text("lr0: 0.5\n")
+    hyp = Hyp.load(tmp_path / "h.yaml", finetune=True)
+    assert (hyp.lr0, hyp.warmup_bias_lr) == (0.5, FINETUNE["warmup_bias_lr"])
+    assert Hyp.load("", finetune=True).lr0 < Hyp().lr0
+
+
+def test_two_processes_distil_as_one(here):  # noqa: F811
+    """With adapters, whose gradients no wrapper averages."""
+    save(network(CFG), Path("t.pt"))
+    Path("s.cfg").write_text(ONE_HEAD)
+    base = BASE.replace("tiny.cfg", "s.cfg") + " --batch-size 8 --epochs 3 --notest --t_weights t.pt --KDstr 7"
+    train_with("--name one", base)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += [*base.split(), "--name", "two"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = results("results_one.txt"), results("results_two.txt")
+    for column in ("total", "kd_feat"):
+        np.testing.assert_allclose(two[column], one[column], rtol=1e-4, err_msg=column)
