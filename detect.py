@@ -308,7 +308,7 @@ def summarise(frames: Frames, detector: Detector, results: Results, args: argpar
     skipped = f"; {len(frames.skipped)} skipped" if frames.skipped else ""
     print(f"{results.frames} pictures, results in {args.output}{skipped}; ms a picture: {stages}")
     figures = {
-        "images": results.frames, "skipped": frames.skipped, "detections": sum(results.counts.values()),
+        "images": results.frames, "skipped": [shown(name) for name in frames.skipped], "detections": sum(results.counts.values()),
         "per_class": dict(results.counts), "speed_ms": speed, "output": str(args.output),
     }  # fmt: skip
     write_json(args.json, figures)

@@ -87,7 +87,8 @@ def _stem(number: int) -> str:
 
 def _write_picture(out: Path, number: int, image: np.ndarray, labels: np.ndarray) -> None:
     with replacing(out / "images" / f"{_stem(number)}.jpg") as path:
-        cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
+            raise UserError(f"{path}: can't be written")
     rows = (f"{int(row[0])} " + " ".join(f"{value:.6f}" for value in row[1:]) for row in labels)
     write_text(out / "labels" / f"{_stem(number)}.txt", "".join(f"{row}\n" for row in rows))
 

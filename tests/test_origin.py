@@ -58,3 +58,16 @@ def test_another_networks_pruned_cfg_is_refused():
     student = pruner.defs(pruner.choose(Amount(0.3)))
     with pytest.raises(UserError, match=r"layer \d+ \[convolutional\]: was not pruned from layer \d+ of"):
         surviving_ids(ChannelGraph(parse_cfg(CSP)), student)
+
+
+@pytest.mark.parametrize("kept", ["3-1", "1-2-3", "2,1", "1,1", "x", ""])
+def test_a_record_that_is_no_record_is_refused(kept):
+    with pytest.raises(UserError, match="expected ascending ranges"):
+        parse_ranges(kept)
+
+
+def test_an_origin_that_is_no_number_is_refused():
+    student = parse_cfg(RESIDUAL)
+    student[1].extra["origin"] = "one"
+    with pytest.raises(UserError, match="origin=one: expected the number of a layer"):
+        origin_of(student, 1)

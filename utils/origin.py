@@ -23,7 +23,7 @@ from utils.graph import ChannelGraph
 def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
     """Record in `d`, layer `new` of the smaller network, that it was layer `old` and kept the channels `kept`, (channels,)
     bool. What `d` says of an earlier pruning is composed with it."""
-    origin = int(d.extra.pop("origin", old))
+    origin = _number(d.extra.pop("origin", str(old)))
     if origin != new:
         d.extra["origin"] = str(origin)
     if isinstance(d, Convolutional) and not kept.all():
@@ -33,7 +33,13 @@ def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
 
 def origin_of(defs: Defs, index: int) -> int:
     """The number that layer `index` has in the unpruned network."""
-    return int(defs[index].extra.get("origin", index))
+    return _number(defs[index].extra.get("origin", str(index)))
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"origin={text[:40]}: expected the number of a layer")
+    return int(text)
 
 
 def surviving_ids(teacher: ChannelGraph, student: Defs) -> np.ndarray:
@@ -73,5 +79,8 @@ def parse_ranges(text: str) -> list[int]:
     try:
         bounds = [[int(n) for n in part.split("-")] for part in text.split(",")]
     except ValueError:
-        raise UserError(f"kept={text[:40]}: expected ascending ranges such as 0-3,7") from None
-    return [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]
+        bounds = []
+    numbers = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]
+    if not numbers or sorted(set(numbers)) != numbers or max(map(len, bounds)) > 2:
+        raise UserError(f"kept={text[:40]}: expected ascending ranges such as 0-3,7")
+    return numbers
