@@ -1,53 +1,73 @@
-"""Convert annotations of other programs into labels, lists, .names and .data.
+"""Convert a dataset as its owners publish it into labels, lists, .names and .data.
 
 python convert_dataset.py voc --src ../shared/data/bccd --out data/bccd
 python convert_dataset.py coco --src ../shared/data/coco128 --out data/coco128
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from utils.cfg import read_names
-from utils.cli import Parser, format_table, run
-from utils.convert import BOTH, FORMATS, Options, Report, write_dataset
+from utils.cli import Parser, natural, run, write_json
+from utils.converters.base import Options
+from utils.converters.crew import usable_cores
+from utils.converters.formats import FORMATS
+from utils.converters.picture import draw_report
+from utils.converters.report import describe, figures
+from utils.converters.write import Report, convert
 from utils.errors import UserError
 
 
 def get_parser() -> ArgumentParser:
     """The command line."""
-    parser = Parser(description="Convert a dataset into labels, lists, .names and .data")
+    parser = Parser(description="Convert a dataset into labels, lists, .names and .data, and draw what is in it")
     parser.add_argument("format", choices=sorted(FORMATS), help="how the source is annotated")
     parser.add_argument("--src", type=Path, required=True, help="folder of the dataset as its owners publish it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name becomes that of .data and .names")
     parser.add_argument("--names", type=Path, help="class names, one a line: their order, and which classes to keep")
     parser.add_argument("--copy", action="store_true", help="copy images instead of hard-linking them")
-    parser.add_argument("--skip-difficult", action="store_true", help="voc: leave out objects marked as difficult")
+    parser.add_argument("--skip-difficult", action="store_true", help="voc, dior: leave out objects marked as difficult")
+    parser.add_argument("--only", default="", metavar="PART", help="use only annotation files with PART in their path (2017)")
+    parser.add_argument("--valid-share", type=share, default=0.0, help="part of the pictures to hold out for validation, "
+                        "where the source has no validation set")  # fmt: skip
+    parser.add_argument("--workers", type=natural, default=usable_cores(), help="processes; 1: none besides this one")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
 
+def share(text: str) -> float:
+    """argparse type: at least 0, less than 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is not a share from 0 up to, but not including, 1")
+    return value
+
+
 def main(args: Namespace) -> Report:
-    """Convert and print what was written."""
-    if not args.src.is_dir():
-        raise UserError(f"{args.src}: this folder does not exist; check --src")
-    names = read_names(args.names) if args.names else None
-    annotations = FORMATS[args.format](args.src, Options(skip_difficult=args.skip_difficult))
-    report = write_dataset(annotations, args.out, names, args.copy)
+    """Convert, print what was written, and draw it beside the .data."""
+    _check_folders(args.src, args.out)
+    if args.skip_difficult and not FORMATS[args.format].difficult:
+        known = ", ".join(name for name, form in FORMATS.items() if form.difficult)
+        raise UserError(f"--skip-difficult: {args.format} knows no difficult objects, only {known} do; leave it away")
+    names = tuple(read_names(args.names)) if args.names else None
+    options = Options(names, args.skip_difficult, args.only, args.valid_share, args.out)
+    report = convert(args.format, args.src, args.out, options, copy=args.copy, workers=args.workers)
+    draw_report(report, report.data.with_suffix(".png"))
     print(describe(report))
+    write_json(args.json, {"format": args.format, "src": str(args.src), **figures(report)})
     return report
 
 
-def describe(report: Report) -> str:
-    """Images and boxes by class and split, and what was left out, as text."""
-    rows = [["images", *(report.images[s] for s in BOTH), report.total_images]]
-    for name in report.names:
-        counts = [report.boxes[name, split] for split in BOTH]
-        rows.append([name, *counts, report.class_boxes[name]])
-    rows.append(["all boxes", *(sum(report.boxes[n, s] for n in report.names) for s in BOTH), report.class_boxes.total()])
-    text = format_table(["", *BOTH, "in all"], rows)
-    if report.problems.counts:
-        dropped = [[kind, count, report.problems.first[kind]] for kind, count in report.problems.counts.items()]
-        text += "\n\n" + format_table(["mended or left out", "count", "first"], dropped)
-    return f"{text}\n\nWritten: {report.data}"
+def _check_folders(source: Path, out: Path) -> None:
+    """Is there something to read, and does writing leave it as it is?"""
+    if not source.is_dir():
+        raise UserError(f"{source}: this folder does not exist; check --src")
+    own, target = source.resolve(), out.resolve()
+    if own == target or any(folder == own or folder in own.parents for folder in (target / "images", target / "labels")):
+        raise UserError(f"--out {out}: is the dataset itself; choose another folder, to keep that as it was published")
 
 
 if __name__ == "__main__":

@@ -29,17 +29,17 @@ from utils.cli import (
     add_inference_arguments,
     add_model_arguments,
     format_table,
-    load_model,
     run,
     sees_gray,
     write_json,
 )
 from utils.datasets import ImageInfo
-from utils.devices import inference_dtype, select_device
+from utils.devices import select_device
 from utils.draw import draw_boxes
 from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
+from utils.onnx_model import load_detector
 from utils.sources import Frame, Frames, Item, find_items, libraries_silenced, shown
 
 MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     items = find_items(args.source, exclude=args.output)
     data = read_data(args.data) if args.data else None
-    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:
         print(loaded.report.message)
     detector = Detector(loaded, class_names(loaded, args), args)
@@ -114,9 +114,8 @@ class Detector:
     """A network with all that lies between a picture and its boxes: the inference copy, letterbox, NMS."""
 
     def __init__(self, loaded: Loaded, names: list[str], args: argparse.Namespace) -> None:
-        self.names, self.args, self.img_size = names, args, loaded.img_size
+        self.names, self.args, self.shape = names, args, loaded.shape
         self.device = select_device(args.device)
-        self.dtype = inference_dtype(self.device, args.precision)
         self.network: Darknet = loaded.model.inference_copy(self.device, args.precision)
         self.gray = sees_gray(loaded.model)
         self.maxabs = args.maxabsscaler or bool(loaded.settings.get("maxabs"))
@@ -128,7 +127,7 @@ class Detector:
         """(height, width, 3) BGR uint8 -> (n, 6): x1 y1 x2 y2 in its pixels, confidence, class; most confident first."""
         with self.watch.stage("preprocess"):
             small, info = self.prepare(image)
-            batch = normalise(small, self.device, self.dtype, self.maxabs)
+            batch = normalise(small, self.device, self.network.dtype, self.maxabs)
         with self.watch.stage("inference"):
             predictions = augmented_predictions(self.network, batch) if self.args.augment else self.network(batch)[0]
         with self.watch.stage("nms"):
@@ -141,10 +140,10 @@ class Detector:
         return boxes
 
     def prepare(self, image: np.ndarray) -> tuple[torch.Tensor, ImageInfo]:
-        """The picture as the network sees it: (1, channels, size, size) uint8, RGB or gray, and how it got there."""
+        """The picture as the network sees it: (1, channels, height, width) uint8, RGB or gray, and how it got there."""
         colours = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if self.gray else cv2.COLOR_BGR2RGB)
-        small, ratio, pad = letterbox(colours, (self.img_size, self.img_size), self.stretch)
-        small = small.reshape(self.img_size, self.img_size, -1)
+        small, ratio, pad = letterbox(colours, self.shape, self.stretch)
+        small = small.reshape(*self.shape, -1)
         return torch.from_numpy(small).permute(2, 0, 1)[None], ImageInfo(Path(), 0, image.shape[:2], ratio, pad)
 
     def milliseconds(self) -> float:
@@ -308,8 +307,9 @@ def summarise(frames: Frames, detector: Detector, results: Results, args: argpar
     skipped = f"; {len(frames.skipped)} skipped" if frames.skipped else ""
     print(f"{results.frames} pictures, results in {args.output}{skipped}; ms a picture: {stages}")
     figures = {
-        "images": results.frames, "skipped": [shown(name) for name in frames.skipped], "detections": sum(results.counts.values()),
-        "per_class": dict(results.counts), "speed_ms": speed, "output": str(args.output),
+        "images": results.frames, "skipped": [shown(name) for name in frames.skipped],
+        "detections": sum(results.counts.values()), "per_class": dict(results.counts), "speed_ms": speed,
+        "output": str(args.output),
     }  # fmt: skip
     write_json(args.json, figures)
     return figures

@@ -1,8 +1,13 @@
-"""Write a network's .cfg for another set of classes, if wanted with anchors clustered from its boxes."""
+"""Write a network's .cfg for another set of classes, if wanted with other anchors: given, or clustered from its boxes.
+
+python make_cfg.py --cfg cfg/yolov3tiny/yolov3-tiny.cfg --data data/bccd/bccd.data --anchors kmeans
+python make_cfg.py --cfg cfg/yolov3/yolov3.cfg --data data/oxfordhand.data --anchors "8,13 14,20 22,25 26,36 35,49 ..."
+"""
 
 import argparse
 import dataclasses
 import itertools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +39,11 @@ class Change:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--cfg", type=Path, required=True, help="the network to start from")
     parser.add_argument("--data", type=Path, required=True, help="the .data file whose classes the new cfg is for")
-    parser.add_argument("--anchors", choices=("keep", "kmeans"), default="keep", help="kmeans: fit them to the train boxes")
+    parser.add_argument("--anchors", default="keep", metavar="keep|kmeans|LIST|FILE", help="kmeans: fit them to the train "
+                        "boxes; or width,height pairs in pixels of the input; or a file with such")  # fmt: skip
     parser.add_argument("--img-size", type=int, help="input side in pixels, also written into the cfg (default: the cfg's)")
     parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, pictures show them")
     parser.add_argument("--seed", type=natural, default=0, help="of the clustering")
@@ -57,8 +63,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         defs.net.width = defs.net.height = args.img_size
     set_classes(defs, data.classes)
     report: dict[str, Any] = {"cfg": str(args.cfg), "classes": data.classes}
-    if args.anchors == "kmeans":
-        report["anchors"] = _recluster(defs, data, args)
+    if args.anchors != "keep":
+        report["anchors"] = change_anchors(defs, data, args)
     output_shapes(defs)
     changes = find_changes(original, defs)
     out = args.out or args.cfg.with_name(f"{args.cfg.stem}-{args.data.stem}.cfg")
@@ -91,31 +97,39 @@ def used_anchors(defs: Defs) -> np.ndarray:
 
 
 def set_anchors(defs: Defs, anchors: np.ndarray) -> None:
-    """Give the heads `anchors` (as many as their masks select; (n, 2), sorted by area), the largest to the largest stride.
+    """Give the heads `anchors` (n, 2), the larger ones to the larger strides.
 
-    Masks that follow this already stay; a place in the list that no mask selects repeats its neighbour.
+    n: as many as the masks select, or as places in the list. The order stays, and so do masks that follow the strides,
+    where that gives each head larger anchors in the mean than the one of the next smaller stride; otherwise they are
+    sorted by area. A place in the list that no mask selects repeats its neighbour.
     """
+    _put_anchors(defs, anchors)
+    means = [np.prod(defs[i].anchor_sizes(), 1).mean() for i in _by_stride(defs)]
+    if not all(a < b for a, b in itertools.pairwise(means)):
+        _put_anchors(defs, anchors[np.argsort(anchors.prod(1), kind="stable")])
+
+
+def _put_anchors(defs: Defs, anchors: np.ndarray) -> None:
     heads = [defs[i] for i in _by_stride(defs)]
     if not _masks_follow(heads):
         start = 0
         for head in heads:
             head.mask = tuple(range(start, start + len(head.mask)))
             start += len(head.mask)
-        places = start
-    else:
-        places = len(heads[0].anchors) // 2
-    used = sorted({m for head in heads for m in head.mask})
-    listed = anchors[np.searchsorted(used, np.arange(places)).clip(max=len(used) - 1)]
+    selected, places = _anchor_counts(defs)
+    if len(anchors) != places:
+        used = sorted({m for head in heads for m in head.mask})
+        anchors = anchors[np.searchsorted(used, np.arange(places)).clip(max=selected - 1)]
     for head in heads:
-        head.anchors, head.num = tuple(listed.ravel().tolist()), places
+        head.anchors, head.num = tuple(anchors.ravel().tolist()), places
 
 
-def _anchor_count(defs: Defs) -> int:
-    """Anchors that set_anchors needs."""
+def _anchor_counts(defs: Defs) -> tuple[int, int]:
+    """Anchors that the masks select, and places in the list, after set_anchors."""
     heads = [defs[i] for i in _by_stride(defs)]
     if _masks_follow(heads):
-        return len({m for head in heads for m in head.mask})
-    return sum(len(head.mask) for head in heads)
+        return len({m for head in heads for m in head.mask}), len(heads[0].anchors) // 2
+    return (sum(len(head.mask) for head in heads),) * 2
 
 
 def _by_stride(defs: Defs) -> list[int]:
@@ -132,20 +146,67 @@ def _masks_follow(heads: list[Yolo]) -> bool:
     return all(min(a) < min(b) and max(a) < max(b) for a, b in itertools.pairwise(masks))
 
 
-def _recluster(defs: Defs, data: DataConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Cluster the train labels' boxes, put the anchors into `defs`, print and return how well old and new ones fit."""
+def read_anchors(text: str) -> np.ndarray:
+    """(n, 2) widths and heights: those in the file `text`, or those that it lists. Raises UserError for anything else."""
+    named = os.path.isfile(text)
+    content = re.sub(r"#.*", "", read_text(text, "list of anchors")) if named else text
+    what = text if named else "--anchors"
+    try:
+        numbers = [float(word) for word in re.split(r"[,;\s]+", content) if word]
+    except ValueError as error:
+        word = str(error).partition(": ")[2]
+        raise UserError(
+            f"{what}: {word} is no number; give keep, kmeans, `width,height width,height ...` or such a file"
+        ) from None
+    if not numbers or len(numbers) % 2:
+        raise UserError(f"{what}: {len(numbers)} numbers, but anchors are pairs: width,height width,height ...")
+    if min(numbers) < 0 or max(numbers) < 1 or not np.isfinite(numbers).all():
+        raise UserError(f"{what}: anchors are widths and heights in pixels of the network's input; found {min(numbers):g}")
+    return np.array(numbers).reshape(-1, 2)
+
+
+def _given(defs: Defs, text: str) -> np.ndarray:
+    """The anchors that the user gives, as many as the heads take. No box can be learned with a side of no pixels, so each
+    has at least one, as after clustering."""
+    anchors, counts = read_anchors(text), _anchor_counts(defs)
+    if len(anchors) not in counts:
+        raise UserError(f"--anchors: {len(anchors)} anchors, but the masks of {defs.name} select {counts[0]}")
+    if anchors.min() < 1:
+        print(f"sides of less than a pixel become 1: {_spelled(anchors[anchors.min(1) < 1])}")
+    return np.maximum(anchors, 1)
+
+
+def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Put other anchors into `defs`; print and return how well old and new ones fit the train labels' boxes, which
+    clustering needs, and given anchors do without."""
+    before = used_anchors(defs)
+    if args.anchors == "kmeans":
+        sizes = _box_sizes(defs, data, args)
+        set_anchors(defs, cluster_anchors(sizes, _anchor_counts(defs)[0], args.seed, before))
+    else:
+        set_anchors(defs, _given(defs, args.anchors))
+        sizes = _box_sizes(defs, data, args) if data.train is not None and data.train.exists() else None
+    sets = {"old": before, "new": used_anchors(defs)}
+    if sizes is None:
+        return {name: {"sizes": a.tolist()} for name, a in sets.items()}
+    fits = {name: fit(sizes, a) for name, a in sets.items()}
+    print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
+    rows = [[n, _spelled(a), f"{fits[n].recall:.4f}", f"{fits[n].mean_iou:.4f}"] for n, a in sets.items()]
+    print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU"], rows))
+    return {"boxes": len(sizes)} | {name: _fit_report(a, fits[name]) for name, a in sets.items()}
+
+
+def _box_sizes(defs: Defs, data: DataConfig, args: argparse.Namespace) -> np.ndarray:
+    """(n, 2) sizes of the train labels' boxes in pixels of the network's input."""
     source = data.source("train")
     found = scan(source, data.classes)
     if found.problems.counts:
         print(f"{source}: {found.problems.summary()}")
-    sizes = label_sizes(found.labels, found.shapes, (defs.net.height, defs.net.width), args.stretch)
-    before = used_anchors(defs)
-    set_anchors(defs, cluster_anchors(sizes, _anchor_count(defs), args.seed))
-    fits = {"old": (before, fit(sizes, before)), "new": (used_anchors(defs), fit(sizes, used_anchors(defs)))}
-    print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
-    rows = [[n, " ".join(f"{w:g},{h:g}" for w, h in a), f"{f.recall:.4f}", f"{f.mean_iou:.4f}"] for n, (a, f) in fits.items()]
-    print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU"], rows))
-    return {"boxes": len(sizes)} | {name: _fit_report(*entry) for name, entry in fits.items()}
+    return label_sizes(found.labels, found.shapes, (defs.net.height, defs.net.width), args.stretch)
+
+
+def _spelled(anchors: np.ndarray) -> str:
+    return " ".join(f"{w:g},{h:g}" for w, h in anchors)
 
 
 def _fit_report(anchors: np.ndarray, result: AnchorFit) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,11 @@ from utils.definitions import Defs
 from utils.devices import inference_dtype
 from utils.errors import UserError
 from utils.layers import Convolution, YoloHead, build_layer
+from utils.quantized.fake_quantize import FakeQuantize
 from utils.shapes import input_channels, max_stride, output_shapes
+
+if TYPE_CHECKING:
+    from utils.quantized.settings import Settings
 
 
 class Darknet(nn.Module):
@@ -45,6 +50,8 @@ class Darknet(nn.Module):
         last_reader = {s: i for i, sources in enumerate(self.sources) for s in sources}
         self._done = [[s for s in set(sources) if last_reader[s] == i] for i, sources in enumerate(self.sources)]
         self.seen = 0  # images trained on, as the .weights header counts them
+        self.quantization: Settings | None = None  # see utils.quantized.transform.quantize
+        self.input_quantizer: nn.Module = nn.Identity()
         self._initialise_heads(shapes, height)
 
     @property
@@ -76,7 +83,7 @@ class Darknet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         height = x.shape[-2]
-        maps: dict[int, Tensor] = {-1: x}
+        maps: dict[int, Tensor] = {-1: self.input_quantizer(x)}
         raws: list[Tensor] = []
         for i, module in enumerate(self.module_list):
             maps[i] = module(*(maps[s] for s in self.sources[i]))
@@ -94,19 +101,28 @@ class Darknet(nn.Module):
         return torch.cat([decode(r, h.anchors, height / r.shape[2], h.scale_x_y, h.new_coords) for h, r in heads], 1)
 
     def fuse(self) -> "Darknet":
-        """Fold every batch normalisation into its convolution, in place; returns self."""
+        """Fold every batch normalisation into its convolution, in place; returns self.
+
+        A quantized network becomes its eval mode with everything constant: rounded kernels, scales, zero points.
+        """
         for module in self.module_list:
             if isinstance(module, Convolution):
                 module.fuse()
+        for module in self.modules():
+            if isinstance(module, FakeQuantize):
+                module.fix()
         return self
 
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "Darknet":
         """A fused copy in eval mode, on `device`, in channels_last and the precision that suits it.
 
         precision: auto | fp32 | bf16 | fp16 (see utils.devices). The convolutions that feed a [yolo] layer stay in
-        float32: box sides are exponentials of their outputs, and bfloat16's 8 bits would cost accuracy.
+        float32: box sides are exponentials of their outputs, and bfloat16's 8 bits would cost accuracy. A quantized
+        network computes in float32, where its integers are exact: the copy gives the same numbers bit for bit.
         """
-        dtype = inference_dtype(device, precision)
+        dtype = torch.float32 if self.quantization else inference_dtype(device, precision)
+        if self.quantization and precision not in ("auto", "fp32"):
+            raise UserError(f"--precision {precision}: a quantized network computes in fp32, where its integers are exact")
         model = copy.deepcopy(self).eval().requires_grad_(False).fuse()
         model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         for source, _ in model.head_convolutions():

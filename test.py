@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from models import Darknet
 from utils.cfg import DataConfig, read_data
 from utils.cli import (
     Loaded,
@@ -20,7 +21,6 @@ from utils.cli import (
     add_inference_arguments,
     add_model_arguments,
     format_table,
-    load_model,
     run,
     sees_gray,
     write_json,
@@ -28,9 +28,11 @@ from utils.cli import (
 from utils.datasets import create_loader
 from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
+from utils.errors import UserError
 from utils.files import write_text
-from utils.measure import count_parameters
-from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, count_macs, json_ground_truth
+from utils.measure import network_size
+from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, json_ground_truth
+from utils.onnx_model import OnnxModel, load_detector
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -58,7 +60,7 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
     data = read_data(args.data)
-    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:
         print(loaded.report.message)
     if not args.weights:
@@ -67,7 +69,7 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
         return benchmark(args, loaded, data)
     result = measure(args, loaded, data, loaded.img_size)
     print(format_table(["class", "images", "targets", "P", "R", "mAP@.5", "F1", "mAP@.5:.95"], table_rows(result)))
-    print(speed_line(result, args, loaded.img_size))
+    print(speed_line(result, args, loaded.img_size, loaded))
     write_json(args.json, result.to_dict())
     return result
 
@@ -81,8 +83,8 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
         conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
         maxabs=args.maxabsscaler or bool(loaded.settings.get("maxabs")), desc=f"Evaluating at {img_size}", truth=truth,
     )  # fmt: skip
-    result.params = count_parameters(loaded.model)
-    result.macs = count_macs(loaded.model, loaded.model.defs.net.channels, img_size, img_size)
+    size = network_size(Darknet, loaded.model.defs, img_size)
+    result.params, result.macs = size["params"], size["macs"]
     if args.save_json:
         save_detections(result, truth, loader.dataset.paths, len(loaded.names))
     return result
@@ -118,15 +120,19 @@ def table_rows(result: Evaluation) -> list[list[Any]]:
     return [[row[k] for k in ("name", "images", "targets", *FIGURES)] for row in rows]
 
 
-def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int) -> str:
+def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int, loaded: Loaded) -> str:
     device = select_device(args.device)
-    dtype = str(inference_dtype(device, args.precision)).removeprefix("torch.")
+    runtime = f"{device}, {inference_dtype(device, args.precision)}".replace("torch.", "")
+    if isinstance(loaded.model, OnnxModel):
+        runtime = loaded.model.runtime(device)
     parts = ", ".join(f"{name} {value:.1f} ms" for name, value in result.speed_ms.items())
-    return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {device}, {dtype})"
+    return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {runtime})"
 
 
 def benchmark(args: argparse.Namespace, loaded: Loaded, data: DataConfig) -> list[Evaluation]:
     """Evaluate at several image sizes, print the table and write it to --json as {sizes: [{img_size, ...}]}."""
+    if loaded.fixed_size:
+        raise UserError(f"--task benchmark: {args.weights} takes one size only; export it without --static")
     stride = loaded.model.max_stride
     sizes = sorted({round(s / stride) * stride for s in BENCHMARK_SIZES})
     results = [measure(args, loaded, data, size) for size in sizes]
@@ -136,7 +142,7 @@ def benchmark(args: argparse.Namespace, loaded: Loaded, data: DataConfig) -> lis
         for size, r in zip(sizes, results, strict=True)
     ]
     print(format_table(header, rows))
-    print(speed_line(results[-1], args, sizes[-1]))
+    print(speed_line(results[-1], args, sizes[-1], loaded))
     write_json(args.json, {"sizes": [{"img_size": s} | r.to_dict() for s, r in zip(sizes, results, strict=True)]})
     return results
 

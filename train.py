@@ -18,9 +18,11 @@ from utils.distill import add_distillation_arguments, check_distillation_argumen
 from utils.distributed import joined
 from utils.engine import evaluate
 from utils.errors import UserError
+from utils.evolve import check_evolution, evolve
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
+from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.train_epoch import train_one_epoch
@@ -47,7 +49,14 @@ def get_parser() -> Parser:
     parser.add_argument("--sparse-keep", type=float, default=0.85, help="local-decay: share of the gammas that keep s")
     parser.add_argument("--sparse-target", type=float, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end")
     add_distillation_arguments(parser)
+    kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
+    parser.add_argument(
+        "--quantized", type=int, choices=list(STRATEGIES), default=0, help=f"train a quantized network: {kinds}"
+    )
+    add_quantization_arguments(parser)
     parser.add_argument("--finetune", **flag, help="the learning rates of a pruned network's finetuning (utils.hyp.FINETUNE)")
+    parser.add_argument("--single-cls", **flag, help="all classes count as one; the cfg needs classes=1")
+    parser.add_argument("--image-weights", **flag, help="draw pictures of rare and of badly detected classes more often")
     parser.add_argument("--multi-scale", **flag, help="picture sizes vary between 0.67 and 1.5 times --img-size")
     parser.add_argument("--rect", **flag, help="rectangular batches, without mosaic")
     parser.add_argument("--stretch", **flag, help="resize as Darknet does, without keeping the aspect ratio")
@@ -55,6 +64,9 @@ def get_parser() -> Parser:
     parser.add_argument("--maxabsscaler", "-mas", **flag, help="pictures in -1..1 instead of 0..1")
     parser.add_argument("--cache-images", **flag, help="keep decoded pictures in memory")
     parser.add_argument("--hyp", default="", metavar="FILE", help="hyper-parameters, JSON or `name: value` lines")
+    parser.add_argument("--evolve", nargs="?", type=int, const=100, metavar="N",
+                        help="train N times (100), each time with hyper-parameters mutated from the best so far in evolve.txt; "
+                        "the same command goes on with it")  # fmt: skip
     parser.add_argument("--adam", **flag, help="AdamW instead of SGD")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="average the weights over steps")
     parser.add_argument("--mixedprecision", "-mpt", **flag, help="compute in bfloat16 or float16 where that is faster")
@@ -72,7 +84,12 @@ def get_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; returns the figures that --json writes, or {} for a run that was finished already."""
+    """Train, or with --evolve evolve hyper-parameters; returns the figures that --json writes, or {} for a run that was
+    finished already."""
+    if args.evolve is not None:
+        check_evolution(args)
+        check_arguments(args)
+        return evolve(args, main)
     files = RunFiles(Path(args.weights_dir), args.name, Path(args.results_dir))
     with joined(args.device) as (world, device):
         say = print if world.is_main else _silent
@@ -120,6 +137,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not (0 < args.sparse_keep < 1 and 0 < args.sparse_target < 1):
         raise UserError("--sparse-keep and --sparse-target are shares: above 0 and below 1")
     check_distillation_arguments(args)
+    requested(args)
 
 
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
@@ -130,6 +148,8 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == args.epochs
         evaluation = measure(setup, truth) if setup.valid is not None and (final or not args.notest) else None
+        if args.image_weights:
+            setup.weigh_images(evaluation)
         gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
         if evaluation:
             say(metrics_line(evaluation))
@@ -169,6 +189,8 @@ def sum_up(
     if run.penalty and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
         say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} {amount}")
+    elif args.single_cls:  # test.py would compare one class with the labels' many
+        say(f"next: python detect.py --weights {best} --source PICTURES")
     else:
         say(f"next: python test.py --data {args.data} --weights {best}")
     last = evaluation.to_dict() if evaluation else None

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from utils.activations import Mish
 
 
-@pytest.fixture()
+@pytest.fixture
 def values() -> torch.Tensor:
     """Every magnitude that matters, the ones where exponentials overflow included."""
     return torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e4, -100.0, 88.0, 100.0, 1e4])]).bfloat16()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from utils import anchors as module
 from utils.anchors import cluster_anchors, fit, label_sizes, size_iou
 from utils.errors import UserError
 
@@ -57,3 +58,29 @@ def test_tiny_boxes_never_get_an_anchor_without_area() -> None:
 def test_fewer_sizes_than_anchors_is_said() -> None:
     with pytest.raises(UserError, match="3 anchors need 3 different box sizes; the labels have 2"):
         cluster_anchors(np.array([[10, 10], [10, 10], [20, 20]], float), 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_refinement_never_makes_it_worse(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same clustering without it, on boxes of many sizes and shapes."""
+    sizes = np.exp(np.random.default_rng(seed).normal(3.5, 0.9, (400, 2)))
+    refined = fit(sizes, cluster_anchors(sizes, 6, seed)).mean_iou
+    monkeypatch.setattr(module, "GENERATIONS", 0)
+    assert refined > fit(sizes, cluster_anchors(sizes, 6, seed)).mean_iou
+
+
+def test_a_few_odd_boxes_keep_the_recall_that_they_had() -> None:
+    """Old anchors that reach every box, one of them spent on two odd ones: the mean IoU alone would give those up."""
+    generator = np.random.default_rng(0)
+    sizes = np.concatenate([np.exp(generator.normal(4, 0.25, (400, 2))), [[400, 4], [420, 4]]])
+    old = np.array([[30, 30], [60, 60], [400, 4]], float)
+    assert fit(sizes, old).recall == 1
+    careless, careful = cluster_anchors(sizes, 3), cluster_anchors(sizes, 3, old=old)
+    assert fit(sizes, careless).recall < 1
+    assert fit(sizes, careful).recall == 1
+    assert fit(sizes, old).mean_iou < fit(sizes, careful).mean_iou < fit(sizes, careless).mean_iou
+
+
+def test_old_anchors_that_cannot_be_bettered_stay() -> None:
+    sizes = np.repeat(np.array([[10, 20], [50, 40], [90, 95]], float), 5, axis=0)
+    assert np.array_equal(cluster_anchors(sizes, 3, old=sizes[::5]), sizes[::5])

@@ -1,6 +1,10 @@
+"""convert_dataset.py: what is the same for every format. Links, names, splits, reports, pictures, mistakes."""
+
 import json
 import os
-from argparse import Namespace
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -8,250 +12,436 @@ import numpy as np
 import pytest
 
 import convert_dataset
-from utils.cfg import read_data
-from utils.convert import BOTH, Options, Sample, _target_names, read_coco, read_voc, write_dataset
+from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_json, write_text
+from utils.cfg import read_data, read_names
+from utils.cli import run
+from utils.converters import crew, look
+from utils.converters.crew import Crew
+from utils.converters.formats import FORMATS
+from utils.converters.picture import box_sides, choose_samples
+from utils.converters.tree import Pictures, nearest, split_of
+from utils.converters.write import Item, target_names
 from utils.datasets import scan
 from utils.errors import UserError
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+ROOT = Path(__file__).resolve().parents[1]
+BOX = voc_object("x", 10, 10, 60, 50)
 
 
-def write_image(path: Path, shape: tuple[int, int] = (100, 200)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), np.zeros((*shape, 3), np.uint8))
+def command(*words: object) -> convert_dataset.Report:
+    return convert_dataset.main(convert_dataset.get_parser().parse_args([str(word) for word in words]))
 
 
-def voc_object(name: str, *corners: float | str, difficult: int = 0) -> str:
-    sides = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
-    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{sides}</bndbox></object>"
-
-
-def make_voc(root: Path, objects: dict[str, str], size: str = "<width>200</width><height>100</height>", **lists: str) -> Path:
-    (root / "Annotations").mkdir(parents=True)
-    (root / "ImageSets" / "Main").mkdir(parents=True)
-    for stem, text in objects.items():
-        write_image(root / "JPEGImages" / f"{stem}.jpg")
-        (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation><size>{size}</size>{text}</annotation>")
-    for name, stems in lists.items():
-        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(stems.split()))
-    return root
-
-
-def convert(form: str, src: Path, out: Path, **options) -> convert_dataset.Report:
-    defaults = {"names": None, "copy": False, "skip_difficult": False}
-    return convert_dataset.main(Namespace(format=form, src=src, out=out, **defaults | options))
-
-
-def test_voc(tmp_path, capsys):
-    objects = {
-        "a": voc_object("dog", 20, 10, 60, 50) + voc_object("cat", 150, 50, 220, 90) + voc_object("cat", 5, 5, 5, 50),
-        "b": voc_object("dog", 0, 0, 200, 100) * 2,
-        "c": "",
-    }
-    src = make_voc(tmp_path / "src", objects, trainval="a c", train="a", val="c", test="b", cat_test="b -1")
-    report = convert("voc", src, tmp_path / "pets")
-    out = tmp_path / "pets"
-    assert (out / "train.txt").read_text() == "images/a.jpg\nimages/c.jpg\n"
-    assert (out / "valid.txt").read_text() == "images/b.jpg\n"
-    # dog: x 20..60 of 200, y 10..50 of 100; cat: clipped to x 150..200
-    assert (out / "labels" / "a.txt").read_text() == (
-        "1 0.200000 0.300000 0.200000 0.400000\n0 0.875000 0.700000 0.250000 0.400000\n"
-    )
-    assert (out / "labels" / "b.txt").read_text() == "1 0.500000 0.500000 1.000000 1.000000\n"
-    assert (out / "labels" / "c.txt").read_text() == ""
-    data = read_data(out / "pets.data")
-    assert (data.classes, data.names) == (2, ["cat", "dog"])
-    assert (data.train, data.valid) == (out / "train.txt", out / "valid.txt")
-    assert report.problems.counts == {CLIPPED: 1, NO_AREA: 1, DUPLICATE: 1}
-    assert report.problems.first[NO_AREA] == f"{src}/Annotations/a.xml: object 3"
-    printed = capsys.readouterr().out
-    assert NO_AREA in printed
-    assert "Written: " in printed
-    assert len(scan(data.train, data.classes).paths) == 2
-
-
-@pytest.mark.parametrize(
-    ("lists", "train", "valid"),
-    [
-        ({"train": "a", "val": "b", "test": "c"}, "a b", "c"),
-        ({"train": "a", "val": "b", "trainval": "a b"}, "a", "b"),
-        ({"trainval": "a b"}, "a b", "a b"),
-        ({}, "a b c", "a b c"),
-    ],
-)
-def test_voc_splits(tmp_path, lists, train, valid):
-    src = make_voc(tmp_path, dict.fromkeys("abc", voc_object("x", 1, 1, 9, 9)), **lists)
-    samples = read_voc(src, Options()).samples
-    found = {split: " ".join(sorted(s.image.stem for s in samples if split in s.splits)) for split in BOTH}
-    assert found == {"train": train, "valid": valid}
-
-
-def test_voc_options(tmp_path):
-    text = voc_object("x", 1, 1, 9, 9, difficult=1) + voc_object("y", 1, 1, 9, 9) + voc_object("z", 1, 1, 9, 9)
-    src = make_voc(tmp_path / "src", {"a": text})
-    (tmp_path / "names").write_text("z\nx\n")
-    assert convert("voc", src, tmp_path / "out").names == ["x", "y", "z"]
-    report = convert("voc", src, tmp_path / "out", skip_difficult=True, names=tmp_path / "names")
-    assert report.class_boxes == {"z": 1}
-    assert (tmp_path / "out" / "labels" / "a.txt").read_text().startswith("0 ")
-    assert sorted(report.problems.counts) == [
-        "boxes of class 'y', which isn't in --names, left out",
-        "difficult objects, left out",
-    ]
-
-
-def test_voc_without_size_measures_the_picture(tmp_path):
-    src = make_voc(tmp_path / "src", {"a": voc_object("x", 50, 25, 150, 75)}, size="<width>0</width>")
-    convert("voc", src, tmp_path / "out")
-    assert (tmp_path / "out" / "labels" / "a.txt").read_text() == "0 0.500000 0.500000 0.500000 0.500000\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("<object>", r"a.xml:1: not valid XML"), (voc_object("x", 1, 1, "?", 1), r"a.xml: .*'\?'")]
-)
-def test_voc_that_cannot_be_read(tmp_path, text, message):
-    src = make_voc(tmp_path / "src", {"a": text})
-    with pytest.raises(UserError, match=message):
-        convert("voc", src, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_voc_lists_what_is_not_there(tmp_path):
-    src = make_voc(tmp_path, {"a": voc_object("x", 1, 1, 9, 9)}, train="a b", val="a")
-    found = read_voc(src, Options())
-    assert [s.image.name for s in found.samples] == ["a.jpg"]
-    assert found.problems.first == {"listed images without picture or annotation, left out": "b"}
-
-
-def make_coco(root: Path, files: dict[str, list[str]]) -> Path:
-    """Every image has one box of category 7 (cat) at 20, 10 with size 40 x 30, and a crowd."""
-    for name, images in files.items():
-        entries = [{"id": i, "file_name": image, "width": 200, "height": 100} for i, image in enumerate(images)]
-        boxes = [
-            {"id": 10 + i, "image_id": i, "category_id": 7, "bbox": [20, 10, 40, 30], "iscrowd": 0} for i in range(len(images))
-        ]
-        crowds = [
-            {"id": 20 + i, "image_id": i, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1} for i in range(len(images))
-        ]
-        content = {
-            "images": entries,
-            "annotations": boxes + crowds,
-            "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "ant"}],
-        }
-        root.mkdir(exist_ok=True)
-        (root / f"{name}.json").write_text(json.dumps(content))
-    return root
-
-
-def test_coco_with_one_file(tmp_path):
-    src = make_coco(tmp_path / "src", {"instances": ["a.jpg", "gone.jpg"]})
-    write_image(src / "images" / "a.jpg")
-    report = convert("coco", src, tmp_path / "out")
-    assert report.names == ["ant", "cat"]
-    assert report.images == {"train": 1, "valid": 1}
-    assert (report.total_images, report.class_boxes) == (1, {"cat": 1})
-    assert (tmp_path / "out" / "labels" / "a.txt").read_text() == "1 0.200000 0.250000 0.200000 0.300000\n"
-    assert report.problems.counts == {"crowd regions, left out": 2, "annotated images that aren't there, left out": 1}
-
-
-def test_coco_with_splits_and_equal_names(tmp_path):
-    src = make_coco(tmp_path / "src", {"instances_train2017": ["a.jpg"], "instances_val2017": ["a.jpg"]})
-    for folder in ("train2017", "val2017"):
-        write_image(src / "images" / folder / "a.jpg")
-    convert("coco", src, tmp_path / "out")
-    assert (tmp_path / "out" / "train.txt").read_text() == "images/train2017_a.jpg\n"
-    assert (tmp_path / "out" / "valid.txt").read_text() == "images/val2017_a.jpg\n"
-    assert os.path.samefile(tmp_path / "out" / "images" / "val2017_a.jpg", src / "images" / "val2017" / "a.jpg")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("[", r"json:1: not valid JSON"), ("{}", "KeyError: 'categories'"), ("[]", "TypeError")]
-)
-def test_coco_that_cannot_be_read(tmp_path, content, message):
-    (tmp_path / "instances.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_coco(tmp_path, Options())
-
-
-def test_coco_that_cannot_be_told_apart(tmp_path):
-    with pytest.raises(UserError, match=r"no instances\*.json"):
-        read_coco(tmp_path, Options())
-    make_coco(tmp_path, {"instances_1": [], "instances_train": []})
-    with pytest.raises(UserError, match=r"instances_1.json: several annotation files"):
-        read_coco(tmp_path, Options())
-    with pytest.raises(UserError, match="no image with an annotation"):
-        write_dataset(read_coco(make_coco(tmp_path / "b", {"instances": ["a.jpg"]}), Options()), tmp_path / "out")
-
-
-def test_voc_masks_of_the_same_name_are_no_pictures(tmp_path):
-    src = make_voc(tmp_path / "src", {"a": voc_object("x", 1, 1, 9, 9)})
-    write_image(src / "SegmentationClass" / "a.png")
-    convert("voc", src, tmp_path / "out")
-    assert (tmp_path / "out" / "train.txt").read_text() == "images/a.jpg\n"
-
-
-def test_no_two_pictures_share_a_label_file():
-    paths = [Path(p) for p in ("a/x.jpg", "a/x.png", "b/a/x.jpg", "c/y.jpg", "d/a_x.jpg")]
-    names = _target_names([Sample(p, 1, 1, [], BOTH) for p in paths])
-    assert list(names) == paths
-    assert names[paths[0]] == "a_x.jpg"
-    assert names[paths[3]] == "y.jpg"
-    assert len({Path(n).stem for n in names.values()}) == len(paths)
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing takes a second, which not every test needs."""
+    monkeypatch.setattr(convert_dataset, "draw_report", lambda report, path: None)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_nlink) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_converting_again_and_copying(tmp_path):
-    src = make_voc(tmp_path / "src", {"a": voc_object("x", 1, 1, 9, 9)})
-    out, image = tmp_path / "out", tmp_path / "out" / "images" / "a.jpg"
+def test_the_whole_command(tmp_path, capsys):
+    src = make_voc(tmp_path / "src", {
+        "a": voc_object("dog", 20, 10, 60, 50) + voc_object("cat", 150, 50, 220, 90) + voc_object("cat", 5, 5, 5, 50),
+        "b": voc_object("dog", 0, 0, 200, 100) * 2,
+        "c": "",
+    }, trainval="a c", train="a", val="c", test="b", cat_test="b -1")  # fmt: skip
+    out, figures = tmp_path / "pets", tmp_path / "figures.json"
+    report = command("voc", "--src", src, "--out", out, "--json", figures)
+    assert (out / "train.txt").read_text() == "images/a.jpg\nimages/c.jpg\n"
+    assert (out / "valid.txt").read_text() == "images/b.jpg\n"
+    # dog: x 20..60 of 200, y 10..50 of 100; cat: clipped to x 150..200
+    assert labels(out, "a") == ["1 0.200000 0.300000 0.200000 0.400000", "0 0.875000 0.700000 0.250000 0.400000"]
+    assert labels(out, "b") == ["1 0.500000 0.500000 1.000000 1.000000"]
+    assert labels(out, "c") == []
+    data = read_data(out / "pets.data")
+    assert (data.classes, data.names, data.extra) == (2, ["cat", "dog"], {})
+    assert (data.train, data.valid) == (out / "train.txt", out / "valid.txt")
+    assert report.problems.first[NO_AREA] == f"{src}/Annotations/a.xml: object 3"
+    assert len(scan(data.train, data.classes).paths) == 2
+    assert cv2.imread(str(out / "pets.png")).shape == (960, 1120, 3)
+    printed = capsys.readouterr().out
+    for kind in (NO_AREA, CLIPPED, DUPLICATE):
+        assert kind in printed
+    written = json.loads(figures.read_text())
+    assert written["images"] == {"train": 2, "valid": 1, "all": 3}
+    assert written["boxes"] == {"train": 2, "valid": 1, "all": 3}
+    assert written["classes"] == {"cat": {"train": 1, "valid": 0, "all": 1}, "dog": {"train": 1, "valid": 1, "all": 2}}
+    assert {p["what"]: p["count"] for p in written["problems"]} == {CLIPPED: 1, NO_AREA: 1, DUPLICATE: 1}
+
+
+def test_converting_again_gives_the_same_files(tmp_path):
+    src = make_voc(tmp_path / "src", {"a": BOX, "b": BOX})
+    command("voc", "--src", src, "--out", tmp_path / "out")
+    first = snapshot(tmp_path / "out")
+    assert sorted(first) == ["images/a.jpg", "images/b.jpg", "labels/a.txt", "labels/b.txt", "out.data", "out.names", "out.png",
+                             "train.txt", "valid.txt"]  # fmt: skip
+    command("voc", "--src", src, "--out", tmp_path / "out")
+    assert snapshot(tmp_path / "out") == first
+
+
+def test_an_interrupted_conversion_can_be_run_again(tmp_path):
+    src = make_voc(tmp_path / "src", {"a": BOX, "b": BOX})
+    convert("voc", src, tmp_path / "whole")
+    convert("voc", src, tmp_path / "out")
+    out = tmp_path / "out"
+    for name in ("out.data", "valid.txt", "labels/b.txt", "images/b.jpg"):
+        (out / name).unlink()
+    write_text(out / "labels" / ".b.txt.tmp", "0 0.5")
+    write_text(out / ".train.abcd_123.tmp.txt", "images/")
+    (out / "labels" / "a.txt").write_text("half")
     convert("voc", src, out)
-    first, written = snapshot(out), image.stat().st_ino
-    convert("voc", src, out)
-    assert snapshot(out) == first
-    assert os.path.samefile(image, src / "JPEGImages" / "a.jpg")
-    convert("voc", src, out, copy=True)
-    assert image.stat().st_ino != written
-    assert image.read_bytes() == (src / "JPEGImages" / "a.jpg").read_bytes()
+    renamed = {name.replace("whole", "out"): content for name, (content, _) in snapshot(tmp_path / "whole").items()}
+    assert {n: c for n, (c, _) in snapshot(out).items()} == {n: c.replace(b"whole", b"out") for n, c in renamed.items()}
+
+
+def test_links_and_copies(tmp_path):
+    src, image = make_voc(tmp_path / "src", {"a": BOX}), tmp_path / "out" / "images" / "a.jpg"
+    original = src / "JPEGImages" / "a.jpg"
+    convert("voc", src, tmp_path / "out")
+    assert os.path.samefile(image, original)
+    convert("voc", src, tmp_path / "out", copy=True)
+    assert not os.path.samefile(image, original)
+    assert image.read_bytes() == original.read_bytes()
     copied = image.stat().st_ino
-    convert("voc", src, out)
+    convert("voc", src, tmp_path / "out")
     assert image.stat().st_ino == copied  # the same picture already
+    write_image(original, 50, 70)
+    convert("voc", src, tmp_path / "out")
+    assert os.path.samefile(image, original)
 
 
 def test_copies_where_linking_fails(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    src = make_voc(tmp_path / "src", {"a": voc_object("x", 1, 1, 9, 9)})
+    src = make_voc(tmp_path / "src", {"a": BOX})
     monkeypatch.setattr(os, "link", refuse)
     convert("voc", src, tmp_path / "out")
     assert (tmp_path / "out" / "images" / "a.jpg").stat().st_nlink == 1
+    assert len(scan(tmp_path / "out" / "train.txt", 1).paths) == 1
 
 
-def test_missing_source(tmp_path):
+def test_symbolic_links_are_followed(tmp_path):
+    real = make_voc(tmp_path / "real", {"a": BOX})
+    os.rename(real / "JPEGImages", tmp_path / "pictures")
+    (real / "JPEGImages").mkdir()
+    os.symlink("../../pictures/a.jpg", real / "JPEGImages" / "a.jpg")
+    os.symlink(real, real / "again")  # a circle
+    os.symlink(real, tmp_path / "src")
+    report = convert("voc", tmp_path / "src", tmp_path / "out")
+    assert (report.total_images, report.problems.counts) == (1, {})
+    assert not (tmp_path / "out" / "images" / "a.jpg").is_symlink()
+
+
+def test_paths_with_spaces_and_other_alphabets_byte_order_marks_and_capitals(tmp_path):
+    src = tmp_path / "mein Datensatz №1"
+    write_image(src / "JPEGImages" / "größe 1.b.JPG")
+    text = "\ufeff\n<?xml version='1.0' encoding='utf-8'?>\n" + voc_file(voc_object("Hündin", 20, 10, 60, 50), filename="?")
+    write_text(src / "ANNOTATIONS" / "gro\u0308ße 1.b.XML", text.replace("\n", "\r\n"), encoding="utf-8")
+    write_text(src / "ImageSets" / "Main" / "TRAIN.TXT", "\ufeffgröße 1.b\r\n\r\n", encoding="utf-8", newline="")
+    write_image(src / "JPEGImages" / "._größe 1.b.JPG")  # as macOS leaves them in archives
+    write_image(src / "__MACOSX" / "größe 1.b.jpg")
+    out = tmp_path / "aus gabe#1"
+    report = convert("voc", src, out)
+    assert (report.names, report.total_images, report.problems.counts) == (["Hündin"], 1, {})
+    data = read_data(report.data)
+    assert data.names == ["Hündin"]
+    found = scan(data.train, 1)
+    assert [Path(path).name for path in found.paths] == ["größe 1.b.JPG"]
+    np.testing.assert_allclose(found.labels[0], [[0, 0.2, 0.3, 0.2, 0.4]], atol=1e-6)
+
+
+def test_the_output_may_lie_in_the_source(tmp_path):
+    src = make_voc(tmp_path, {"a": BOX})
+    for _ in range(2):
+        report = convert("voc", src, tmp_path / "out")
+        assert (report.total_images, report.problems.counts) == (1, {})
+
+
+@pytest.mark.parametrize("out", ["", "..", "../.."])
+def test_the_source_is_never_written_to(tmp_path, out):
+    src = make_voc(tmp_path / "images" / "raw" if out == "../.." else tmp_path / "images", {"a": BOX})
+    target = {"": src, "..": src / "..", "../..": src / "../.."}[out]
+    with pytest.raises(UserError, match="is the dataset itself; choose another folder"):
+        command("voc", "--src", src, "--out", target)
+    assert not (src / "train.txt").exists()
+
+
+def test_what_cannot_be_used_is_counted(tmp_path):
+    boxes = {
+        "outside": (300, 10, 400, 50), "above": (10, -40, 60, 0), "inverted": (60, 10, 10, 50), "line": (10, 10, 60, 10),
+        "speck": (10, 10, 10.00001, 50),
+    }  # fmt: skip
+    text = "".join(voc_object("x", *corners) for corners in boxes.values()) + BOX * 3 + voc_object(" ", 1, 1, 9, 9)
+    src = make_voc(tmp_path / "src", {"a": text, "broken": BOX, "swapped": "", "scaled": ""})
+    (src / "JPEGImages" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    write_text(src / "Annotations" / "swapped.xml", voc_file(BOX, "<width>100</width><height>200</height>"))
+    write_text(src / "Annotations" / "scaled.xml", voc_file(BOX, "<width>400</width><height>200</height>"))
+    write_image(src / "JPEGImages" / "alone.png")
+    write_text(src / "Annotations" / "gone.xml", voc_file(BOX))
+    report = convert("voc", src, tmp_path / "out")
+    assert report.problems.counts == {
+        look.OUTSIDE: 2, NO_AREA: 3, DUPLICATE: 2, look.UNREADABLE: 1, "boxes without a name, left out": 1,
+        "pictures annotated with width and height swapped, taken as they are": 1,
+        "pictures of another size than annotated, boxes scaled": 1,
+        "pictures without annotation, left out": 1, "annotations without picture, left out": 1,
+    }  # fmt: skip
+    assert report.problems.first[look.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
+    assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 7"
+    assert report.problems.first[look.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: not a JPEG picture inside"
+    assert report.problems.first["pictures without annotation, left out"] == f"{src}/JPEGImages/alone.png"
+    assert labels(tmp_path / "out", "a") == ["0 0.175000 0.300000 0.250000 0.400000"]
+    assert labels(tmp_path / "out", "swapped") == ["0 0.175000 0.300000 0.250000 0.400000"]
+    assert labels(tmp_path / "out", "scaled") == ["0 0.087500 0.150000 0.125000 0.200000"]
+
+
+def test_numbers_that_are_none(tmp_path):
+    src = make_voc(tmp_path / "src", {"a": BOX + voc_object("x", 1, 1, "nan", 9)})
+    with pytest.raises(UserError, match=r"a.xml: object 2: a corner isn't a finite number; mend or remove it"):
+        convert("voc", src, tmp_path / "out")
+    with pytest.raises(UserError, match="no picture with a box was found; check --src"):
+        convert("voc", make_voc(tmp_path / "empty", {"a": ""}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_choose_and_order_the_classes(tmp_path, no_picture):
+    text = "".join(voc_object(name, 10, 10, 60, y) for name, y in (("x", 50), ("y", 51), ("Z", 52)))
+    src = make_voc(tmp_path / "src", {"a": text})
+    assert convert("voc", src, tmp_path / "all").names == ["Z", "x", "y"]
+    (tmp_path / "names").write_text("z\nx\n")
+    report = command("voc", "--src", src, "--out", tmp_path / "out", "--names", tmp_path / "names")
+    assert (report.names, report.class_boxes) == (["z", "x"], {"x": 1, "z": 1})
+    assert [line[0] for line in labels(tmp_path / "out", "a")] == ["1", "0"]
+    assert report.problems.counts == {"boxes of class 'y', which isn't among the names, left out": 1}
+
+
+@pytest.mark.parametrize(
+    ("folders", "share", "splits", "remark"),
+    [
+        (("train", "valid"), 0, {"train": "train", "valid": "valid"}, ""),
+        (("training", "validation", "test"), 0, {"train": "training", "valid": "validation", "test": "test"}, ""),
+        (("train", "test"), 0, {"train": "train", "valid": "test"}, "the test set is used to validate on"),
+        (("val",), 0, {"train": "val", "valid": "val"}, "there is only one set"),
+        (("other",), 0, {"train": "other", "valid": "other"}, "there is only one set"),
+        (("train", "val", "other"), 0, {"train": "other train", "valid": "val"}, "1 pictures that belong to no split"),
+        (("train",), 0.999999, {"train": "", "valid": "train"}, "held out"),
+        (("train", "test"), 0.999999, {"train": "", "valid": "train", "test": "test"}, "held out"),
+    ],
+)
+def test_splits_by_folders(tmp_path, folders, share, splits, remark):
+    for folder in folders:
+        write_image(tmp_path / "src" / folder / f"{folder}.jpg")
+        write_text(tmp_path / "src" / folder / f"{folder}.xml", voc_file(BOX))
+    report = convert("voc", tmp_path / "src", tmp_path / "out", valid_share=share)
+    assert {split: stems(tmp_path / "out", split) for split in report.images} == splits
+    assert [remark in text for text in report.remarks] == [True] * bool(remark)
+    assert read_data(report.data).extra == ({"test": "test.txt"} if "test" in splits else {})
+
+
+def test_a_share_is_held_out_by_name(tmp_path, no_picture):
+    src = make_voc(tmp_path / "src", {f"{i:03d}": BOX for i in range(200)})
+    report = command("voc", "--src", src, "--out", tmp_path / "out", "--valid-share", 0.25)
+    held = set(stems(tmp_path / "out", "valid").split())
+    assert report.images["valid"] == len(held)
+    assert 35 <= len(held) <= 65  # 50 of 200, give or take 2.4 standard deviations
+    assert held.isdisjoint(stems(tmp_path / "out", "train").split())
+    for name in ("000", "001", "002"):
+        (src / "JPEGImages" / f"{name}.jpg").unlink()
+    convert("voc", src, tmp_path / "less", valid_share=0.25)
+    assert set(stems(tmp_path / "less", "valid").split()) == held - {"000", "001", "002"}
+
+
+def test_a_share_of_what_has_its_own_validation_set(tmp_path):
+    src = make_voc(tmp_path / "src", {"a": BOX, "b": BOX}, train="a", val="b")
+    with pytest.raises(UserError, match="--valid-share: this dataset has its own 1 pictures"):
+        convert("voc", src, tmp_path / "out", valid_share=0.2)
+    for text in ("1", "-0.1", "many"):
+        with pytest.raises(SystemExit):
+            convert_dataset.get_parser().parse_args(["voc", "--src", "a", "--out", "b", "--valid-share", text])
+
+
+def test_only_some_annotation_files(tmp_path, no_picture):
+    for year in ("VOC2007", "VOC2012"):
+        make_voc(tmp_path / "src" / year, {f"{year}_a": BOX})
+    assert command("voc", "--src", tmp_path / "src", "--out", tmp_path / "all").total_images == 2
+    report = command("voc", "--src", tmp_path / "src", "--out", tmp_path / "out", "--only", "2012")
+    assert stems(tmp_path / "out", "train") == "VOC2012_a"
+    assert report.problems.counts == {"pictures without annotation, left out": 1}
+    with pytest.raises(
+        UserError, match="there is no annotation .* whose path has '2021' in it in this folder; check --src and --only"
+    ):
+        convert("voc", tmp_path / "src", tmp_path / "out", only="2021")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="src: this folder cannot be read .Permission denied.; change its permissions"):
+        convert("voc", make_voc(tmp_path / "src", {"a": BOX}), tmp_path / "out")
+
+
+def test_mistakes_on_the_command_line(tmp_path):
     with pytest.raises(UserError, match=r"gone: this folder does not exist; check --src"):
-        convert("voc", tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(UserError, match="Annotations: this folder of a Pascal VOC dataset does not exist"):
-        convert("voc", tmp_path, tmp_path / "out")
+        command("voc", "--src", tmp_path / "gone", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match=r"--skip-difficult: coco knows no difficult objects, only voc, dior do"):
+        command("coco", "--src", tmp_path, "--out", tmp_path / "out", "--skip-difficult")
+    for form in FORMATS:
+        with pytest.raises(UserError, match=f"{tmp_path.name}: there is no .*in this folder; check --src"):
+            command(form, "--src", tmp_path, "--out", tmp_path / "out")
+    assert os.listdir(tmp_path) == []
 
 
-@needs_shared
-def test_bccd(tmp_path):
-    report = convert("voc", SHARED / "bccd", tmp_path / "bccd")
-    assert (report.total_images, report.images) == (364, {"train": 292, "valid": 72})
-    assert report.names == ["Platelets", "RBC", "WBC"]
-    assert report.problems.counts == {NO_AREA: 2}
-    # its first object: WBC 68, 315, 286, 480 of 640 x 480
-    line = (tmp_path / "bccd" / "labels" / "BloodImage_00001.txt").read_text().splitlines()[0]
-    assert line == "2 0.276562 0.828125 0.340625 0.343750"
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys):
+    write_text(tmp_path / "src" / "a.xml", "<annotation>")
+    monkeypatch.setattr(sys, "argv", ["x.py", "voc", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        run(convert_dataset.main, convert_dataset.get_parser())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "a.xml:1: not valid XML" in error
 
 
-@needs_shared
-def test_coco128(tmp_path):
-    report = convert("coco", SHARED / "coco128", tmp_path / "coco128")
-    assert (report.total_images, report.class_boxes.total(), len(report.names)) == (128, 929, 80)
-    assert (report.names[0], report.names[79]) == ("person", "toothbrush")
-    assert report.problems.counts == {"crowd regions, left out": 10}
+def test_one_picture_annotated_twice(tmp_path):
+    box = {"category_id": 1, "image_id": 5, "bbox": [20, 10, 40, 40]}
+    for split in ("train", "val"):
+        write_json(tmp_path / "src" / f"instances_{split}.json", {
+            "images": [{"id": 5, "file_name": "a.jpg"}], "annotations": [box], "categories": [{"id": 1, "name": "x"}],
+        })  # fmt: skip
+    write_image(tmp_path / "src" / "a.jpg")
+    report = convert("coco", tmp_path / "src", tmp_path / "out")
+    assert (report.images, report.total_images, report.class_boxes) == ({"train": 1, "valid": 1}, 1, {"x": 1})
+    assert report.problems.counts == {"annotations of a picture that has one already, left out": 1}
+
+
+def test_no_two_pictures_share_a_label_file():
+    paths = ["a/x.jpg", "a/x.png", "b/a/X.jpg", "c/y.jpg", "d/a_x.jpg"]
+    names = target_names(paths)
+    assert list(names) == paths
+    assert (names[paths[0]], names[paths[3]]) == ("a_x.jpg", "y.jpg")
+    assert len({Path(name).stem.lower() for name in names.values()}) == len(paths)
+
+
+def test_masks_are_no_pictures(tmp_path):
+    """As in Oxford's pets; where there are no others, pictures beside the annotations are."""
+    write_text(tmp_path / "src" / "annotations" / "xmls" / "a.xml", voc_file(BOX))
+    for folder in ("images", "annotations/trimaps"):
+        write_image(tmp_path / "src" / folder / f"a.{'png' if 'trimaps' in folder else 'jpg'}")
+    report = convert("voc", tmp_path / "src", tmp_path / "out")
+    assert (tmp_path / "out" / "train.txt").read_text() == "images/a.jpg\n"
+    assert report.problems.counts == {}
+    assert convert("voc", tmp_path / "src" / "annotations", tmp_path / "other").total_images == 1
+
+
+def test_which_of_several_pictures_is_meant():
+    pictures = Pictures(["/s/b/x.png", "/s/a/x.jpg", "/s/a/X.png", "/s/y.tar.jpg"])
+    assert pictures.find("x.jpg", nearest("/s/b/x.xml")) == "/s/a/x.jpg"  # the very name
+    assert pictures.find("x", nearest("/s/b/x.xml")) == "/s/b/x.png"
+    assert pictures.find("x", nearest("/s/a/x.xml")) == "/s/a/x.jpg"
+    assert pictures.find("Y.TAR.png", nearest("/s/b")) == "/s/y.tar.jpg"
+    assert pictures.find("y", nearest("/s/b")) is None
+    assert "x.bmp" in pictures
+    assert "z" not in pictures
+
+
+def test_splits_in_paths():
+    assert split_of("hand_dataset/test_dataset/test_data/annotations") == ("test",)
+    assert split_of("Training Set/x") == ("train",)
+    assert split_of("JPEGImages-trainval") == ("train",)
+    assert split_of("bdd100k_labels_images_VAL.json") == ("valid",)
+    assert split_of("labels/retrained/latest/validated") == ()
+
+
+def test_samples_show_every_class():
+    def item(name: str, *classes: int) -> Item:
+        return Item(name, name, (), np.array(classes, int), np.full((len(classes), 4), 0.5), (100, 400))
+
+    items = [item("none"), item("a", 0), item("b", 0, 1), item("c", 2), item("d", 0), item("e", 0, 0)]
+    assert [i.image for i in choose_samples(items, 2)] == ["b", "c"]
+    assert sorted(i.image for i in choose_samples(items)) == ["a", "b", "c", "d", "e"]
+    assert box_sides(items[:2]) == pytest.approx([100])  # 200 x 50
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def fall(number: int) -> int:
+    os.kill(os.getpid(), 9)
+    return number
+
+
+def test_many_processes_do_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "_FEW", 2)
+    src = make_voc(tmp_path / "src", {"a": BOX, "b": voc_object("y", 5, 5, 5, 5), "c": BOX * 2}, train="a b", val="c")
+    reports = [convert("voc", src, tmp_path / str(n) / "out", workers=n) for n in (1, 2)]
+    assert snapshot(tmp_path / "1" / "out") == snapshot(tmp_path / "2" / "out")
+    assert reports[0].problems == reports[1].problems
+    with Crew(2) as both:
+        assert list(both.each(double, range(500), "x")) == list(range(0, 1000, 2))
+
+
+def test_a_killed_worker_is_named(monkeypatch):
+    with (
+        pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory; try --workers 1"),
+        Crew(2) as two,
+    ):
+        list(two.each(fall, range(500), "x"))
+
+
+WORKERS = """
+import os, sys, time
+from utils.converters.crew import Crew
+def tell(n):
+    open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
+    time.sleep(60)
+with Crew(2) as crew:
+    list(crew.each(tell, range(300), "x"))
+"""
+
+
+def test_workers_leave_with_their_parent(tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", WORKERS, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 30
+    while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    pids = [int(name) for name in os.listdir(tmp_path)]
+    assert len(pids) == 2
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_data_files_of_known_datasets(shared):
+    """The tables of reference/datasets.md; COCO's own names as coco128 has them."""
+    table = {}
+    for line in (shared / "reference" / "datasets.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[1].isdigit():
+            table |= {name: (int(cells[1]), cells[2]) for name in cells[0].split(", ")}
+    categories = json.loads((shared / "data/coco128/instances.json").read_text())["categories"]
+    coco = [category["name"] for category in sorted(categories, key=lambda c: c["id"])]
+    assert sorted(table) == ["bdd100k", "coco2014", "coco2017", "dior", "oxfordhand", "visdrone"]
+    for name, (classes, names) in table.items():
+        data = read_data(ROOT / "data" / f"{name}.data")
+        assert (data.classes, data.names) == (classes, coco if "coco" in name else names.split(", "))
+        assert (
+            data.path.read_text() == f"classes={classes}\ntrain={name}/train.txt\nvalid={name}/valid.txt\nnames={name}.names\n"
+        )
+        assert read_names(ROOT / "data" / f"{name}.names") == data.names
+    assert {form.published for form in FORMATS.values()} - {""} == {"bdd100k", "dior", "oxfordhand", "visdrone"}

@@ -62,7 +62,7 @@ def loader(data: Path, **options) -> DataLoader:
 class RectangleDetector(torch.nn.Module):
     """Boxes of the red and of the green pixels, in pixels of the letterboxed input, as a Darknet decodes them."""
 
-    max_stride = 32
+    max_stride, dtype = 32, torch.float32
 
     def inference_copy(self, device: torch.device, precision: str) -> "RectangleDetector":
         return self

@@ -281,8 +281,9 @@ def test_a_data_file_needs_what_training_reads(here):
 
 
 def test_two_processes_train_as_one(here):
-    """One step an epoch, so that results.txt holds the loss of each of the first steps. Validation leaves one of them idle."""
-    flags = "--batch-size 8 --epochs 3 --notest"
+    """One step an epoch, so that results.txt holds the loss of each of the first steps. Validation leaves one of them idle.
+    The small rates of --finetune keep rounding, which differs with the order of sums, from growing from step to step."""
+    flags = "--batch-size 8 --epochs 3 --notest --finetune"
     train_with(f"{flags} --name one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -49,11 +49,12 @@ def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t) 
     return AnchorFit(float((worst_side.min(1) < anchor_t).mean()), float(size_iou(sizes, anchors).max(1).mean()))
 
 
-def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0, old: np.ndarray | None = None) -> np.ndarray:
     """(count, 2) anchors for the boxes `sizes` (n, 2), in whole pixels, sorted by area; the same for the same seed.
 
     k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), begun several times as k-means++ begins
-    (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises.
+    (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises. With
+    `old` anchors (k, 2) neither best possible recall nor mean IoU falls below theirs, on the boxes that are looked at.
     Raises UserError when there are fewer different sizes than anchors.
     """
     different = len(np.unique(sizes.round(3), axis=0))
@@ -62,14 +63,20 @@ def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
     if len(sizes) > SAMPLE:
         sizes = generator.choice(sizes, SAMPLE, replace=False)
-    candidates = [_kmeans(sizes, _spread_start(sizes, count, generator)) for _ in range(RESTARTS)]
-    anchors = _refine(sizes, max(candidates, key=lambda a: _fitness(sizes, a)), generator)
-    anchors = np.maximum(anchors.round(), 1)
+    least = fit(sizes, old).recall if old is not None else 0.0
+    starts = [_kmeans(sizes, _spread_start(sizes, count, generator)) for _ in range(RESTARTS)]
+    starts = [max(starts, key=lambda a: _fitness(sizes, a, least))]
+    if old is not None and len(old) == count and fit(sizes, starts[0]).recall < least:
+        starts.append(old.astype(np.float64))
+    candidates = [*starts, *(_refine(sizes, start, generator, least) for start in starts)]
+    anchors = max((np.maximum(c.round(), 1) for c in candidates), key=lambda a: _fitness(sizes, a, least))
     return anchors[np.argsort(anchors.prod(1), kind="stable")]
 
 
-def _fitness(sizes: np.ndarray, anchors: np.ndarray) -> float:
-    return float(size_iou(sizes, anchors).max(1).mean())
+def _fitness(sizes: np.ndarray, anchors: np.ndarray, least: float) -> tuple[float, float]:
+    """Best possible recall as far as `least`, then the mean IoU."""
+    result = fit(sizes, anchors)
+    return min(result.recall, least), result.mean_iou
 
 
 def _spread_start(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -94,13 +101,13 @@ def _kmeans(sizes: np.ndarray, anchors: np.ndarray, rounds: int = 100) -> np.nda
     return anchors
 
 
-def _refine(sizes: np.ndarray, anchors: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Random changes by about a tenth; the better set survives."""
-    best = _fitness(sizes, anchors)
+def _refine(sizes: np.ndarray, anchors: np.ndarray, generator: np.random.Generator, least: float = 0.0) -> np.ndarray:
+    """Random changes by about a tenth; the fitter set survives."""
+    best = _fitness(sizes, anchors, least)
     for _ in range(GENERATIONS):
         change = generator.normal(1, 0.1, anchors.shape) ** (generator.random(anchors.shape) < 0.5)
         mutant = np.maximum(anchors * change.clip(0.5, 2), 1)
-        value = _fitness(sizes, mutant)
+        value = _fitness(sizes, mutant, least)
         if value > best:
             best, anchors = value, mutant
     return anchors

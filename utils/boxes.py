@@ -1,5 +1,6 @@
 """Boxes: from a head's raw map to pixels, non-maximum suppression, back to the original picture."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,7 +136,7 @@ def augmented_predictions(model: nn.Module, images: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     sizes = [(_scaled(height, s, model.max_stride), _scaled(width, s, model.max_stride)) for s, _ in AUGMENTATIONS]
-    parts = [_predict_at(model, images, *size, mirrored) for size, (_, mirrored) in zip(sizes, AUGMENTATIONS, strict=True)]
+    parts = [predict_at(model, images, *size, mirrored) for size, (_, mirrored) in zip(sizes, AUGMENTATIONS, strict=True)]
     return torch.cat(parts, 1)
 
 
@@ -143,7 +144,9 @@ def _scaled(side: int, scale: float, stride: int) -> int:
     return side if scale == 1 else max(stride, round(side * scale / stride) * stride)
 
 
-def _predict_at(model: nn.Module, images: Tensor, height: int, width: int, mirrored: bool) -> Tensor:
+def predict_at(
+    model: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, height: int, width: int, mirrored: bool = False
+) -> Tensor:
     """Predictions on a resized, perhaps mirrored copy, brought back to the pixels of `images`."""
     original = images.shape[-2:]
     if (height, width) != original:

@@ -180,7 +180,8 @@ def _format(value: Any, key: str) -> str:
 class DataConfig:
     """A .data file: `key=value` lines. Relative paths are looked up from the working directory, then beside the file.
 
-    `train` and `valid` are text files of image paths, one a line, or folders of images.
+    `train` and `valid` are text files of image paths, one a line, or folders of images. folded: how many classes the
+    label files have where all of them count as one, else 0.
     """
 
     path: Path
@@ -189,6 +190,16 @@ class DataConfig:
     train: Path | None
     valid: Path | None
     extra: dict[str, str]
+    folded: int = 0
+
+    @property
+    def label_classes(self) -> int:
+        return self.folded or self.classes
+
+    def as_one_class(self) -> "DataConfig":
+        """The same pictures with all classes as one, called `object`. A coco_json, which has the classes, no longer fits."""
+        extra = {key: value for key, value in self.extra.items() if key != "coco_json"}
+        return dataclasses.replace(self, classes=1, names=["object"], extra=extra, folded=self.classes)
 
     def source(self, key: str) -> Path:
         """The pictures of `train` or `valid`; UserError when the file doesn't name them."""
@@ -203,15 +214,7 @@ def read_data(path: str | Path) -> DataConfig:
 
     Raises UserError for a missing file or key and for a count of names that isn't `classes`.
     """
-    options: dict[str, str] = {}
-    for number, raw in enumerate(read_text(path, ".data file").splitlines(), 1):
-        line = raw.split("#", 1)[0].strip()
-        if not line:
-            continue
-        key, equals, value = line.partition("=")
-        if not equals:
-            raise UserError(f"{path}:{number}: expected `key=value`, found: {line[:60]}")
-        options[key.strip()] = value.strip()
+    options = data_options(path)
     if not options.get("classes", "").isdigit() or int(options["classes"]) < 1:
         raise UserError(f"{path}: needs a line `classes=N` with the number of classes")
     classes = int(options.pop("classes"))
@@ -221,6 +224,20 @@ def read_data(path: str | Path) -> DataConfig:
         raise UserError(f"{path}: classes={classes}, but its names file lists {len(names)} names; make them agree")
     train, valid = (find_file(options.pop(k), base) if k in options else None for k in ("train", "valid"))
     return DataConfig(Path(path), classes, names, train, valid, options)
+
+
+def data_options(path: str | Path) -> dict[str, str]:
+    """The `key=value` lines of a .data file; UserError for a missing file and for a line that is none."""
+    options: dict[str, str] = {}
+    for number, raw in enumerate(read_text(path, ".data file").splitlines(), 1):
+        line = raw.split("#", 1)[0].strip()
+        if not line:
+            continue
+        key, equals, value = line.partition("=")
+        if not equals:
+            raise UserError(f"{path}:{number}: expected `key=value`, found: {line[:60]}")
+        options[key.strip()] = value.strip()
+    return options
 
 
 def read_names(path: str | Path) -> list[str]:

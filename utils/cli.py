@@ -14,7 +14,9 @@ from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import UserError
 from utils.files import write_text
-from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, load_checkpoint, load_state, load_weights
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize
+from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, is_onnx, load_checkpoint, load_state, load_weights
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,6 +95,12 @@ class Loaded:
     img_size: int
     checkpoint: dict[str, Any] | None
     report: LoadReport
+    fixed_size: tuple[int, int] | None = None  # (height, width) of a .onnx that takes no other
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) that a picture is letterboxed into."""
+        return self.fixed_size or (self.img_size, self.img_size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,6 +130,9 @@ def load_model(
     gray: build it for one channel whatever the cfg says, as is done for a checkpoint trained with --gray-scale.
     Raises UserError, before anything is loaded, when classes of cfg and data differ.
     """
+    if weights and is_onnx(weights):
+        raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
+                        "name the .pt or .weights that it was exported from")  # fmt: skip
     checkpoint = load_checkpoint(weights) if weights and is_checkpoint(weights) else None
     settings = (checkpoint or {}).get("settings", {})
     defs = choose_cfg(cfg, weights, checkpoint)
@@ -133,6 +144,8 @@ def load_model(
                         f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
     size = img_size or settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
+    if checkpoint is not None and checkpoint.get("quantization"):
+        quantize(model, Settings.from_dict(checkpoint["quantization"]))
     report = LoadReport()
     if checkpoint is not None:
         report = load_state(model, checkpoint, str(weights), pretrained=pretrained)

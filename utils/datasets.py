@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from utils import augment
 from utils.augment import Picture, fitted_size, letterbox
+from utils.balance import weighted_order
 from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.imagesize import image_size
-from utils.labels import Finding, Problems, image_paths, label_path, read_labels
+from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, read_labels
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
 
@@ -70,13 +71,17 @@ Sample = tuple[np.ndarray, np.ndarray, ImageInfo]  # image (h, w, channels) RGB,
 
 
 class Draw(NamedTuple):
-    """An order to the dataset: image `index` as sample number `position` of `epoch`, at `size` (height, width)."""
+    """An order to the dataset: image `index` as sample number `position` of `epoch`, at `size` (height, width).
+
+    partners: the other three of its mosaic; empty: any.
+    """
 
     index: int
     position: int
     epoch: int
     mosaic: bool
     size: Size
+    partners: tuple[int, ...] = ()
 
 
 @dataclass
@@ -139,7 +144,9 @@ def _no_labels(found: Scan, labelled: int) -> str:
 class DetectionDataset(Dataset):
     """Pictures of one source; `dataset[i]` is a Sample, letterboxed or, when `training`, augmented.
 
-    `mosaic` and `epoch` take effect when the next epoch begins, in workers that persist too. Raises UserError as scan.
+    `mosaic`, `epoch` and `weights`, how often each picture is drawn relative to the others (None: each once), take effect
+    when the next epoch begins, in workers that persist too. label_classes: how many classes the labels have where all of
+    them count as one; 0: `classes`. Raises UserError as scan.
     """
 
     def __init__(
@@ -148,6 +155,7 @@ class DetectionDataset(Dataset):
         *,
         classes: int,
         img_size: int,
+        label_classes: int = 0,
         training: bool = False,
         hyp: Hyp | None = None,
         stretch: bool = False,
@@ -155,7 +163,10 @@ class DetectionDataset(Dataset):
         cache_images: bool = False,
         seed: int = 0,
     ) -> None:
-        found = scan(source, classes)
+        found = scan(source, label_classes or classes)
+        if label_classes > classes:
+            found.labels = [as_one_class(rows) for rows in found.labels]
+        self.weights: np.ndarray | None = None
         self.paths, self.labels, self.shapes, self.problems = found.paths, found.labels, found.shapes, found.problems
         self.source, self.classes, self.img_size, self.training = Path(source), classes, img_size, training
         self.hyp, self.stretch, self.gray, self.seed = hyp or Hyp(), stretch, gray, seed
@@ -190,7 +201,7 @@ class DetectionDataset(Dataset):
     def _augmented(self, item: Draw) -> Sample:
         rng = np.random.default_rng((self.seed, item.epoch, item.position))
         if item.mosaic and rng.random() < self.hyp.mosaic:
-            indices = rng.permutation([item.index, *rng.integers(len(self), size=3)])
+            indices = rng.permutation([item.index, *(item.partners or rng.integers(len(self), size=3))])
             picture = augment.mosaic([self._picture(i) for i in indices], item.size, self.hyp, rng)
         else:
             picture = augment.affine(self._picture(item.index), item.size, self.hyp, rng)
@@ -266,8 +277,9 @@ class BatchPlan(Sampler[list[Draw]]):
     """Which rank draws which samples, batch by batch; `batch_size` counts the images of all ranks together.
 
     Training: a permutation of the set, filled up from its own beginning to whole batches; rank r takes every
-    world_size-th sample of each, so that together they see the same batch, whatever their number. Otherwise: every image
-    once, in order (by aspect ratio with `rect`), batch number b going to rank b % world_size.
+    world_size-th sample of each, so that together they see the same batch, whatever their number. With the dataset's
+    `weights`, pictures and partners of mosaics are drawn by them instead. Otherwise: every image once, in order (by aspect
+    ratio with `rect`), batch number b going to rank b % world_size.
     """
 
     def __init__(
@@ -292,14 +304,25 @@ class BatchPlan(Sampler[list[Draw]]):
             size = (dataset.img_size, dataset.img_size)
             if self.rect:
                 size = rect_size(dataset.shapes[indices], dataset.img_size, self.stride)
-            draws = [Draw(int(i), first + k, epoch, mosaic, size) for k, i in enumerate(indices)]
+            partners = self._partners(epoch, first, len(indices))
+            draws = [Draw(int(i), first + k, epoch, mosaic, size, partners[k]) for k, i in enumerate(indices)]
             yield draws[self.rank :: self.world_size] if dataset.training else draws
+
+    def _partners(self, epoch: int, first: int, count: int) -> list[tuple[int, ...]]:
+        """The partners of `count` samples from number `first` on; none are chosen where pictures have no weights."""
+        weights = self.dataset.weights
+        if weights is None:
+            return [()] * count
+        rng = np.random.default_rng((self.dataset.seed, epoch, first, 1))  # four numbers: no sample's own
+        return list(map(tuple, rng.choice(len(weights), (count, 3), p=weights / weights.sum()).tolist()))
 
     def _batches(self) -> list[tuple[int, np.ndarray]]:
         """(position of the first sample, indices) of each batch that this rank has a part in."""
         count, training = len(self.dataset), self.dataset.training
         rng = np.random.default_rng((self.dataset.seed, self.dataset.epoch))
         order = rng.permutation(count) if training else np.arange(count)
+        if training and self.dataset.weights is not None:
+            order = weighted_order(self.dataset.weights, rng)
         if self.rect:  # stable, so that pictures of one shape stay shuffled
             shapes = self.dataset.shapes[order]
             order = order[np.argsort(shapes[:, 0] / shapes[:, 1], kind="stable")]
@@ -332,6 +355,7 @@ def create_loader(
     img_size: int,
     batch_size: int,
     training: bool,
+    label_classes: int = 0,
     hyp: Hyp | None = None,
     stride: int = 32,
     rect: bool = False,
@@ -355,7 +379,7 @@ def create_loader(
         raise UserError(f"--workers {workers}: must be at least 0")
     dataset = DetectionDataset(
         source, classes=classes, img_size=img_size, training=training, hyp=hyp, stretch=stretch, gray=gray,
-        cache_images=cache_images, seed=seed,
+        cache_images=cache_images, seed=seed, label_classes=label_classes,
     )  # fmt: skip
     if rank == 0 and dataset.problems.counts:
         tqdm.write(f"{source}: {dataset.problems.summary()}", file=sys.stderr)

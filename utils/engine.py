@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.boxes import augmented_predictions, nms, unletterbox
-from utils.devices import inference_dtype
 from utils.metrics import Evaluation, GroundTruth, compute_metrics, dataset_ground_truth
 
 if TYPE_CHECKING:
@@ -53,12 +52,11 @@ def evaluate(
     dataset's labels. With torch.distributed each process evaluates its loader's share and all return the same figures.
     """
     network = model.inference_copy(device, precision)
-    dtype = inference_dtype(device, precision)
     detections: dict[int, np.ndarray] = {}
     watch = Stopwatch(device)
     for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=_rank() > 0):
         with watch.stage("preprocess"):
-            images = normalise(batch.images, device, dtype, maxabs)
+            images = normalise(batch.images, device, network.dtype, maxabs)
         with watch.stage("inference"):
             decoded = augmented_predictions(network, images) if augment else network(images)[0]
         with watch.stage("nms"):

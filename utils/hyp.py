@@ -17,6 +17,7 @@ LIMITS: dict[str, tuple[float, float]] = dict.fromkeys(
         "lrf",
         "warmup_momentum",
         "label_smoothing",
+        "cls_weights",
         "hsv_h",
         "hsv_s",
         "hsv_v",
@@ -45,9 +46,10 @@ class Hyp:
     warmup_bias_lr: float = 0.1  # where SGD's biases start
     nominal_batch: int = 64  # gradients are accumulated to about this many images
     clip_grad: float = 10.0  # largest norm of the whole gradient
-    box: float = 0.05  # weights of the loss parts
+    box: float = 0.1  # weights of the loss parts
     obj: float = 1.0
     cls: float = 0.5
+    cls_weights: float = 0.0  # how much more rare classes weigh in it; 1: by the inverse square root of their boxes
     anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor
     label_smoothing: float = 0.0
     hsv_h: float = 0.015  # largest relative change of hue, saturation, value

@@ -57,12 +57,16 @@ class Judge:
         return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
 
     def recalibrate(self, model: Darknet, count: int) -> int:
-        """Measure a model's batch-normalisation statistics again, in place, on `count` training pictures spread evenly over
-        the set, letterboxed without augmentation; returns how many there were."""
+        """Measure a model's batch-normalisation statistics again, in place, on `count` training pictures; returns how many
+        there were."""
+        return recalibrate(model, self.pictures(count), self.device, self.maxabs)
+
+    def pictures(self, count: int) -> DataLoader:
+        """`count` training pictures, or all if there are fewer, spread evenly over the set and letterboxed without
+        augmentation."""
         dataset = self._loader("train").dataset
         indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-        pictures = DataLoader(
+        return DataLoader(
             Subset(dataset, indices.tolist()), batch_size=self.args.batch_size, num_workers=self.args.workers,
             collate_fn=collate, worker_init_fn=start_worker,
         )  # fmt: skip
-        return recalibrate(model, pictures, self.device, self.maxabs)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
+from utils.balance import class_loss_weights
 from utils.boxes import decode_boxes, decode_map, to_corners
 from utils.distributed import mean_over_processes
 from utils.hyp import Hyp
@@ -111,7 +113,8 @@ class DetectionLoss:
     box: the head's iou_loss, mean over its matches. obj: binary cross-entropy with the matched box's IoU as the label
     (0 elsewhere), mean over the map, a head's share falling with the square of its stride as its number of cells does;
     a prediction that overlaps a target by more than the cfg's ignore_thresh without being matched isn't pushed to 0, as
-    in Darknet (`ignore=False` pushes it). cls: binary cross-entropy, mean over matches and classes; absent for 1 class.
+    in Darknet (`ignore=False` pushes it). cls: binary cross-entropy, mean over matches and classes; absent for 1 class;
+    after `weigh_classes` a match counts as much as hyp.cls_weights makes its class count.
     Parts are summed over heads and weighted by hyp.box, hyp.obj, hyp.cls, kept independent of heads, classes and size.
 
     With torch.distributed, matches are averaged over all processes' counts: the mean of the processes' losses (so of
@@ -123,7 +126,13 @@ class DetectionLoss:
         self.hyp = hyp
         self.ignore = ignore
         self.assign = RatioAssigner(hyp.anchor_t)
+        self.class_weights: Tensor | None = None
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
+
+    def weigh_classes(self, counts: np.ndarray) -> None:
+        """Tell how many boxes each class has (see utils.balance.class_loss_weights)."""
+        if self.hyp.cls_weights:
+            self.class_weights = torch.from_numpy(class_loss_weights(counts, self.hyp.cls_weights)).float()
 
     def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         """raws: a map a head, (batch, anchors, ny, nx, 5 + classes); targets (n, 6): picture, class, cx cy w h as shares
@@ -196,7 +205,8 @@ class DetectionLoss:
             return logits.new_zeros(())
         smoothing = self.hyp.label_smoothing
         wanted = F.one_hot(labels, classes).to(logits) * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+        weight = None if self.class_weights is None else self.class_weights.to(logits)[labels, None]
+        return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
 
     @torch.no_grad()
     def _overlapping(self, head: YoloHead, raw: Tensor, grid: Grid, images: Tensor, boxes: Tensor) -> Tensor:

@@ -8,13 +8,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from utils.balance import class_counts, image_weights
 from utils.cfg import DataConfig, read_data
+from utils.check_subject import Subject
+from utils.check_table import quick_warnings
 from utils.cli import Loaded, load_model, sees_gray
 from utils.datasets import create_loader
 from utils.devices import training_dtype
 from utils.distill import Distiller, load_teacher
 from utils.distributed import World
+from utils.errors import UserError
 from utils.hyp import Hyp
+from utils.metrics import Evaluation
+from utils.quantized.settings import Settings, requested
+from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.training import Plan, Run
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
@@ -31,10 +38,21 @@ class Setup:
     data: DataConfig
     settings: dict[str, Any]
 
+    def weigh_images(self, evaluation: Evaluation | None = None) -> None:
+        """Draw pictures of rare and, after an evaluation, of badly detected classes more often from the next epoch on. The
+        settings remember the classes' APs for a resumed run; classes that weren't measured count as well detected."""
+        if evaluation:
+            measured = evaluation.per_class
+            self.settings["class_map50"] = [c["map50"] if c["targets"] else 1.0 for c in measured]
+        dataset = self.loader.dataset
+        dataset.weights = image_weights(dataset.labels, self.data.classes, self.settings.get("class_map50"))
+
 
 def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: World, device: torch.device, say: Say) -> Setup:
     """Read data, build the network, and restore the run of `checkpoint` if there is one."""
     data = read_data(args.data)
+    if args.single_cls:
+        data = data.as_one_class()
     hyp = Hyp.restored(checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, args.finetune)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
@@ -43,9 +61,12 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
     if loaded.report.message:
         say(loaded.report.message)
+    if loaded.model.quantization:
+        say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(args.epochs)} on")
     settings = checkpoint["settings"] if checkpoint else picture_settings(args, loaded)
     teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
     loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
+    describe_data(data, loaded, settings, loader, valid, say)
     plan = Plan(
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
         accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
@@ -56,12 +77,16 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     if args.mixedprecision:
         say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
     run = Run(loaded.model, hyp, plan, device, dtype, world)
+    run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
     if teacher:
         run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed))
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
-    return Setup(run, loader, valid, data, settings)
+    setup = Setup(run, loader, valid, data, settings)
+    if args.image_weights:
+        setup.weigh_images()
+    return setup
 
 
 def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] | None) -> Loaded:
@@ -69,9 +94,20 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] 
     if checkpoint:
         loaded = load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
         loaded.model.defs.name = checkpoint["cfg_name"]
+        if checkpoint.get("quantization"):
+            quantize(loaded.model, Settings.from_dict(checkpoint["quantization"]))
         return loaded
     start = {"pretrained": args.pretrained, "prefix": args.pretrained, "gray": args.gray_scale}
-    return load_model(args.cfg, args.weights, args.img_size, data, **start)
+    loaded = load_model(args.cfg, args.weights, args.img_size, None if args.single_cls else data, **start)
+    heads = {head.classes for head in loaded.model.heads}
+    if args.single_cls and heads != {1}:
+        name = loaded.model.defs.name
+        raise UserError(f"{name}: --single-cls needs [yolo] layers with classes=1, these have {sorted(heads)}; write the line "
+                        f"classes=1 into a file one.data and run: python make_cfg.py --cfg {name} --data one.data")  # fmt: skip
+    wanted = requested(args)
+    if wanted:
+        loaded.model = requantize(loaded.model, wanted, args.weights)
+    return loaded
 
 
 def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
@@ -89,9 +125,9 @@ def create_loaders(
 ) -> tuple[DataLoader, DataLoader | None]:
     """Loaders of the training and the validation pictures; no validation where the .data names none, with --notest."""
     shared = {
-        "classes": data.classes, "img_size": loaded.img_size, "stride": loaded.model.max_stride, "stretch": settings["stretch"],
-        "gray": settings["gray"], "workers": args.workers, "cache_images": args.cache_images, "rank": world.rank,
-        "world_size": world.size,
+        "classes": data.classes, "label_classes": data.label_classes, "img_size": loaded.img_size,
+        "stride": loaded.model.max_stride, "stretch": settings["stretch"], "gray": settings["gray"], "workers": args.workers,
+        "cache_images": args.cache_images, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     loader = create_loader(
         data.source("train"), training=True, batch_size=args.batch_size, hyp=hyp, rect=args.rect, seed=args.seed, **shared
@@ -100,3 +136,17 @@ def create_loaders(
         return loader, None
     batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
     return loader, create_loader(data.source("valid"), training=False, batch_size=batch, rect=rect, **shared)
+
+
+def describe_data(
+    data: DataConfig, loaded: Loaded, settings: dict[str, Any], loader: DataLoader, valid: DataLoader | None, say: Say
+) -> None:
+    """Say what there is to learn from, and what check.py's quick checks think of it."""
+    datasets = {"train": loader.dataset} | ({"valid": valid.dataset} if valid is not None else {})
+    for name, dataset in datasets.items():
+        background = sum(not len(rows) for rows in dataset.labels)
+        without = f", {background} of them background (no boxes)" if background else ""
+        say(f"{name}: {len(dataset):,} pictures{without}, {sum(map(len, dataset.labels)):,} boxes")
+    subject = Subject(data, defs=loaded.model.defs, img_size=loaded.img_size, stretch=settings["stretch"])
+    for line in quick_warnings(subject, datasets):
+        say(f"warning: {line}")

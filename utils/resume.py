@@ -75,6 +75,7 @@ def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str,
         "names": names,
         "hyp": dataclasses.asdict(run.hyp),
         "settings": settings,
+        "quantization": run.model.quantization.to_dict() if run.model.quantization else None,
         "args": vars(args),
         "finished": finished,
     }

@@ -59,6 +59,12 @@ def is_weights(path: str | Path) -> bool:
     return len(head) >= 16 and all(0 <= v < 1000 for v in struct.unpack("<3i", head[:12]))
 
 
+def is_onnx(path: str | Path) -> bool:
+    """Whether the file begins like an ONNX model: protobuf's field 1, a small version number, then another field."""
+    head = _first_bytes(path)
+    return len(head) >= 3 and head[0] == 0x08 and 3 <= head[1] < 32 and head[2] in (0x12, 0x1A, 0x3A, 0x42)
+
+
 def _first_bytes(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -238,6 +244,8 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
 
     Raises UserError naming the tensor and both shapes, with the model unchanged.
     """
+    if checkpoint.get("quantization") and model.quantization is None:
+        raise UserError(f"{path}: holds a quantized network; give the float weights that it was made from")
     state = _state_dict(checkpoint, path)
     own = model.state_dict()
     heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}

@@ -1,0 +1,220 @@
+"""Quantize a trained network without training: measure the ranges of its maps on a few pictures, and write a checkpoint.
+
+python PTQ.py --data data/bccd/bccd.data --weights weights/best.pt
+python PTQ.py --data data/bccd/bccd.data --weights weights/best.pt --FPGA --observer mse --sensitivity
+python PTQ.py --data data/bccd/bccd.data --weights weights/best.pt --w-bit 4 --keep-first-last --max-drop 0.02
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from models import Darknet
+from utils.cfg import read_data, write_cfg
+from utils.cli import Loaded, Parser, add_device_arguments, add_model_arguments, format_table, load_model, run, write_json
+from utils.engine import normalise
+from utils.errors import UserError
+from utils.judge import Judge
+from utils.quantized import calibrate as c
+from utils.quantized.observers import OBSERVERS
+from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
+from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
+from utils.weights import save_checkpoint
+
+GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
+PROBES = 16  # pictures on which raw maps are compared
+WORST = 5  # layers whose own mAP is measured, and that a refusal names
+COLLAPSE = 0.5  # without --max-drop: the share of the float mAP@0.5 below which nothing is written
+
+
+def get_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help=".data file: train= pictures calibrate, valid= pictures judge")
+    add_model_arguments(parser)
+    parser.add_argument("--calib", type=int, default=128, metavar="N", help="training pictures to calibrate on")
+    parser.add_argument("--observer", choices=list(OBSERVERS), default="mse",
+                        help="range of a map: minmax all of it, moving its average, percentile without the outermost 0.01 %%, "
+                        "mse that with the least rounding error")  # fmt: skip
+    add_quantization_arguments(parser)
+    parser.add_argument("--bias-correction", action=argparse.BooleanOptionalAction, default=None,
+                        help="make up in the biases for what rounded kernels take away (Nagel et al. 2019); if not given, "
+                        "where it brings the raw maps nearer to the float network's")  # fmt: skip
+    parser.add_argument("--sensitivity", action="store_true", help="which layers hurt most: a table")
+    parser.add_argument("--max-drop", type=float, metavar="D",
+                        help="write nothing if mAP@0.5 falls by more; if not given, if half of it is lost")  # fmt: skip
+    parser.add_argument("--out", default="", metavar="FILE", help="checkpoint to write; default: beside --weights, *_ptq.pt")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    add_device_arguments(parser)
+    parser.set_defaults(precision="fp32")  # what quantized networks compute in, so that nothing else is compared
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate, judge, and write the checkpoint; returns the figures that --json writes."""
+    settings = check_arguments(args)
+    out = target(args)
+    data = read_data(args.data)
+    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    if loaded.model.quantization:
+        raise UserError(f"{args.weights}: is quantized already ({loaded.model.quantization}); begin with float weights")
+    if loaded.report.message:
+        print(loaded.report.message)
+    judge = Judge(args, data, loaded)
+    before = judge.accuracy(loaded.model, "float")
+    job = Job(copy.deepcopy(loaded.model), settings, judge, args)
+    job.quantize()
+    after = judge.accuracy(job.model, "quantized")
+    figures = {
+        "settings": settings.to_dict(), "calib": job.pictures, "float": before, "quantized": after,
+        "drop": before["map50"] - after["map50"], "raw_maps_db": job.db, "bias_correction": job.corrected, "sensitivity": None,
+    }  # fmt: skip
+    print(f"{settings}; observer {args.observer}, {job.pictures} pictures{', biases corrected' if job.corrected else ''}")
+    report(before, after)
+    if args.sensitivity or is_refused(figures, args.max_drop):
+        figures["sensitivity"] = job.sensitivity()
+    refuse(figures, args)
+    save_checkpoint(out, checkpoint(loaded, job.model, args))
+    print(f"{out}: as large and as fast as before, since its integers are kept as floats; export.py makes an int8 file of it")
+    write_json(args.json, figures | {"weights": str(out)})
+    return figures
+
+
+def check_arguments(args: argparse.Namespace) -> Settings:
+    """The settings; UserError for arguments that can't be used."""
+    if not args.weights:
+        raise UserError("name the trained network with --weights FILE")
+    if min(args.calib, args.batch_size) < 1 or args.workers < 0:
+        raise UserError("--calib and --batch-size must be at least 1, --workers at least 0")
+    if args.max_drop is not None and not 0 <= args.max_drop <= 1:
+        raise UserError(f"--max-drop {args.max_drop:g}: is a difference of mAP@0.5, between 0 and 1")
+    return settings_of(args, GOOGLE, args.observer)
+
+
+def target(args: argparse.Namespace) -> Path:
+    """The file to write; UserError where it would be the source."""
+    source = Path(args.weights)
+    out = Path(args.out) if args.out else source.with_name(f"{source.stem}_ptq.pt")
+    if out.suffix != ".pt":
+        raise UserError(f"--out {out}: a quantized network is a checkpoint, so its name must end in .pt")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out}: would overwrite its own source; name another file with --out")
+    return out
+
+
+@dataclass
+class Job:
+    """The quantization of one network. pictures: how many calibrated it; db: how near its raw maps are to the float ones;
+    corrected: whether its biases were."""
+
+    model: Darknet
+    settings: Settings
+    judge: Judge
+    args: argparse.Namespace
+    pictures: int = 0
+    db: float = 0.0
+    corrected: bool = False
+    probes: list[Tensor] = field(default_factory=list)
+    wanted: list[c.Raws] = field(default_factory=list)
+
+    def quantize(self) -> None:
+        """Quantize the model, in place: ranges, then biases."""
+        quantize(self.model, self.settings).to(self.judge.device)
+        loader = self.judge.pictures(self.args.calib)
+        count = len(loader.dataset)
+        self.pictures = c.calibrate(self.model, self._images(loader), count)
+        for images in self._images(loader):
+            self.probes.append(images)
+            if sum(map(len, self.probes)) >= PROBES:
+                break
+        self.wanted = c.raw_maps(self.model, self.probes, rounding=False)
+        self.db = self._nearness()
+        if self.args.bias_correction is not False:
+            self._correct(loader, count)
+
+    def _images(self, loader: DataLoader) -> Iterator[Tensor]:
+        for batch in loader:
+            yield normalise(batch.images, self.judge.device, maxabs=self.judge.maxabs)
+
+    def _nearness(self) -> float:
+        return c.signal_to_noise(c.raw_maps(self.model, self.probes, rounding=True), self.wanted)
+
+    def _correct(self, loader: DataLoader, count: int) -> None:
+        """Correct the biases; take it back where it wasn't asked for and doesn't help."""
+        before = c.biases(self.model)
+        c.correct_biases(self.model, self._images(loader), count)
+        db = self._nearness()
+        self.corrected = bool(self.args.bias_correction) or db > self.db
+        if self.corrected:
+            self.db = db
+        else:
+            c.restore_biases(self.model, before)
+
+    def sensitivity(self) -> list[dict[str, Any]]:
+        """A row for each layer, the worst first, printed too; the WORST ones with the mAP@0.5 that they alone leave."""
+        rows = [
+            {"layer": n.index, "kind": n.kind, "db": n.db, "map50": None}
+            for n in c.sensitivity(self.model, self.probes, self.wanted)
+        ]
+        layers = layer_quantizers(self.model)
+        for row in rows[:WORST]:
+            with switched(quantizers(self.model), False), switched(layers[row["layer"]], True):
+                row["map50"] = self.judge.accuracy(self.model, f"only layer {row['layer']}")["map50"]
+        print("\neach layer alone quantized: raw maps over their error in dB, and mAP@0.5 of the worst")
+        print(
+            format_table(
+                ["layer", "kind", "dB", "mAP@.5"],
+                [["image" if r["layer"] < 0 else str(r["layer"]), r["kind"], r["db"], r["map50"]] for r in rows],
+            )
+        )
+        return rows
+
+
+def report(before: dict[str, Any], after: dict[str, Any]) -> None:
+    names = {"map50": "mAP@0.5", "map": "mAP@0.5:0.95"}
+    rows = [[title, before[k], after[k], after[k] - before[k]] for k, title in names.items()]
+    print(format_table(["", "float", "quantized", "difference"], rows))
+
+
+def is_refused(figures: dict[str, Any], max_drop: float | None) -> bool:
+    """Whether the network lost more than it may."""
+    allowed = COLLAPSE * figures["float"]["map50"] if max_drop is None else max_drop
+    return figures["drop"] > allowed
+
+
+def refuse(figures: dict[str, Any], args: argparse.Namespace) -> None:
+    """Raise UserError naming the layers that hurt most if the network lost more than it may."""
+    if not is_refused(figures, args.max_drop):
+        if not figures["float"]["map50"]:
+            print(f"warning: {args.weights} detects nothing even in float; is it trained?")
+        return
+    worst = [f"{'image' if r['layer'] < 0 else r['layer']} ({r['db']:.1f} dB)" for r in figures["sensitivity"][:WORST]]
+    limit = "more than half of it" if args.max_drop is None else f"more than --max-drop {args.max_drop:g}"
+    write_json(args.json, figures | {"weights": None})
+    raise UserError(
+        f"{args.weights}: not written: mAP@0.5 falls by {figures['drop']:.4f}, {limit}; the layers that hurt most: "
+        f"{', '.join(worst)}; try another --observer, more bits, --keep-first-last, or train.py --quantized"
+    )
+
+
+def checkpoint(loaded: Loaded, model: Darknet, args: argparse.Namespace) -> dict[str, Any]:
+    """What the .pt holds: the network with its settings, and how pictures are prepared for it."""
+    pictures = {"img_size": loaded.img_size, "gray": loaded.model.defs.net.channels == 1} | loaded.settings
+    pictures |= {flag: True for flag, given in (("maxabs", args.maxabsscaler), ("stretch", args.stretch)) if given}
+    return {
+        "epoch": -1, "model": model.cpu().state_dict(), "cfg": write_cfg(model.defs), "cfg_name": model.defs.name,
+        "names": loaded.names, "settings": pictures, "seen": model.seen, "quantization": model.quantization.to_dict(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

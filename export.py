@@ -1,0 +1,135 @@
+"""Export a trained network for other runtimes, and check the result before saying that it is done.
+
+python export.py --weights weights/best.pt                                     # weights/best.onnx, boxes decoded
+python export.py --weights weights/best.pt --data data/bccd/bccd.data --nms    # NMS inside, checked on real pictures too
+python export.py --weights weights/best.pt --img-size 320x416 --static --batch 1
+python export.py --weights weights/best.pt --format fpga --reorder --tm 32 --tn 4      # of train.py --quantized ... --FPGA
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.cfg import DataConfig, read_data
+from utils.cli import Loaded, Parser, load_model, run, write_json
+from utils.errors import UserError
+
+NMS_FLAGS = {"conf_thres": 0.3, "iou_thres": 0.6, "max_det": 300}
+
+
+def onnx(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
+    """--format onnx: float networks as fp32, quantized ones as int8 with QuantizeLinear and DequantizeLinear."""
+    from utils.onnx_model import need
+
+    need("onnx", "onnxscript", "onnxruntime")
+    from utils.onnx_job import export
+
+    return export(args, loaded, data)
+
+
+def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
+    """--format fpga: a folder of integers, shifts and tables, for networks quantized with --FPGA."""
+    from utils.quantized.fpga_job import export
+
+    return export(args, loaded, data)
+
+
+Exporter = Callable[[argparse.Namespace, Loaded, DataConfig | None], dict[str, Any]]
+FORMATS: dict[str, Exporter] = {"onnx": onnx, "fpga": fpga}  # --format -> what writes it and returns the figures
+FLAGS = {  # of one format alone
+    "onnx": ("static", "batch", "opset", "outputs", *NMS_FLAGS, "max_drop", "workers"),
+    "fpga": ("reorder", "tm", "tn", "check_size", "vectors"),
+}
+
+
+def get_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help=".pt or .weights file; a quantized checkpoint becomes an int8 file")
+    parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
+    parser.add_argument("--data", default="", help=".data file: its valid= pictures are tried, its names= go aboard")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="what to write")
+    parser.add_argument("--out", type=Path, default=None,
+                        help="file (fpga: folder) to write; default: the weights' name with another suffix")  # fmt: skip
+    parser.add_argument("--img-size", type=pixels, nargs="+", default=None, metavar="N",
+                        help="416, 320x416 or 320 416 (height, width); default: the checkpoint's, else the cfg's")  # fmt: skip
+    parser.add_argument("--static", action="store_true", help="onnx: inputs of this size only, as many accelerators want it")
+    parser.add_argument("--batch", type=batch, default="dynamic", help="onnx: pictures an input holds: a number, or dynamic")
+    parser.add_argument("--opset", type=int, default=18, help="onnx: version of the operators")
+    outputs = parser.add_mutually_exclusive_group()
+    for name, text in (("decode", "boxes in pixels with probabilities, as PyTorch's network gives them (the default)"),
+                       ("raw", "the [yolo] layers' maps, before any sigmoid"),
+                       ("nms", "boxes that are left after non-maximum suppression in the graph")):  # fmt: skip
+        constant = {"dest": "outputs", "action": "store_const", "default": "decoded"}
+        outputs.add_argument(f"--{name}", **constant, const={"decode": "decoded"}.get(name, name), help=f"onnx: {text}")
+    for flag, text in (("conf_thres", "least confidence of a box"), ("iou_thres", "overlap above which a box goes"),
+                       ("max_det", "boxes a picture")):  # fmt: skip
+        usual = NMS_FLAGS[flag]
+        parser.add_argument(f"--{flag.replace('_', '-')}", type=type(usual), default=None,
+                            help=f"onnx --nms: {text}; {usual} if not given")  # fmt: skip
+    parser.add_argument("--max-drop", type=float, default=0.02,
+                        help="with --data: how much mAP@0.5 may be lost against PyTorch's float network")  # fmt: skip
+    parser.add_argument("--reorder", action="store_true",
+                        help="fpga: kernels in the order in which an accelerator reads them that computes --tm filters and "
+                        "--tn input channels at once")  # fmt: skip
+    parser.add_argument("--tm", type=count, default=0, metavar="N", help="fpga --reorder: filters in a tile")
+    parser.add_argument("--tn", type=count, default=0, metavar="N", help="fpga --reorder: input channels in a tile")
+    parser.add_argument("--check-size", type=count, default=0, metavar="N",
+                        help="fpga: side of the pictures that the dump is tried on; about 96 if not given")  # fmt: skip
+    parser.add_argument("--vectors", action="store_true",
+                        help="fpga: also vectors.npz: a picture and every step's integers, to test hardware with")  # fmt: skip
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
+    parser.add_argument("--stretch", action="store_true", help="trained as Darknet does, without keeping the aspect ratio")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
+    return parser
+
+
+def pixels(text: str) -> list[int]:
+    """argparse type: `416` or `320x416`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() for p in parts):
+        raise argparse.ArgumentTypeError(f"{text} is neither a side in pixels nor HEIGHTxWIDTH")
+    return [int(p) for p in parts]
+
+
+def count(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def batch(text: str) -> int | None:
+    """argparse type: a number of pictures, None for `dynamic`."""
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of pictures nor `dynamic`")
+    return int(text)
+
+
+def refuse_foreign(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag of another format than the one that is asked for."""
+    usual = get_parser().parse_args(["--weights", args.weights])
+    for name, flags in FLAGS.items():
+        given = [flag for flag in flags if getattr(args, flag) != getattr(usual, flag)]
+        if given and name != args.format:
+            flag = args.outputs if given[0] == "outputs" else given[0].replace("_", "-")
+            raise UserError(f"--{flag}: means something with --format {name} only, not with {args.format}")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    refuse_foreign(args)
+    data = read_data(args.data) if args.data else None
+    loaded = load_model(args.cfg, args.weights, None, data, gray=args.gray_scale)
+    if loaded.report.message:
+        print(loaded.report.message)
+    figures = FORMATS[args.format](args, loaded, data)
+    write_json(args.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    run(main, get_parser())

@@ -1,0 +1,70 @@
+"""check.py --fix: what it writes, what it leaves alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from planted import FAULTS, TRAIN, Copy, make_bccd
+
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bccd(shared, tmp_path_factory) -> Path:
+    return make_bccd(shared / "data/bccd", tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def copy(bccd, tmp_path, monkeypatch) -> Copy:
+    shutil.copytree(bccd, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Copy(tmp_path)
+
+
+MENDABLE = [
+    "a listed picture that isn't there", "a picture cut short", "a picture that is none", "a picture without label file",
+    "a label file without picture", "a row of four numbers", "a value that is nan", "a class out of range", "a box in pixels",
+    "a box without area", "a box that reaches outside", "boxes given twice", "a name given twice",
+    "a picture of valid in train", "a picture of train again", "an empty line in the names", "more names than classes",
+]  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_fix_mends(copy, name):
+    FAULTS[name].plant(copy)
+    before = contents(copy.folder)
+    status, report = copy.check("--fix", "--out", "clean")
+    assert {k: v for k, v in contents(copy.folder).items() if not k.startswith(("clean", "report"))} == before
+    assert status == 0
+    left = [f["severity"] for f in report["fixed"]["findings"]]
+    assert set(left) <= {"note"}
+    assert report["fixed"]["data"] == "clean/clean.data"
+
+
+def test_fix_writes_the_same_boxes(copy):
+    copy.add_row(0, "1 320 240 64 48")
+    copy.add_row(0, "1 0.95 0.5 0.2 0.1")
+    copy.add_row(0, "nonsense")
+    mended = ["1 0.500000 0.500000 0.100000 0.100000", "1 0.925000 0.500000 0.150000 0.100000"]
+    wanted = [*copy.label(0).read_text().splitlines()[:-3], *mended]
+    status, _ = copy.check("--fix")
+    assert status == 0
+    clean = copy.folder / "bccd-clean"
+    assert (clean / "labels" / copy.label(0).name).read_text().splitlines() == wanted
+    assert (clean / "labels" / copy.label(1).name).read_text() == copy.label(1).read_text()
+    assert (clean / "images" / copy.image(1).name).read_bytes() == copy.image(1).read_bytes()
+    listed = (copy.folder / "train.txt").read_text().split()
+    assert (clean / "train.txt").read_text().split() == [str(clean / line) for line in listed]
+    with pytest.raises(UserError, match=r"bccd-clean: is there already and not empty; .* --out"):
+        copy.check("--fix")
+
+
+def test_a_set_that_validates_on_what_it_trains_on_stays_an_error(copy):
+    copy.replace("bccd.data", "valid=valid.txt", "valid=train.txt")
+    status, report = copy.check("--fix", "--out", "clean")
+    assert status == 1
+    assert report["findings"][0]["count"] == report["fixed"]["findings"][0]["count"] == TRAIN

@@ -1,0 +1,263 @@
+"""train.py --evolve and utils.evolve."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import BASE, ROOT, here, train_with  # noqa: F401
+
+import train
+from utils import evolve as evolution
+from utils.errors import UserError
+from utils.evolve import GENES, Generation, evolve, genes, next_hyp
+from utils.hyp import LIMITS, Hyp
+from utils.training import REMEDY, fitness
+
+BASE_HYP = dict(vars(Hyp()))
+
+
+def arguments(text: str = "") -> argparse.Namespace:
+    return train.get_parser().parse_args([*BASE.split(), *text.split()])
+
+
+def peak(hyp: dict[str, float]) -> dict[str, float]:
+    """A landscape instead of a training: best at lr0 0.002 and fliplr 0.2."""
+    value = np.exp(-((np.log(hyp["lr0"] / 0.002)) ** 2)) * np.exp(-((hyp["fliplr"] - 0.2) ** 2) * 4)
+    return {"epoch": 1, "map50": float(value), "map": float(value)}
+
+
+class Trainer:
+    """Stands in for train.main and remembers what it was called with."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.calls: list[argparse.Namespace] = []
+        self.hyps: list[dict[str, float]] = []
+        self.dies_at = dies_at
+
+    def __call__(self, args: argparse.Namespace) -> dict:
+        if len(self.calls) == self.dies_at:
+            raise SystemExit(137)
+        self.calls.append(args)
+        self.hyps.append(vars(Hyp.load(args.hyp, args.finetune)))
+        return {"best": peak(self.hyps[-1])}
+
+
+def test_evolution_climbs_and_writes_the_best(here):  # noqa: F811
+    trainer = Trainer()
+    results = evolve(arguments("--evolve 60 --json e.json"), trainer)
+    assert len(trainer.calls) == 60
+    assert trainer.hyps[0] == BASE_HYP
+    fits = [fitness(peak(hyp)) for hyp in trainer.hyps]
+    assert results["best"]["fitness"] == pytest.approx(max(fits), abs=1e-5)
+    assert max(fits) > 2 * fits[0]
+    best = trainer.hyps[int(np.argmax(fits))]
+    assert vars(Hyp.load("hyp_evolved.txt")) == pytest.approx(best)
+    assert json.loads(Path("e.json").read_text())["hyp"] == pytest.approx(best)
+    rows = [line.split() for line in Path("evolve.txt").read_text().splitlines()[1:]]
+    assert rows[0] == ["fitness", "map50", "map", *BASE_HYP]
+    assert [float(row[0]) for row in rows[1:]] == pytest.approx(fits, abs=1e-5)
+    assert [float(row[3]) for row in rows[1:]] == pytest.approx([hyp["lr0"] for hyp in trainer.hyps])
+
+
+def test_every_training_is_short_lived(here):  # noqa: F811
+    trainer = Trainer()
+    evolve(arguments("--evolve 2 --epochs 3 --adam --name n --results-dir r --logdir runs"), trainer)
+    call = trainer.calls[1]
+    assert (call.evolve, call.name, call.logdir, call.json, call.nosave, call.epochs) == (None, "", "", "", True, 3)
+    assert call.weights_dir == call.results_dir == "r/.evolve_n"
+    assert sorted(p.name for p in Path("r").iterdir()) == ["evolve_n.txt", "hyp_evolved_n.txt"]
+
+
+def test_it_goes_on_where_it_was_killed(here):  # noqa: F811
+    evolve(arguments("--evolve 8 --name whole"), Trainer())
+    with pytest.raises(SystemExit):
+        evolve(arguments("--evolve 8 --name cut"), Trainer(dies_at=5))
+    assert len(Path("evolve_cut.txt").read_text().splitlines()) == 2 + 5
+    again = Trainer()
+    evolve(arguments("--evolve 8 --name cut"), again)
+    assert len(again.calls) == 3
+    for kind in ("evolve", "hyp_evolved"):
+        assert Path(f"{kind}_cut.txt").read_text() == Path(f"{kind}_whole.txt").read_text()
+    finished = Trainer()
+    evolve(arguments("--evolve 8 --name cut"), finished)
+    assert finished.calls == []
+    evolve(arguments("--evolve 9 --name cut"), finished)  # more of it
+    assert len(finished.calls) == 1
+
+
+def test_the_seed_decides(here):  # noqa: F811
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        evolve(arguments(f"--evolve 4 --name {name} --seed {seed}"), Trainer())
+    a, b, c = (Path(f"evolve_{name}.txt").read_text().splitlines()[1:] for name in "abc")
+    assert a == b
+    assert a[2:] != c[2:]  # the header and the starting point are the same
+    assert a[:2] == c[:2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        ("", {"lr0_adam"}),
+        ("--adam", {"lr0", "warmup_bias_lr"}),
+        ("--rect", {"lr0_adam", "mosaic"}),
+        ("--gray-scale", {"lr0_adam", "hsv_h", "hsv_s"}),
+    ],
+)
+def test_only_numbers_that_matter_mutate(flags, idle):
+    active = genes(arguments(flags), classes=2)
+    assert set(GENES) - set(active) == idle
+    assert set(GENES) - set(genes(arguments(flags), classes=1)) == idle | {"cls", "cls_weights", "label_smoothing"}
+    past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
+    changed = set()
+    for seed in range(200):
+        child = next_hyp(past, active, BASE_HYP, seed)
+        changed |= {name for name, value in child.items() if value != BASE_HYP[name]}
+    assert changed == set(active)
+
+
+def test_mutants_stay_within_the_limits():
+    past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
+    active = genes(arguments(), classes=2)
+    seen = {name: [] for name in active}
+    for number in range(300):  # a random walk: each child has the only parent, its predecessor
+        child = next_hyp(past, active, BASE_HYP, number)
+        past = [Generation(past[0].figures, child)]
+        for name in active:
+            seen[name].append(child[name])
+    for name, values in seen.items():
+        least, most = LIMITS.get(name, (0.0, np.inf))
+        assert least <= min(values) < max(values) <= most, name
+        assert GENES[name].low * (1 - 1e-4) <= min(values), name
+        assert max(values) <= GENES[name].high * (1 + 1e-4), name
+        assert max(values) - min(values) > 0.2 * (GENES[name].high - GENES[name].low) or GENES[name].log, name
+
+
+def test_the_fittest_have_most_children():
+    marks = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    past = [Generation({"fitness": f}, BASE_HYP | {"clip_grad": f}) for f in marks]  # clip_grad never mutates: a mark
+    parents = [next_hyp(past, genes(arguments(), 2), BASE_HYP, seed)["clip_grad"] for seed in range(600)]
+    counts = [parents.count(mark) for mark in marks]
+    assert counts[0] == 0  # only the best five
+    assert counts[1] > 0
+    assert counts[1] < counts[3] < counts[5]
+
+
+def test_a_training_that_diverges_has_fitness_0(here, capsys):  # noqa: F811
+    calls = []
+
+    def diverging(args: argparse.Namespace) -> dict:
+        calls.append(args)
+        if len(calls) == 2:
+            raise UserError(f"epoch 1, step 3: the loss is not finite (box=nan); {REMEDY}")
+        if len(calls) == 4:
+            raise UserError("the disk is full")
+        return {"best": {"map50": 0.5, "map": 0.25}}
+
+    with pytest.raises(UserError, match="the disk is full"):
+        evolve(arguments("--evolve 5"), diverging)
+    rows = [float(line.split()[0]) for line in Path("evolve.txt").read_text().splitlines()[2:]]
+    assert rows == [0.275, 0, 0.275]
+    assert "this generation dies: epoch 1, step 3: the loss is not finite" in capsys.readouterr().out
+
+
+def test_the_starting_point_must_train(here):  # noqa: F811
+    def broken(args: argparse.Namespace) -> dict:
+        raise UserError(f"epoch 1, step 3: the loss is not finite (box=nan); {REMEDY}")
+
+    with pytest.raises(UserError, match="not finite"):
+        evolve(arguments("--evolve 3"), broken)
+    assert not Path("evolve.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--evolve 4 --epochs 7", r"evolve.txt: its trainings had --epochs 100, not 7; .* another --name"),
+        ("--evolve 4 --hyp h.txt", r"evolve.txt: began with lr0=0.01, but --hyp says 0.03"),
+        ("--evolve 4 --seed 3", "its trainings had --seed 0, not 3"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused(here, flags, message):  # noqa: F811
+    (here / "h.txt").write_text("lr0: 0.03\n")
+    evolve(arguments("--evolve 2"), Trainer())
+    before = Path("evolve.txt").read_text()
+    with pytest.raises(UserError, match=message):
+        evolve(arguments(flags), Trainer())
+    assert Path("evolve.txt").read_text() == before
+    Path("evolve.txt").write_text("something else\n")
+    with pytest.raises(UserError, match=r"evolve.txt: not an evolve.txt"):
+        evolve(arguments("--evolve 3"), Trainer())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--evolve 0", "at least 1"),
+        ("--evolve 3 --resume", "leave out --resume"),
+        ("--evolve 3 --s 0.1", "needs --prune"),
+        ("--evolve 3 --data half.data", "needs a line `valid="),
+        ("--evolve 3 --hyp none.txt", "none.txt"),
+        ("--evolve 3 --cfg none.cfg", "none.cfg"),
+    ],
+)
+def test_nonsense_is_refused(here, flags, message):  # noqa: F811
+    (here / "half.data").write_text("classes=2\nnames=d.names\ntrain=train\n")
+    with pytest.raises(UserError, match=message):
+        train_with(flags)
+    assert not Path("evolve.txt").exists()
+
+
+def test_several_processes_are_refused(here, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="not with torchrun"):
+        train_with("--evolve 2")
+
+
+def test_evolve_alone_means_a_hundred():
+    assert (arguments("--evolve").evolve, arguments("--evolve 7").evolve, arguments().evolve) == (100, 7, None)
+
+
+def test_real_trainings_evolve(here, capsys):  # noqa: F811
+    (here / "tiny.cfg").write_text((here / "tiny.cfg").read_text().replace("8,10, 20,16", "1,1, 2,2"))
+    (here / "h.txt").write_text("lr0_adam: 0.02\nmosaic: 0\n")
+    flags = "--epochs 2 --adam --notest --evolve 3 --hyp h.txt"
+    results = train_with(flags)
+    output = capsys.readouterr().out
+    assert results["trainings"] == 3
+    assert output.count("warning: anchors with best possible recall") == 1
+    assert "next: --hyp hyp_evolved.txt" in output
+    assert not Path("weights").exists()
+    assert not Path(".evolve").exists()
+    rows = Path("evolve.txt").read_text().splitlines()
+    number = results["best"]["number"]
+    figures = train_with("--epochs 2 --adam --notest --hyp hyp_evolved.txt --name again")
+    assert f"{fitness(figures['best']):.6f}" == f"{float(rows[1 + number].split()[0]):.6f}"
+
+
+@pytest.mark.slow
+def test_kill_9_and_again(here):  # noqa: F811
+    command = [sys.executable, str(ROOT / "train.py"), *BASE.split(), "--epochs", "2", "--adam", "--notest", "--evolve", "6"]
+    subprocess.run([*command, "--name", "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--name", "cut"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = Path("evolve_cut.txt")
+    while not rows.exists() or len(rows.read_text().splitlines()) < 4:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert len(rows.read_text().splitlines()) < 8
+    subprocess.run([*command, "--name", "cut"], check=True, capture_output=True)
+    assert rows.read_text() == Path("evolve_whole.txt").read_text()
+
+
+def test_an_interrupt_says_how_to_go_on(here):  # noqa: F811
+    def interrupted(args: argparse.Namespace) -> dict:
+        raise KeyboardInterrupt("no epoch was saved yet")
+
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        evolve(arguments("--evolve 2"), interrupted)
+    assert not evolution.EvolutionFiles.of(arguments()).scratch.exists()

@@ -1,0 +1,226 @@
+"""PTQ.py and calibration on a tiny trained network."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import CFG, draw, train_with
+from tiny import TOPOLOGIES, network
+
+import detect
+import PTQ
+import test as test_script
+from models import Darknet
+from utils.cli import load_model
+from utils.cli import run as run_script
+from utils.errors import UserError
+from utils.quantized import calibrate as c
+from utils.quantized.fake_quantize import QuantizerConfig
+from utils.quantized.layers import QuantConv2d
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize, quantizers, switched
+from utils.weights import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a dataset and a network that finds most of its boxes."""
+    folder = tmp_path_factory.mktemp("ptq")
+    rng = np.random.default_rng(0)
+    draw(folder / "train", 8, rng)
+    draw(folder / "valid", 4, rng)
+    (folder / "d.names").write_text("red\ngreen\n")
+    (folder / "d.data").write_text("classes=2\nnames=d.names\ntrain=train\nvalid=valid\n")
+    (folder / "tiny.cfg").write_text(CFG)
+    (folder / "h.yaml").write_text("lr0_adam: 0.02\nmosaic: 0\nscale: 0.1\nhsv_h: 0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.manual_seed(0)
+        train_with("--epochs 40 --adam --hyp h.yaml --seed 3 --notest")
+    return folder
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A copy of it to work in."""
+    shutil.copytree(trained, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+BASE = "--data d.data --weights weights/last.pt --workers 0 --device cpu --batch-size 4"
+
+
+def ptq(text: str, base: str = BASE) -> dict:
+    return PTQ.main(PTQ.get_parser().parse_args([*base.split(), *text.split()]))
+
+
+def calibrated(settings: Settings, name: str = "residual") -> tuple[Darknet, list[torch.Tensor]]:
+    batches = [torch.rand(4, 3, 64, 64) for _ in range(2)]
+    model = quantize(network(TOPOLOGIES[name]), settings)
+    assert c.calibrate(model, iter(batches), 8) == 8
+    return model, batches
+
+
+def test_a_network_is_quantized_without_training(here, capsys):
+    figures = ptq("--json f.json --calib 6 --observer moving --sensitivity")
+    output = capsys.readouterr().out
+    assert figures["float"]["map50"] > 0.3
+    assert figures["drop"] == figures["float"]["map50"] - figures["quantized"]["map50"] < 0.05
+    assert (figures["calib"], figures["raw_maps_db"] > 15) == (6, True)
+    assert json.loads(Path("f.json").read_text())["quantized"] == figures["quantized"]
+    assert "mAP@0.5:0.95" in output
+    assert "export.py" in output
+    # the rows of the table: the image and every layer that rounds, the loudest first
+    table = figures["sensitivity"]
+    assert [r["db"] for r in table] == sorted(r["db"] for r in table)
+    assert len(table) == 1 + len([m for m in load_model("", "weights/last_ptq.pt").model.module_list if quantizers(m)])
+    assert sum(r["map50"] is not None for r in table) == PTQ.WORST
+    # test.py and detect.py need no flags and find the same
+    arguments = ["--data", "d.data", "--weights", "weights/last_ptq.pt", "--device", "cpu", "--workers", "0"]
+    measured = test_script.main(test_script.get_parser().parse_args(arguments))
+    assert (measured.map50, measured.map) == pytest.approx(tuple(figures["quantized"].values()), abs=1e-6)
+    arguments = ["--weights", "weights/last_ptq.pt", "--source", "valid", "--output", "out", "--device", "cpu"]
+    assert detect.main(detect.get_parser().parse_args(arguments))["detections"] > 0
+    # training can go on from it
+    train_with("--epochs 1 --weights weights/last_ptq.pt --quantized 1 --notest --name qat", base=BASE_OF_TRAIN)
+    assert load_checkpoint("weights/last_qat.pt")["quantization"]["observer"] == ""
+
+
+BASE_OF_TRAIN = "--data d.data --batch-size 4 --accumulate 1 --workers 0 --device cpu --logdir="
+
+
+@pytest.mark.parametrize("flags", ["--FPGA", "--observer percentile --w-bit 6", "--observer minmax --shortcut_way 2"])
+def test_settings_reach_the_checkpoint(here, flags):
+    figures = ptq(f"{flags} --calib 4 --out q/x.pt --no-bias-correction")
+    stored = load_checkpoint("q/x.pt")
+    assert stored["quantization"] == figures["settings"]
+    assert stored["quantization"]["fpga"] == ("--FPGA" in flags)
+    assert stored["quantization"]["observer"] == ("mse" if "--observer" not in flags else flags.split()[1])
+    assert (stored["names"], stored["settings"]["img_size"]) == (["red", "green"], 64)
+    assert not figures["bias_correction"]
+
+
+@torch.no_grad()
+def test_ranges_are_those_of_the_float_maps():
+    model, batches = calibrated(Settings(1, observer="minmax"))
+    plain = network(TOPOLOGIES["residual"])
+    seen: dict[int, list[torch.Tensor]] = {}
+    for i, module in enumerate(plain.module_list):
+        module.register_forward_hook(lambda m, x, out, i=i: seen.setdefault(i, []).append(out.clone()))
+    for images in batches:
+        plain(images)
+    for i, module in enumerate(model.module_list):
+        if getattr(module, "out_quant", None) is not None:
+            assert module.out_quant.low.item() == pytest.approx(min(float(m.min()) for m in seen[i]), abs=1e-6)
+            assert module.out_quant.high.item() == pytest.approx(max(float(m.max()) for m in seen[i]), abs=1e-6)
+    assert model.input_quantizer.observed == 2
+
+
+@torch.no_grad()
+def test_biases_make_up_for_rounded_kernels():
+    """Behind a corrected convolution the mean of each filter is that of the float kernel on the same input."""
+    model, batches = calibrated(Settings(1, w_bit=3))
+    layer = next(m for m in model.module_list if isinstance(m, QuantConv2d))
+    before = [b.clone() for b in c.biases(model)]
+    images = torch.cat(batches)
+    x = model.input_quantizer(images)
+    factor = layer.BatchNorm2d.weight / (layer.BatchNorm2d.running_var + 1e-5).sqrt()
+    shift = layer.BatchNorm2d.bias - layer.BatchNorm2d.running_mean * factor
+    wanted = (torch.nn.functional.conv2d(x, layer.conv.weight * factor.view(-1, 1, 1, 1), stride=2, padding=1)).mean(
+        (0, 2, 3)
+    ) + shift
+    off = (layer.convolve(x).mean((0, 2, 3)) - wanted).abs().max()
+    changes = c.correct_biases(model, iter(batches), 8)
+    assert off > 0.01
+    assert (layer.convolve(x).mean((0, 2, 3)) - wanted).abs().max() < 1e-5
+    assert set(changes) == {i for i, m in enumerate(model.module_list) if isinstance(m, QuantConv2d)}
+    assert not torch.equal(before[0], c.biases(model)[0])
+    c.restore_biases(model, before)
+    assert all(torch.equal(a, b) for a, b in zip(before, c.biases(model), strict=True))
+
+
+@torch.no_grad()
+def test_signal_to_noise_by_hand():
+    wanted = [[torch.full((2, 5), 3.0)], [torch.full((1, 4), 1.0)]]
+    found = [[torch.full((2, 5), 3.3)], [torch.full((1, 4), 1.0)]]
+    assert c.signal_to_noise(found, wanted) == pytest.approx(10 * np.log10(94 / 0.9), rel=1e-4)
+    assert c.signal_to_noise(wanted, wanted) == np.inf
+
+
+@pytest.mark.parametrize("settings", [Settings(1), Settings(1, fpga=True)], ids=str)
+@torch.no_grad()
+def test_sensitivity_finds_the_layer_that_hurts(settings):
+    model, batches = calibrated(settings)
+    guilty = 3
+    layer = model.module_list[guilty]
+    layer.weight_quant.config = QuantizerConfig(2, narrow=True, power_of_two=settings.fpga, dynamic=True)
+    wanted = c.raw_maps(model, batches, rounding=False)
+    found = c.sensitivity(model, batches, wanted)
+    assert found[0].index == guilty
+    assert str(found[0]) == "layer 3 [convolutional]"
+    with switched(quantizers(model), False), switched(quantizers(layer), True):
+        alone = c.signal_to_noise(c.raw_maps(model, batches, rounding=True), wanted)
+    assert found[0].db == pytest.approx(alone)
+    assert all(q.enabled for q in quantizers(model))
+
+
+def run_main(monkeypatch, text: str) -> None:
+    monkeypatch.setattr("sys.argv", ["PTQ.py", *BASE.split(), *text.split()])
+    run_script(PTQ.main, PTQ.get_parser())
+
+
+@pytest.mark.parametrize("flags", ["--w-bit 2 --a-bit 2", "--w-bit 2 --a-bit 3 --max-drop 0.01"])
+def test_a_network_that_detects_too_little_is_refused_with_the_guilty_layers(here, monkeypatch, capsys, flags):
+    before = sorted(here.rglob("*.pt"))
+    with pytest.raises(SystemExit) as exit_:
+        run_main(monkeypatch, f"{flags} --calib 4 --no-bias-correction --json f.json")
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("PTQ.py: weights/last.pt: not written: mAP@0.5 falls by 0.")
+    assert ("more than half" in last) == ("--max-drop" not in flags)
+    table = json.loads(Path("f.json").read_text())
+    assert table["weights"] is None
+    for row in table["sensitivity"][: PTQ.WORST]:
+        assert f"{'image' if row['layer'] < 0 else row['layer']} ({row['db']:.1f} dB)" in last
+    assert sorted(here.rglob("*.pt")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--weights=", "name the trained network with --weights"),
+        ("--weights none.pt", "none.pt"),
+        ("--calib 0", "at least 1"),
+        ("--max-drop 2", "--max-drop 2"),
+        ("--out x.weights", "must end in .pt"),
+        ("--out weights/last.pt", "overwrite its own source"),
+        ("--FPGA --a-bit 32", "--a-bit 32: with --FPGA"),
+        ("--img-size 33", "--img-size 33"),
+    ],
+)
+def test_mistakes_are_named(here, flags, message):
+    before = sorted(here.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        ptq(flags)
+    assert sorted(here.rglob("*")) == before
+
+
+def test_quantized_weights_are_refused(here):
+    ptq("--calib 4 --out q.pt")
+    with pytest.raises(UserError, match=r"q.pt: is quantized already \(Google .*begin with float weights"):
+        ptq("--weights q.pt")
+
+
+def test_the_float_network_stays_as_it_was(here):
+    model = load_model("", "weights/last.pt").model
+    state = copy.deepcopy(model.state_dict())
+    ptq("--calib 4")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(state.values(), load_model("", "weights/last.pt").model.state_dict().values(), strict=True)
+    )

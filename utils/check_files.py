@@ -1,0 +1,214 @@
+"""One pass over the pictures and label files of a split, in parallel: what of them can be used and what is wrong.
+
+    list or folder -> paths -> Crew: look(path) -> Split
+
+Unlike utils.datasets.scan, which stops at the first row that training can't use, this goes on and counts.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.check_subject import ERROR, NOTE, WARNING, Split
+from utils.converters.crew import Crew
+from utils.errors import UserError
+from utils.imagesize import image_size
+from utils.labels import CLIPPED, DUPLICATE, MISSING_IMAGE, NO_AREA, Finding, image_paths, label_path, parse_labels
+
+CUT = "pictures cut short"
+CORRUPT = "pictures that cannot be read"
+DAMAGED = "pictures damaged inside"
+NO_LABEL = "pictures without label file"
+EMPTY_LABEL = "pictures without boxes (background)"
+NO_TEXT = "label files that are no text"
+NO_ROW = "label rows that aren't five numbers"
+NOT_FINITE = "label values that are nan or infinite"
+NO_CLASS = "labels of classes that the .data doesn't have"
+PIXELS = "boxes in pixels instead of shares"
+
+ROW = "a row is `class cx cy w h`"
+# kind -> (severity, what to do about it)
+KINDS: dict[str, tuple[str, str]] = {
+    MISSING_IMAGE: (ERROR, "mend the paths: relative ones count from the working directory, then from the list's folder"),
+    CUT: (ERROR, "get these files again; training leaves them out"),
+    CORRUPT: (ERROR, "get these files again; training leaves them out"),
+    DAMAGED: (ERROR, "get these files again; training would see gray or noise"),
+    NO_LABEL: (WARNING, "label them; those that show no object get an empty file (--fix writes it)"),
+    EMPTY_LABEL: (NOTE, "right if they show no object: they teach what to leave alone"),
+    NO_TEXT: (ERROR, "write them as UTF-8 text"),
+    NO_ROW: (ERROR, f"{ROW}: no polygons, no confidences, no commas"),
+    NOT_FINITE: (ERROR, f"{ROW}, with numbers"),
+    NO_CLASS: (ERROR, "ids count from 0; mend them, or classes= and the names"),
+    PIXELS: (ERROR, "divide cx and w by the picture's width, cy and h by its height"),
+    NO_AREA: (WARNING, "remove them; training drops them"),
+    CLIPPED: (WARNING, "look at some: are they `cx cy w h`, not corners? training clips them"),
+    DUPLICATE: (WARNING, "remove them; training drops them"),
+}
+
+EDGE = 4096  # bytes at both ends of a file that its print is made of
+SHOWN = 40  # characters of a faulty row
+NO_BOXES = np.zeros((0, 5), np.float32)
+FAR = 2.0  # a coordinate above this is no share of a picture's side
+
+
+@dataclass(slots=True)
+class Look:
+    """What was seen of one picture: (height, width), None where it can't be read; usable boxes (n, 5); the file's print
+    (see file_print); what is wrong, and where."""
+
+    shape: tuple[int, int] | None
+    rows: np.ndarray
+    print: int
+    problems: list[tuple[str, str]]
+
+
+def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool = False) -> Split:
+    """Look through the pictures of a list or folder, their headers (with `decode` all of their pixels) and label files.
+
+    classes: how many there may be. workers: processes; 1: none besides this one. Raises UserError when there is no such
+    list or nothing in it.
+    """
+    split = Split(name, source)
+    paths = image_paths(source, split.problems)
+    shapes, prints = [], []
+    with Crew(workers) as crew:
+        looks = crew.each(functools.partial(look, classes=classes, decode=decode), paths, f"Checking {source}")
+        for path, seen in zip(paths, looks, strict=True):
+            for kind, where in seen.problems:
+                split.problems.add(kind, where)
+            if seen.shape is not None:
+                split.paths.append(path)
+                split.labels.append(seen.rows)
+                shapes.append(seen.shape)
+                prints.append(seen.print)
+    split.shapes, split.prints = np.array(shapes, np.int64).reshape(-1, 2), np.array(prints, np.uint64)
+    return split
+
+
+def look(path: str, classes: int, decode: bool) -> Look:
+    """One picture and its labels."""
+    problems: list[tuple[str, str]] = []
+    shape = _picture_shape(path, decode, problems)
+    if shape is None:
+        return Look(None, NO_BOXES, 0, problems)
+    return Look(shape, _boxes(path, shape, classes, problems), file_print(path), problems)
+
+
+def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> tuple[int, int] | None:
+    """(height, width), or None for a picture that can't be used, which is then noted."""
+    try:
+        shape = image_size(path)
+    except ValueError as error:
+        problems.append((CUT if str(error) == "cut short" else CORRUPT, f"{path} ({error})"))
+        return None
+    complaint = _decoding_complaint(path) if decode else ""
+    if complaint:
+        problems.append((DAMAGED, f"{path} ({complaint})"))
+        return None
+    return shape
+
+
+def _decoding_complaint(path: str) -> str:
+    """What the decoder says against a picture. libjpeg says it on stderr only, and gives a picture that is half gray."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            image = cv2.imread(path)
+        except cv2.error as error:  # larger than OpenCV's limit, for one
+            return error.err
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().splitlines()
+    return words[0] if words else "" if image is not None else "not a picture that OpenCV can read"
+
+
+def file_print(path: str) -> int:
+    """A number that files of the same content share; others share it too if they are alike at both ends."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        ends = file.read(EDGE)
+        if size > EDGE:
+            file.seek(max(EDGE, size - EDGE))
+            ends += file.read()
+    return int.from_bytes(hashlib.blake2b(ends, digest_size=8, salt=size.to_bytes(16, "little")).digest(), "little")
+
+
+def content_hash(path: str) -> bytes:
+    """Of the whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _boxes(path: str, shape: tuple[int, int], classes: int, problems: list[tuple[str, str]]) -> np.ndarray:
+    """(n, 5) the boxes of a picture that can be used; what is wrong with its labels is noted."""
+    label = str(label_path(path))
+    try:
+        with open(label, "rb") as file:  # text mode takes twice as long
+            text = file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError:
+        problems.append((NO_LABEL, path))
+        return NO_BOXES
+    except (OSError, UnicodeDecodeError):
+        problems.append((NO_TEXT, label))
+        return NO_BOXES
+    rows, findings = usable_rows(text, label, shape, classes)
+    lines = text.split("\n") if findings else []
+    problems += [(kind, f"{label}:{line} ({lines[line - 1].strip()[:SHOWN]})") for kind, line in findings]
+    if not text.strip():
+        problems.append((EMPTY_LABEL, label))
+    return rows
+
+
+def usable_rows(text: str, name: str, shape: tuple[int, int], classes: int) -> tuple[np.ndarray, list[Finding]]:
+    """((n, 5) boxes as utils.labels.parse_labels gives them, what was found in which line), whatever the text holds.
+
+    Rows in pixels are divided by the picture's `shape` (height, width); rows that mean nothing are left out.
+    """
+    try:
+        rows, findings = parse_labels(text, name, classes)
+        if not findings:
+            return rows, findings
+    except UserError:
+        pass
+    lines, faults = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        fields = line.split()
+        kind = _fault(fields, classes) if fields else None
+        if kind:
+            faults.append((kind, number))
+            line = _shares(fields, shape) if kind == PIXELS else ""
+        lines.append(line)  # an empty one keeps the numbers of those that follow
+    rows, findings = parse_labels("\n".join(lines), name, classes)
+    return rows, faults + findings
+
+
+def _fault(fields: list[str], classes: int) -> str | None:
+    """What training would refuse this row for."""
+    try:
+        values = np.array(fields, np.float64)
+    except ValueError:
+        return NO_ROW
+    if len(values) != 5:
+        return NO_ROW
+    if not np.isfinite(values).all():
+        return NOT_FINITE
+    if not 0 <= values[0] < classes or values[0] % 1:
+        return NO_CLASS
+    return PIXELS if values[1:].max() > FAR else None
+
+
+def _shares(fields: list[str], shape: tuple[int, int]) -> str:
+    height, width = shape
+    sides = (width, height, width, height)
+    return " ".join([fields[0], *(repr(float(v) / side) for v, side in zip(fields[1:], sides, strict=True))])

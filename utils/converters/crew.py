@@ -1,0 +1,60 @@
+"""Several processes for one kind of work at a time, or none."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+_CHUNK = 64  # jobs handed over at a time
+_FEW = 200  # jobs that aren't worth a process
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """A context in which `each` spreads work over `workers` processes; one works in this process.
+
+    They end with this process, however it ends. Raises UserError when one of them is killed.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.pool = workers, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def each(self, work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterator[Result]:
+        """The results of `work` in the order of `jobs`, with a progress bar."""
+        if self.workers > 1 and len(jobs) > _FEW and self.pool is None:
+            # as in utils.datasets: fork where it is safe, since it starts at once
+            context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
+            self.pool = ProcessPoolExecutor(self.workers, context, _start)
+        results = self.pool.map(work, jobs, chunksize=_CHUNK) if self.pool else map(work, jobs)
+        try:
+            yield from tqdm(results, desc=title, total=len(jobs), delay=1)
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed, perhaps for want of memory; try --workers 1") from None
+
+
+def _start() -> None:
+    """Ctrl-C reaches the whole process group, and the main process ends the workers; if that is killed, they leave too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,124 @@
+"""One picture and its annotation -> boxes that can be trained on."""
+
+import functools
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils.converters.base import Entry, Found, Options, published_names
+from utils.converters.formats import FORMATS
+from utils.errors import UserError
+from utils.imagesize import image_size
+from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
+
+OUTSIDE = "boxes outside the picture, left out"
+UNREADABLE = "pictures that cannot be read, left out"
+_ROUNDING = 1e-5  # of the picture's side: x + width of decimal fractions may end this far outside
+_UNIT = 1e-6  # of a label's numbers, which have six digits
+
+
+@dataclass(slots=True)
+class Look:
+    """What is left of an entry: names and `boxes` (n, 4) as cx, cy, w, h of the picture's sides.
+
+    `shape`: the picture's (height, width), None where it can't be read.
+    """
+
+    names: list[str] = field(default_factory=list)
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    shape: tuple[int, int] | None = None
+    problems: Problems = field(default_factory=Problems)
+
+
+@functools.cache
+def known_names(form: str, options: Options) -> Mapping[str, str] | None:
+    """Spelling -> class, for a format of fixed classes or with --names; None where every name is a class.
+
+    Other spellings count: the format's aliases, and other cases of letters where they aren't classes of their own.
+    """
+    published, aliases = FORMATS[form].published, FORMATS[form].aliases
+    names = options.names or (published_names(published) if published else None)
+    if names is None:
+        return None
+    known = {aliases.get(name, name): name for name in names} | {name: name for name in names}
+    return {spelling.casefold(): name for spelling, name in known.items()} | known
+
+
+def look(entry: Entry, form: str, options: Options) -> Look:
+    """Read the annotation of a picture, measure the picture, clip the boxes and drop those that are of no use.
+
+    Raises UserError for an annotation that cannot be understood.
+    """
+    found = FORMATS[form].parse(entry.note, options)
+    result = Look(problems=found.problems)
+    try:
+        result.shape = image_size(entry.image)
+    except ValueError as error:
+        result.problems = Problems({UNREADABLE: 1}, {UNREADABLE: f"{entry.image}: {error}"})
+        return result
+    _keep_known(found, known_names(form, options), result)
+    if found.names:
+        width, height = _measure(found, entry.image, result)
+        _clean(found, np.array([width, height], np.float64), result)
+    return result
+
+
+def _keep_known(found: Found, known: Mapping[str, str] | None, result: Look) -> None:
+    """Drop boxes of other classes, and those without a name."""
+    names = [known.get(n) or known.get(n.casefold()) for n in found.names] if known is not None else found.names
+    if all(names):
+        found.names = names
+        return
+    corners = np.frombuffer(found.corners).reshape(-1, 4)
+    keep = [i for i, name in enumerate(names) if name]
+    for i in (i for i, name in enumerate(names) if not name):
+        what = f"of class {found.names[i]!r}, which isn't among the names" if found.names[i] else "without a name"
+        result.problems.add(f"boxes {what}, left out", found.where(found.numbers[i]))
+    found.names, found.numbers = [names[i] for i in keep], array("q", [found.numbers[i] for i in keep])
+    found.corners = array("d", corners[keep].ravel())
+
+
+def _measure(found: Found, image: str, result: Look) -> tuple[int, int]:
+    """(width, height) in whose pixels the boxes are: what the annotation states, unless that is the picture's turned over."""
+    height, width = result.shape
+    if found.size in ((width, height), (0, 0)) or min(found.size) < 1:
+        return width, height
+    stated = f"{image}: {width}x{height}, annotated as {found.size[0]}x{found.size[1]}"
+    if found.size == (height, width):
+        result.problems.add("pictures annotated with width and height swapped, taken as they are", stated)
+        return width, height
+    result.problems.add("pictures of another size than annotated, boxes scaled", stated)
+    return found.size
+
+
+def _clean(found: Found, size: np.ndarray, result: Look) -> None:
+    """Clip the boxes, drop those without area or written before. size: width, height."""
+    corners = np.frombuffer(found.corners).reshape(-1, 2, 2)
+    if not np.isfinite(corners).all():
+        bad = found.numbers[int(np.argmin(np.isfinite(corners).all((1, 2))))]
+        raise UserError(f"{found.where(bad)}: a corner isn't a finite number; mend or remove it")
+    clipped = corners.clip(0, size)
+    rows = np.concatenate([clipped.mean(1), clipped[:, 1] - clipped[:, 0]], 1) / np.tile(size, 2)
+    written = np.rint(rows / _UNIT)
+    is_inside = (clipped[:, 0] < clipped[:, 1]).all(1)
+    has_area = (corners[:, 0] < corners[:, 1]).all(1) & (~is_inside | (written[:, 2:] > 0).all(1))
+    is_clipped = (np.abs(clipped - corners) > _ROUNDING * size).any((1, 2))
+    kept: dict[tuple[str, bytes], int] = {}
+    for i, name in enumerate(found.names):
+        kind = _verdict(has_area[i], is_inside[i], is_clipped[i])
+        if kind in (None, CLIPPED) and kept.setdefault((name, written[i].tobytes()), i) != i:
+            kind = DUPLICATE
+        if kind:
+            result.problems.add(kind, found.where(found.numbers[i]))
+    keep = list(kept.values())
+    result.names, result.boxes = [found.names[i] for i in keep], rows[keep]
+
+
+def _verdict(has_area: bool, is_inside: bool, is_clipped: bool) -> str | None:
+    if not has_area:
+        return NO_AREA
+    if not is_inside:
+        return OUTSIDE
+    return CLIPPED if is_clipped else None

@@ -1,0 +1,133 @@
+"""Trying an exported graph in ONNX Runtime: does it compute what PyTorch computes, how fast, and how well does it detect?"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from utils.boxes import nms
+from utils.datasets import DetectionDataset, Draw
+from utils.engine import normalise
+from utils.onnx_export import Plan
+from utils.onnx_model import open_session
+
+LATENCY_SECONDS, LATENCY_RUNS, WARM_UP = 3.0, 50, 3
+REAL_PICTURES = 4
+CPU = torch.device("cpu")
+
+
+def sizes(plan: Plan, stride: int) -> list[tuple[int, tuple[int, int]]]:
+    """(batch, (height, width)) of the inputs to try: two batches, and a second shape, where the graph takes them."""
+    height, width = plan.size
+    other = (max(height - stride, stride), width + stride) if plan.dynamic else plan.size
+    return [(plan.batch or 1, plan.size), (plan.batch or 3, other)]
+
+
+def pictures(
+    plan: Plan, stride: int, channels: int, maxabs: bool = False, dataset: DetectionDataset | None = None
+) -> list[Tensor]:
+    """Inputs (batch, channels, height, width) to compare on: noise, and the first pictures of a data set."""
+    random = torch.Generator().manual_seed(0)
+    tries = sizes(plan, stride)
+    found = [torch.randint(256, (batch, channels, *size), generator=random, dtype=torch.uint8) for batch, size in tries]
+    if dataset is not None:
+        for batch, size in tries:
+            chosen = [k % min(REAL_PICTURES, len(dataset)) for k in range(batch)]
+            images = [dataset[Draw(k, k, 0, False, size)][0] for k in chosen]
+            found.append(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+    return [normalise(images, CPU, maxabs=maxabs).contiguous() for images in found]
+
+
+def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """|found - expected| / max(1, |expected|): probabilities as they are, pixels in proportion; inf for other shapes."""
+    if found.shape != expected.shape:
+        return np.array([np.inf])
+    with np.errstate(invalid="ignore"):
+        values = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    return np.where(same, 0, np.nan_to_num(values, nan=np.inf))
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest of the errors."""
+    return float(np.max(errors(found, expected), initial=0))
+
+
+def deviation(
+    found: Sequence[list[np.ndarray]], expected: Sequence[list[np.ndarray]], without: Sequence[list[np.ndarray]]
+) -> float:
+    """Mean error of an integer graph's outputs over the mean error that quantization makes in PyTorch: 0 for equal values,
+    about 1 for another rounding of everything. without: the outputs of the network without its quantizers."""
+
+    def total(some: Sequence[list[np.ndarray]], others: Sequence[list[np.ndarray]]) -> float:
+        return sum(float(errors(x, y).sum()) for xs, ys in zip(some, others, strict=True) for x, y in zip(xs, ys, strict=True))
+
+    return total(found, expected) / max(total(expected, without), 1e-9)
+
+
+@dataclass
+class Outputs:
+    """What a graph gave for one input: its map(s) before NMS, and the rows of NMS where it has one."""
+
+    maps: list[np.ndarray]
+    rows: np.ndarray | None
+
+
+def run_graph(path: Path, plan: Plan, inputs: Sequence[Tensor]) -> list[Outputs]:
+    """The graph's outputs for each input; of one with NMS also the boxes that went into it."""
+    content = onnx.load(path)
+    if plan.outputs == "nms":
+        content.graph.output.append(onnx.helper.make_tensor_value_info("decoded", onnx.TensorProto.FLOAT, None))
+    session = open_session(content.SerializeToString())
+    name = session.get_inputs()[0].name
+    results = []
+    for images in inputs:
+        outputs = session.run(None, {name: images.numpy()})
+        results.append(Outputs(outputs[1:], outputs[0]) if plan.outputs == "nms" else Outputs(outputs, None))
+    return results
+
+
+@torch.inference_mode()
+def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> list[list[np.ndarray]]:
+    """What PyTorch gives in the place of the graph's maps."""
+    found = []
+    for images in inputs:
+        decoded, raws = model(images)
+        found.append([t.numpy() for t in (raws if plan.outputs == "raw" else [decoded])])
+    return found
+
+
+def nms_difference(results: Sequence[Outputs], plan: Plan) -> float:
+    """Largest difference between NMS in the graph and utils.boxes.nms of the same boxes; inf where they keep others."""
+    worst = 0.0
+    for result in results:
+        if result.rows is None:
+            continue
+        kept = nms(torch.from_numpy(result.maps[0]), plan.conf_thres, plan.iou_thres, max_det=plan.max_det)
+        expected = np.zeros_like(result.rows)
+        for picture, rows in zip(expected, kept, strict=True):
+            picture[: len(rows)] = rows
+        worst = max(worst, difference(result.rows, expected))
+    return worst
+
+
+def latencies(paths: Sequence[Path], shape: tuple[int, int, int, int]) -> list[float]:
+    """Median milliseconds of one run of each file on a random input; they take turns, after warming up."""
+    sessions = [open_session(path) for path in paths]
+    image = np.random.default_rng(0).random(shape, np.float32)
+    times: list[list[float]] = [[] for _ in paths]
+    started = time.perf_counter()
+    while len(times[0]) < WARM_UP + 3 or (
+        len(times[0]) < WARM_UP + LATENCY_RUNS and time.perf_counter() - started < LATENCY_SECONDS * len(paths)
+    ):
+        for session, record in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run(None, {session.get_inputs()[0].name: image})
+            record.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(record[WARM_UP:]) for record in times]

@@ -1,0 +1,198 @@
+"""A network as an ONNX graph: traced by PyTorch's exporter, tidied, with its names, anchors and settings aboard.
+
+Darknet -> trace -> tidy (utils.onnx_graph) -> describe -> onnx_ir.Model, which utils.onnx_check then tries
+"""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+from torch.export import Dim
+
+from models import Darknet
+from utils.cfg import write_cfg
+from utils.cli import Loaded
+from utils.errors import UserError
+from utils.onnx_graph import add_nms, name_dimensions, tidy
+from utils.onnx_int8 import to_integers
+from utils.shapes import output_shapes
+
+OPSETS = range(18, 24)  # what torch.onnx's translations are written for, and what it converts them to
+INPUT, OUTPUT = "images", "detections"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the graph should take and give.
+
+    size: (height, width) in pixels, also where any other size will do (dynamic); batch: None for any.
+    outputs: see OUTPUTS. conf_thres, iou_thres, max_det: of the NMS in the graph.
+    """
+
+    size: tuple[int, int]
+    dynamic: bool = True
+    batch: int | None = None
+    opset: int = OPSETS[0]
+    outputs: str = "decoded"
+    conf_thres: float = 0.3
+    iou_thres: float = 0.6
+    max_det: int = 300
+
+
+# What a graph gives, as its metadata call it -> in words.
+OUTPUTS = {
+    "decoded": "(batch, boxes, 5 + classes): cx cy w h in pixels of the input, objectness, class probabilities",
+    "raw": "a map a [yolo] layer (batch, anchors, rows, columns, 5 + classes), before any sigmoid",
+    "nms": "(batch, max_det, 6): x1 y1 x2 y2 in pixels of the input, confidence, class; best first, then zeros",
+}
+
+
+DIMENSIONS = {  # of the outputs; those that may vary are called so
+    "decoded": ("batch", "boxes", "values"),
+    "raw": ("batch", "anchors", "rows", "columns", "values"),
+    "nms": ("batch", "boxes", "values"),
+}
+
+
+def _round_in_onnx(x: Any, scale: float, zero_point: int, low: int, high: int) -> Any:
+    """torch.fake_quantize_per_tensor_affine as ONNX: a pair of unsigned bytes where those suffice.
+
+    255 levels (-127..127) take a byte's upper ones; that the byte has one more below isn't worth another operator.
+    """
+    step = op.Constant(value_float=scale)
+    if high - low > 255:
+        return op.Mul(op.Clip(op.Round(op.Div(x, step)), float(low - zero_point), float(high - zero_point)), step)
+    shift = 255 - high if high - low == 254 else -low
+    zero, least, most = (op.Cast(op.Constant(value_int=v + shift), to=ir.DataType.UINT8) for v in (zero_point, low, high))
+    integers = op.QuantizeLinear(x, step, zero)
+    if high - low < 254:
+        integers = op.Clip(integers, least, most)
+    return op.DequantizeLinear(integers, step, zero)
+
+
+@torch.library.register_fake("aten::fake_quantize_per_tensor_affine_cachemask")
+def _(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Shapes alone, which PyTorch needs for inputs of any size and doesn't know of this operator."""
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+
+def _kernel_in_onnx(x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int) -> Any:
+    """torch.fake_quantize_per_channel_affine of a kernel, which lies on its grid already: more than a byte stays float."""
+    if high > 127:
+        return op.Identity(x)
+    zero = op.Cast(zero_point, to=ir.DataType.INT8)
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=axis), scale, zero, axis=axis)
+
+
+TRANSLATIONS = {
+    torch.ops.aten.fake_quantize_per_tensor_affine.default: _round_in_onnx,
+    torch.ops.aten.fake_quantize_per_channel_affine.default: _kernel_in_onnx,
+}
+
+
+class Traced(nn.Module):
+    """A network whose forward gives only what the graph should."""
+
+    def __init__(self, model: nn.Module, raw: bool) -> None:
+        super().__init__()
+        self.model, self.raw = model, raw
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        decoded, raws = self.model(images)
+        return tuple(raws) if self.raw else decoded
+
+
+def build(model: Darknet, plan: Plan) -> ir.Model:
+    """The graph of a network, its batch normalisations folded, without metadata and NMS: in float, or in integers if it is
+    quantized (and its quantizers are switched on)."""
+    graph = tidy(trace(copy.deepcopy(model).eval().requires_grad_(False).fuse(), plan))
+    return to_integers(graph) if model.quantization else graph
+
+
+def trace(model: nn.Module, plan: Plan) -> ir.Model:
+    """The graph of `model` (eval mode, float32) as PyTorch's exporter makes it; UserError where that fails."""
+    stride = model.max_stride
+    shapes: dict[int, Any] = {} if plan.batch else {0: Dim("batch")}
+    size = plan.size
+    if plan.dynamic:
+        shapes |= {2: stride * Dim("rows"), 3: stride * Dim("columns")}
+        size = (2 * stride, 3 * stride)  # sides of 1 would be taken for constants, equal ones for one another
+    example = torch.rand(plan.batch or 2, model.defs.net.channels, *size)
+    raw = plan.outputs == "raw"
+    names = [f"map_{k}" for k in range(len(model.heads))] if raw else [OUTPUT]
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                Traced(model, raw).eval(), (example,), dynamo=True, dynamic_shapes={INPUT: shapes}, opset_version=plan.opset,
+                input_names=[INPUT], output_names=names, verbose=False,
+                custom_translation_table=TRANSLATIONS,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        hint = "; --static may help" if plan.dynamic else ""
+        raise UserError(f"{model.defs.name}: PyTorch can't export it to opset {plan.opset} ({_cause(error)}){hint}") from None
+    return program.model
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what was behind the exporter's long message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter's notes are about its own future."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def finish(graph: ir.Model, loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: str) -> ir.Model:
+    """Add NMS where the plan wants it, names of dimensions, and the metadata.
+
+    settings: how pictures have to be prepared: gray, maxabs, stretch; precision: fp32 or int8.
+    """
+    if plan.outputs == "nms":
+        add_nms(graph.graph, plan.conf_thres, plan.iou_thres, plan.max_det)
+    name_dimensions(graph.graph, ("batch", "channels", "height", "width"), DIMENSIONS[plan.outputs])
+    graph.metadata_props.update(metadata(loaded, plan, settings, precision))
+    return graph
+
+
+def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: str) -> dict[str, str]:
+    """What detect.py, test.py and other programs need to use the graph; values that aren't words are JSON."""
+    model = loaded.model
+    facts: dict[str, Any] = {
+        "format": "darkedge", "cfg": write_cfg(model.defs), "cfg_name": model.defs.name, "precision": precision,
+        "outputs": plan.outputs, "names": loaded.names, "img_size": plan.size, "stride": model.max_stride,
+        "dynamic_size": plan.dynamic, "heads": heads(model), "settings": settings,
+    }  # fmt: skip
+    if plan.outputs == "nms":
+        facts["nms"] = {"conf_thres": plan.conf_thres, "iou_thres": plan.iou_thres, "max_det": plan.max_det}
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+
+
+def heads(model: Darknet) -> list[dict[str, Any]]:
+    """Stride, anchors (width and height in pixels of the input) and box formula of each [yolo] layer."""
+    side = 32 * model.max_stride
+    shapes = output_shapes(model.defs, side, side)
+    return [
+        {"stride": side / shapes[i][1], "anchors": d.anchor_sizes(), "classes": d.classes, "scale_x_y": d.scale_x_y,
+         "new_coords": bool(d.new_coords)}
+        for i, d in ((i, model.defs[i]) for i in model.defs.yolo_indices())
+    ]  # fmt: skip

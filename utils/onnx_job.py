@@ -1,0 +1,207 @@
+"""export.py --format onnx: build the graph, try it, and only then leave it in its place."""
+
+import argparse
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from models import Darknet, check_img_size
+from utils import onnx_check as check
+from utils.cfg import DataConfig
+from utils.cli import Loaded, format_table, sees_gray
+from utils.datasets import DetectionDataset, create_loader
+from utils.engine import evaluate
+from utils.errors import UserError
+from utils.files import replacing
+from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
+from utils.onnx_model import OnnxModel
+from utils.quantized.transform import quantizers, switched
+
+TOLERANCE = 1e-4  # of check.difference, for fp32
+DEVIATION = 2.0  # of check.deviation, for int8
+
+
+@dataclass
+class Trial:
+    """What checking a written graph needs: the network that it was made of, and how pictures are prepared for it.
+
+    reference: the network without quantizers; the same as the network where there are none.
+    """
+
+    args: argparse.Namespace
+    loaded: Loaded
+    data: DataConfig | None
+    plan: Plan
+    settings: dict[str, bool]
+    reference: Darknet
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.loaded.model.quantization else "fp32"
+
+    def inputs(self) -> list[torch.Tensor]:
+        """Noise, and with --data real pictures."""
+        model, dataset = self.loaded.model, None
+        if self.data is not None:
+            dataset = DetectionDataset(
+                self.data.source("valid"), classes=self.data.classes, img_size=max(self.plan.size),
+                stretch=self.settings["stretch"], gray=self.settings["gray"],
+            )  # fmt: skip
+        channels = model.defs.net.channels
+        return check.pictures(self.plan, model.max_stride, channels, self.settings["maxabs"], dataset)
+
+    def map50(self, network: Darknet | OnnxModel, what: str) -> float:
+        """mAP@0.5 on the valid= pictures, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
+        loader = create_loader(
+            self.data.source("valid"), classes=self.data.classes, img_size=max(self.plan.size), batch_size=16, training=False,
+            stretch=self.settings["stretch"], gray=self.settings["gray"], workers=self.args.workers,
+        )  # fmt: skip
+        own = {"conf_thres": self.plan.conf_thres, "iou_thres": self.plan.iou_thres} if self.plan.outputs == "nms" else {}
+        return evaluate(network, loader, self.loaded.names, device=check.CPU, precision="fp32",
+                        maxabs=self.settings["maxabs"], desc=what, **own).map50  # fmt: skip
+
+
+def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
+    """Write the .onnx, print and return the figures. Raises UserError, with nothing left behind, when a check fails."""
+    plan, settings, out = make_plan(args, loaded), picture_settings(args, loaded), target(args)
+    trial = Trial(args, loaded, data, plan, settings, without_quantizers(loaded.model))
+    print(f"tracing {loaded.model.defs.name}")
+    with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:
+        paths = {"fp32": Path(folder) / "fp32.onnx"} | {trial.precision: temporary}
+        for precision, path in paths.items():
+            model = loaded.model if precision == trial.precision else trial.reference
+            ir.save(finish(build(model, plan), loaded, plan, settings, precision), path)
+        figures = {"format": "onnx", "file": str(out), "precision": trial.precision} | describe(temporary, plan)
+        figures |= agreement(temporary, trial)
+        figures |= {"map50": accuracy(temporary, trial)} if data is not None else {}
+        figures |= speed(paths, trial) | {"file_bytes": {name: path.stat().st_size for name, path in paths.items()}}
+    print(report(figures))
+    return figures
+
+
+def without_quantizers(model: Darknet) -> Darknet:
+    """A copy of a network whose quantizers let everything pass; the network itself if it has none."""
+    if not model.quantization:
+        return model
+    with switched(quantizers(model), False):
+        return copy.deepcopy(model)
+
+
+def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
+    """What is asked for, in one piece; UserError for what doesn't go together."""
+    if args.opset not in OPSETS:
+        raise UserError(f"--opset {args.opset}: must be {OPSETS[0]} to {OPSETS[-1]}, which PyTorch's exporter can write")
+    nms = {k: v for k in ("conf_thres", "iou_thres", "max_det") if (v := getattr(args, k)) is not None}
+    if nms and args.outputs != "nms":
+        raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
+    for flag in ("conf_thres", "iou_thres"):
+        if not 0 <= nms.get(flag, 0) <= 1:
+            raise UserError(f"--{flag.replace('_', '-')} {nms[flag]}: must lie between 0 and 1")
+    if nms.get("max_det", 1) < 1:
+        raise UserError(f"--max-det {nms['max_det']}: must be at least 1")
+    sides = [side for part in args.img_size or [[loaded.img_size]] for side in part]
+    if len(sides) > 2:
+        raise UserError(f"--img-size: give one side or height and width, not {len(sides)} numbers")
+    for side in sides:
+        check_img_size(side, loaded.model.max_stride)
+    return Plan((sides[0], sides[-1]), not args.static, args.batch, args.opset, args.outputs, **nms)
+
+
+def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
+    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
+    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
+    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}
+
+
+def target(args: argparse.Namespace) -> Path:
+    """The file to write; UserError if it is one of the inputs."""
+    path = args.out or Path(args.weights).with_suffix(".onnx")
+    if path.exists() and path.resolve() in {Path(p).resolve() for p in (args.weights, args.cfg, args.data) if p}:
+        raise UserError(f"{path}: would overwrite an input; name another file with --out")
+    return path
+
+
+def describe(path: Path, plan: Plan) -> dict[str, Any]:
+    """{opset, size, outputs_are, inputs, outputs} of a written graph; shapes have names where any number will do."""
+    session = check.open_session(path)
+    ends = {side: {v.name: v.shape for v in values}
+            for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))}  # fmt: skip
+    return {"opset": plan.opset, "size": plan.size, "outputs_are": OUTPUTS[plan.outputs]} | ends
+
+
+def agreement(path: Path, trial: Trial) -> dict[str, Any]:
+    """{difference, deviation, allowed, tried}: the graph against PyTorch; UserError when they are too far apart.
+
+    fp32: by check.difference. int8: by check.deviation; a value near the middle between two integers may be rounded to either,
+    and what follows from it, by other integers than PyTorch's.
+    """
+    inputs, plan = trial.inputs(), trial.plan
+    results = check.run_graph(path, plan, inputs)
+    found = [result.maps for result in results]
+    wanted = check.run_torch(trial.loaded.model, plan, inputs)
+    difference = max(check.difference(a, b) for x, y in zip(found, wanted, strict=True) for a, b in zip(x, y, strict=True))
+    figures: dict[str, Any] = {"difference": difference, "tried": [list(images.shape) for images in inputs]}
+    if trial.precision == "fp32":
+        measure, allowed, unit = difference, TOLERANCE, "(of a value, or of 1 if that is more)"
+    else:
+        measure = check.deviation(found, wanted, check.run_torch(trial.reference, plan, inputs))
+        allowed, unit = DEVIATION, "times what quantization itself changed"
+        figures["deviation"] = measure
+    for worst, limit, text in ((measure, allowed, unit), (check.nms_difference(results, plan), TOLERANCE, "after NMS")):
+        if not worst <= limit:
+            raise UserError(f"not written: ONNX Runtime's outputs differ from PyTorch's by {worst:.2g} {text}, more than "
+                            f"{limit:g}; please report this")  # fmt: skip
+    return figures | {"allowed": allowed}
+
+
+def accuracy(path: Path, trial: Trial) -> dict[str, float]:
+    """mAP@0.5 {float, quantized, onnx}; UserError when the file's fell by more than --max-drop against the float one."""
+    figures = {"float": trial.map50(trial.reference, "PyTorch, float")}
+    if trial.precision == "int8":
+        figures["quantized"] = trial.map50(trial.loaded.model, "PyTorch, quantized")
+    figures["onnx"] = trial.map50(OnnxModel(path), "ONNX Runtime")
+    if figures["float"] - figures["onnx"] > trial.args.max_drop:
+        fall = f"mAP@0.5 falls from {figures['float']:.4f} to {figures['onnx']:.4f}"
+        raise UserError(f"not written: {fall}, by more than "
+                        f"--max-drop {trial.args.max_drop:g}; PTQ.py --sensitivity names the worst layers")  # fmt: skip
+    return figures
+
+
+def speed(paths: dict[str, Path], trial: Trial) -> dict[str, Any]:
+    """{latency_ms: {fp32, int8}, batch, threads, runtime}: medians of warmed-up runs that take turns."""
+    batch, channels = trial.plan.batch or 1, trial.loaded.model.defs.net.channels
+    times = check.latencies(list(paths.values()), (batch, channels, *trial.plan.size))
+    return {
+        "latency_ms": dict(zip(paths, times, strict=True)), "batch": batch, "threads": torch.get_num_threads(),
+        "runtime": f"ONNX Runtime {onnxruntime.__version__}",
+    }  # fmt: skip
+
+
+def report(figures: dict[str, Any]) -> str:
+    """What a user reads."""
+    height, width = figures["size"]
+    maps = {"fp32": "float", "int8": "onnx"} if figures["precision"] == "int8" else {"fp32": "onnx"}
+    found = figures.get("map50", {})
+    rows = [
+        [f"ONNX {name}", f"{figures['file_bytes'][name] / 1e6:.2f}", f"{ms:.2f}", found.get(maps[name])]
+        for name, ms in figures["latency_ms"].items()
+    ]
+    lines = [format_table(["", "MB", "ms", "mAP@0.5"], rows)]
+    lines.append(f"latency: median, warmed up, {height}x{width}, batch {figures['batch']}, {figures['threads']} threads, "
+                 f"{figures['runtime']}")  # fmt: skip
+    if "quantized" in found:
+        lines.append(f"mAP@0.5 of PyTorch's quantized network: {found['quantized']:.4f}")
+    tried = ", ".join("x".join(map(str, shape)) for shape in figures["tried"])
+    lines.append(f"against PyTorch, inputs {tried}: outputs differ by {figures['difference']:.2g} at most")
+    if "deviation" in figures:
+        lines.append(f"on average by {figures['deviation']:.2g} of what quantization changed ({figures['allowed']:g} allowed)")
+    for side in ("inputs", "outputs"):
+        lines += [f"{side[:-1]} {name} {shape}".replace("'", "") for name, shape in figures[side].items()]
+    lines += [f"outputs: {figures['outputs_are']}", f"{figures['file']}: {figures['precision']}, opset {figures['opset']}"]
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""A .onnx that export.py wrote, in a Darknet's place: what test.py and detect.py need of a network, by ONNX Runtime."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import check_img_size
+from utils.augment import FILL, fitted_size
+from utils.boxes import decode, predict_at
+from utils.cfg import DataConfig, parse_cfg
+from utils.cli import Loaded, load_model
+from utils.errors import UserError
+from utils.weights import LoadReport, is_onnx
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# What ONNX Runtime raises for a file that is damaged, or needs what this version hasn't got.
+REFUSALS = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+
+
+def need(*packages: str) -> None:
+    """Raise UserError with the command that installs those of the packages that aren't there."""
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UserError(f"ONNX needs {' and '.join(missing)}, which isn't installed: pip install {' '.join(missing)}")
+
+
+def open_session(source: str | Path | bytes, device: torch.device | None = None) -> "onnxruntime.InferenceSession":
+    """A session on `device` (the CPU unless it is CUDA and ONNX Runtime has it), with as many threads as PyTorch has.
+
+    source: a file, or its content. Raises UserError for a file that ONNX Runtime can't run.
+    """
+    need("onnxruntime")
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device is not None and _has_cuda(device):
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    try:
+        return onnxruntime.InferenceSession(source if isinstance(source, bytes) else str(source), options, providers=providers)
+    except tuple(getattr(state, name) for name in REFUSALS) as error:
+        name = "the exported graph" if isinstance(source, bytes) else source
+        gist = " ".join(str(error).split())[:160]
+        raise UserError(f"{name}: ONNX Runtime {onnxruntime.__version__} can't run this file ({gist})") from None
+
+
+def _has_cuda(device: torch.device) -> bool:
+    import onnxruntime
+
+    return device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+class OnnxModel:
+    """The network of a .onnx file.
+
+    Called with pictures (batch, channels, height, width) of any size, it gives (decoded, []) as a Darknet in eval mode does;
+    a graph for one size and one batch gets its pictures scaled and padded, a graph with NMS gives what NMS left.
+    Raises UserError for a file that isn't export.py's.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+        self.path, self.session = path, open_session(path, device)
+        facts = self.session.get_modelmeta().custom_metadata_map
+        if facts.get("format") != "darkedge":
+            raise UserError(f"{path}: this ONNX file lacks the metadata that export.py writes; export it again with export.py")
+        self.defs = parse_cfg(facts["cfg"])
+        self.defs.name = facts["cfg_name"]
+        self.precision, self.outputs = facts["precision"], facts["outputs"]
+        self.names: list[str] = json.loads(facts["names"])
+        self.heads: list[dict[str, Any]] = json.loads(facts["heads"])
+        self.settings: dict[str, bool] = json.loads(facts["settings"])
+        self.nms: dict[str, float] = json.loads(facts.get("nms", "{}"))
+        self.max_stride: int = json.loads(facts["stride"])
+        self.size: tuple[int, int] = tuple(json.loads(facts["img_size"]))
+        self.fixed_size = None if json.loads(facts["dynamic_size"]) else self.size
+        batch = self.session.get_inputs()[0].shape[0]
+        self.fixed_batch = batch if isinstance(batch, int) else None
+
+    def inference_copy(self, device: torch.device, precision: str = "auto") -> "OnnxModel":
+        """Itself, on `device`; UserError for a precision that it wasn't exported in."""
+        if precision not in ("auto", "fp32"):
+            raise UserError(f"--precision {precision}: {self.path} computes in {self.precision}, which its export decided")
+        return self if device.type == "cpu" else OnnxModel(self.path, device)
+
+    def runtime(self, device: torch.device) -> str:
+        """What computes when it is asked to on `device`, in words."""
+        return f"ONNX Runtime on {'CUDA' if _has_cuda(device) else 'the CPU'}, {self.precision}"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        shape = tuple(images.shape[-2:])
+        if self.fixed_size in (None, shape):
+            return self._predict(images), []
+        fits = shape[0] <= self.fixed_size[0] and shape[1] <= self.fixed_size[1]
+        inner = self.fixed_size if self.settings["stretch"] else shape if fits else fitted_size(shape, self.fixed_size)
+        return predict_at(lambda x: (self._predict(self._padded(x)),), images, *inner), []
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Gray on the right and below, where it moves no box."""
+        height, width = self.fixed_size
+        gray = FILL / 127.5 - 1 if self.settings["maxabs"] else FILL / 255
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), value=gray)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Decoded predictions of pictures of a size that the graph takes."""
+        arrays = images.float().cpu().contiguous().numpy()
+        step = self.fixed_batch or len(arrays)
+        parts = [self._run(arrays[first : first + step]) for first in range(0, len(arrays), step)]
+        outputs = [torch.from_numpy(np.concatenate(part)).to(images.device) for part in zip(*parts, strict=True)]
+        return {"decoded": self._decoded, "raw": self._from_maps, "nms": self._from_nms}[self.outputs](outputs, images)
+
+    def _run(self, arrays: np.ndarray) -> list[np.ndarray]:
+        """The graph's outputs for at most as many pictures as it takes."""
+        count = len(arrays)
+        if self.fixed_batch and count < self.fixed_batch:
+            arrays = np.concatenate((arrays, np.zeros((self.fixed_batch - count, *arrays.shape[1:]), arrays.dtype)))
+        return [output[:count] for output in self.session.run(None, {self.session.get_inputs()[0].name: arrays})]
+
+    def _decoded(self, outputs: list[Tensor], images: Tensor) -> Tensor:
+        return outputs[0]
+
+    def _from_maps(self, outputs: list[Tensor], images: Tensor) -> Tensor:
+        height = images.shape[-2]
+        return torch.cat([
+            decode(raw, raw.new_tensor(h["anchors"]), height / raw.shape[2], h["scale_x_y"], h["new_coords"])
+            for h, raw in zip(self.heads, outputs, strict=True)
+        ], 1)  # fmt: skip
+
+    def _from_nms(self, outputs: list[Tensor], images: Tensor) -> Tensor:
+        """Rows of NMS as predictions that are sure of their class, so that another NMS leaves them as they are."""
+        corners, confidence, label = outputs[0].split((4, 1, 1), 2)
+        first, second = corners.split(2, 2)
+        classes = F.one_hot(label[..., 0].long(), len(self.names)).to(corners.dtype)
+        return torch.cat(((first + second) / 2, second - first, confidence, classes), 2)
+
+
+def load_detector(
+    cfg: str | Path, weights: str | Path, img_size: int | None = None, data: DataConfig | None = None, *, gray: bool = False
+) -> Loaded:
+    """load_model for scripts that only run networks: a .onnx will do, too, and needs no cfg.
+
+    Raises UserError when the .onnx has other classes than `data`, another cfg, size or number of channels than asked for.
+    """
+    if not (weights and is_onnx(weights)):
+        return load_model(cfg, weights, img_size, data, gray=gray)
+    model = OnnxModel(weights)
+    if cfg and parse_cfg(cfg) != model.defs:
+        raise UserError(f"{weights}: was exported from another cfg than {cfg}; it carries its own, so leave --cfg out")
+    if data is not None and data.classes != len(model.names):
+        raise UserError(f"{weights}: has {len(model.names)} classes, but {data.path} has {data.classes}")
+    if gray and model.defs.net.channels != 1:
+        raise UserError(f"--gray-scale: {weights} was exported for {model.defs.net.channels} channels")
+    if model.fixed_size and img_size not in (None, max(model.fixed_size)):
+        height, width = model.fixed_size
+        raise UserError(f"--img-size {img_size}: {weights} was exported for {height}x{width} only; export it without --static")
+    size = img_size or max(model.size)
+    check_img_size(size, model.max_stride)
+    names = data.names if data else model.names
+    return Loaded(model, names, size, {"settings": model.settings}, LoadReport(_limits(model)), model.fixed_size)
+
+
+def _limits(model: OnnxModel) -> str:
+    """What to know before comparing figures: NMS in the graph has thrown away what it was told to."""
+    if not model.nms:
+        return ""
+    kept = f"confidences above {model.nms['conf_thres']:g}, {model.nms['max_det']} boxes a picture"
+    return f"{model.path}: NMS is in the graph and leaves {kept}; for mAP export without --nms, or with --conf-thres 0.001"

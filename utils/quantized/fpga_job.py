@@ -1,0 +1,222 @@
+"""export.py --format fpga: dump a network quantized with --FPGA, try the dump, and only then leave it in its place."""
+
+import argparse
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import check_img_size
+from utils.augment import FILL
+from utils.cfg import DataConfig
+from utils.cli import Loaded, format_table, sees_gray
+from utils.datasets import DetectionDataset, Draw
+from utils.errors import UserError
+from utils.files import make_folder
+from utils.quantized import integer_dump as dump
+from utils.quantized.fpga import lower
+from utils.quantized.fpga_check import CPU, Agreement, compare
+from utils.quantized.integer import Network, run
+
+INT32 = 2**31 - 1
+EXACT = 2**24  # up to here float32 holds every whole number
+CHECK_SIZE = 96  # pixels
+REAL_PICTURES = 4
+ARITHMETIC = {
+    "value": "integer * 2**-exponent",
+    "step": "map = limit(shift(activation(sums))), or table[limit(shift(sums)) - index.low]; limits: low..high",
+    "shift": "positive: right, rounded half to even; negative: left",
+    "align": "a shift for each input, before it is added or joined",
+    "leaky": "sums < 0: sums * factor, else sums << widen",
+    "relu6": "0..limit of sums << widen",
+    "avgpool": "the sum of all positions, shifted, divided by their number, rounded half to even once",
+}
+VECTORS = "vectors.npz"
+OWN_FILES = {dump.MANIFEST, VECTORS, *dump.FILES.values()}
+
+
+def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
+    """Write the dump's folder, print and return the figures. Raises UserError, with nothing left behind, when the integers
+    computed from the files differ from PyTorch's."""
+    settings, tiling, size = picture_settings(args, loaded), tiling_of(args), input_size(args, loaded)
+    tried = check_pictures(args, loaded, data, settings)
+    model = quantized_model(args, loaded).inference_copy(CPU)
+    network = lower(model, *size, settings["maxabs"])
+    network.info |= description(loaded, size, settings)
+    out = args.out or Path(args.weights).with_name(Path(args.weights).stem + "_fpga")
+    with replacing_folder(out) as temporary:
+        dump.write(temporary, network, tiling)
+        written = dump.read(temporary)
+        agreement = compare(model, written, tried, settings["maxabs"])
+        judge(agreement)
+        if args.vectors:
+            write_vectors(temporary / VECTORS, written, tried[0][:1])
+        figures = {"format": "fpga", "folder": str(out)} | sizes(temporary) | summary(network, agreement, tried)
+    print(report(figures, network))
+    return figures
+
+
+def quantized_model(args: argparse.Namespace, loaded: Loaded) -> Any:
+    """The loaded model; UserError unless all of it can be computed in integers."""
+    settings = loaded.model.quantization
+    if settings is not None and settings.fpga:
+        return loaded.model
+    state = f"quantized in another way ({settings})" if settings else "not quantized"
+    raise UserError(f"{args.weights}: is {state}, but an FPGA dump needs scales that are powers of two; with the float weights "
+                    "run: python PTQ.py --FPGA --weights ... --data ..., or train.py --quantized 1 --FPGA ...")  # fmt: skip
+
+
+def tiling_of(args: argparse.Namespace) -> dump.Tiling | None:
+    """--reorder --tm TM --tn TN; UserError for a part of it."""
+    if not args.reorder:
+        if args.tm or args.tn:
+            raise UserError("--tm and --tn are the tiles of --reorder; add it")
+        return None
+    if not args.tm or not args.tn:
+        raise UserError("--reorder needs --tm N and --tn N: the filters and input channels your accelerator computes at once")
+    return dump.Tiling(args.tm, args.tn)
+
+
+def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:
+    """(height, width) of the network's input."""
+    sides = [side for part in args.img_size or [[loaded.img_size]] for side in part]
+    if len(sides) > 2:
+        raise UserError(f"--img-size: give one side or height and width, not {len(sides)} numbers")
+    for side in sides:
+        check_img_size(side, loaded.model.max_stride)
+    return sides[0], sides[-1]
+
+
+def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
+    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
+    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
+    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}
+
+
+def description(loaded: Loaded, size: tuple[int, int], settings: dict[str, bool]) -> dict[str, Any]:
+    """What the manifest says besides the steps: how to prepare pictures, and what the outputs mean."""
+    model = loaded.model
+    return {
+        "network": model.defs.name, "quantization": model.quantization.to_dict(), "names": loaded.names,
+        "arithmetic": ARITHMETIC,
+        "picture": {
+            "channels": model.defs.net.channels, "height": size[0], "width": size[1],
+            "order": "gray" if settings["gray"] else "RGB",
+            "resized": "stretched" if settings["stretch"] else f"letterboxed, centred, filled with {FILL}",
+            "value": "byte / 127.5 - 1" if settings["maxabs"] else "byte / 255", "integer": "input.pixels[byte]",
+        },
+        "head": "raw = activation(integer * 2**-exponent), channels (anchor, x y w h objectness classes), then as in [yolo]",
+    }  # fmt: skip
+
+
+def check_pictures(
+    args: argparse.Namespace, loaded: Loaded, data: DataConfig | None, settings: dict[str, bool]
+) -> list[Tensor]:
+    """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and pictures of --data."""
+    stride, channels = loaded.model.max_stride, loaded.model.defs.net.channels
+    side = args.check_size or math.ceil(CHECK_SIZE / stride) * stride
+    check_img_size(side, stride)
+    random = torch.Generator().manual_seed(0)
+    shapes = [(1, channels, n, n) for n in (side, side // stride)]
+    fine, coarse = (torch.randint(256, shape, generator=random, dtype=torch.uint8) for shape in shapes)
+    blocks = coarse.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+    found = [torch.cat((fine, blocks))]
+    if data is not None:
+        pictures = DetectionDataset(data.source("valid"), classes=data.classes, img_size=side, stretch=settings["stretch"],
+                                    gray=settings["gray"])  # fmt: skip
+        chosen = range(min(REAL_PICTURES, len(pictures)))
+        images = [pictures[Draw(k, k, 0, False, (side, side))][0] for k in chosen]
+        found.append(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+    return found
+
+
+def judge(agreement: Agreement) -> None:
+    """Raise UserError unless all integers are those of PyTorch in float32, or else in float64."""
+    best = max(agreement.equal, agreement.equal_float64 or 0)
+    if best < agreement.outputs:
+        raise UserError(f"not written: {agreement.outputs - best} of {agreement.outputs} integers that the [yolo] layers read "
+                        "differ from PyTorch's; please report this")  # fmt: skip
+
+
+def write_vectors(path: Path, network: Network, picture: Tensor) -> None:
+    """A picture and every step's integers for it: `picture` uint8 (1, channels, side, side), `image`, and `0`, `1`, ..."""
+    result = run(network, picture.numpy(), keep=True)
+    maps = {"image" if number < 0 else str(number): ints.astype(np.int32) for number, ints in result.every.items()}
+    np.savez_compressed(path, picture=picture.numpy(), **maps)
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """{bytes: of each .bin file}."""
+    return {"bytes": {name: (folder / name).stat().st_size for name in dict.fromkeys(dump.FILES.values())}}
+
+
+def summary(network: Network, agreement: Agreement, tried: list[Tensor]) -> dict[str, Any]:
+    """What the check found. peak, bound: the greatest sum that came up, and that could come up, and its step."""
+    peak = max(agreement.peaks, key=agreement.peaks.get)
+    bound = max(range(len(network.steps)), key=lambda number: network.steps[number].bound)
+    return {
+        "steps": len(network.steps), "outputs": agreement.outputs, "equal": agreement.equal,
+        "equal_float64": agreement.equal_float64,
+        "tried": [list(batch.shape) for batch in tried], "peak": agreement.peaks[peak], "peak_step": peak,
+        "bound": network.steps[bound].bound, "bound_step": bound,
+    }  # fmt: skip
+
+
+def report(figures: dict[str, Any], network: Network) -> str:
+    """What a user reads."""
+    rows = [["folder", figures["folder"]]] + [[name, f"{size:,} bytes"] for name, size in figures["bytes"].items()]
+    tried = ", ".join("x".join(map(str, shape)) for shape in figures["tried"])
+    rows.append(["against PyTorch", f"{verdict(figures)} ({tried})"])
+    for key, words in (("peak", "greatest sum seen"), ("bound", "greatest sum possible")):
+        number, value = figures[f"{key}_step"], figures[key]
+        step = network.steps[number]
+        limits = f"{'fits' if value <= INT32 else 'exceeds'} int32, {'below' if value < EXACT else 'above'} float32's 2^24"
+        rows.append([words, f"{value:,} (step {number}, layer {step.layer} [{step.kind}]): {limits}"])
+    return format_table(["", ""], rows)
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    outputs, equal = figures["outputs"], figures["equal"]
+    if equal == outputs:
+        return f"{outputs:,} outputs, all equal"
+    return (f"{outputs:,} outputs, all equal to float64's; {outputs - equal:,} differ from float32's, which rounds sums "
+            "beyond 2^24")  # fmt: skip
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; put it in its place when the block ends without an exception.
+
+    Only an earlier dump is replaced: UserError where `path` is a file or holds anything else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, but a folder is to be written there; name another with --out")
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_FILES) if path.is_dir() else []
+    if foreign:
+        raise UserError(f"{path}: holds other files ({foreign[0]}); name a folder of its own with --out")
+    parent = make_folder(path.absolute().parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=parent) as workplace:
+            fresh = make_folder(Path(workplace) / "new")
+            yield fresh
+            _swap(fresh, path, Path(workplace) / "old")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _swap(fresh: Path, path: Path, aside: Path) -> None:
+    """Move `fresh` to `path`, what is there to `aside`, and that back if the first fails."""
+    if path.is_dir():
+        path.replace(aside)
+    try:
+        fresh.replace(path)
+    except OSError:
+        if aside.is_dir():
+            aside.replace(path)
+        raise
