@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.check_fix import Fix, write_clean
+from utils.check_fix import Fix, check_folder, write_clean
 from utils.check_network import anchor_figures
 from utils.check_read import read_subject
 from utils.check_subject import ERROR, SEVERITIES, Finding, Subject
@@ -42,12 +42,14 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Check, print the findings, with --fix write the cleaned copy and check that, too; exits with 1 if errors are left."""
     check_arguments(args)
+    out = Path(args.out) if args.out else Path(args.data).with_name(f"{Path(args.data).stem}-clean")
+    if args.fix:
+        check_folder(out)
     subject, findings = check(args, args.data)
     report = summarise(subject, findings)
     print(describe(subject, findings))
     if args.fix:
-        data = Path(args.data)
-        fix = write_clean(subject, Path(args.out) if args.out else data.with_name(f"{data.stem}-clean"))
+        fix = write_clean(subject, out)
         print(f"\n{fix_line(fix)}")
         subject, findings = check(args, str(fix.data))
         report["fixed"] = {"data": str(fix.data)} | summarise(subject, findings)

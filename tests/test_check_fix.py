@@ -61,6 +61,8 @@ def test_fix_writes_the_same_boxes(copy):
     assert (clean / "train.txt").read_text().split() == [str(clean / line) for line in listed]
     with pytest.raises(UserError, match=r"bccd-clean: is there already and not empty; .* --out"):
         copy.check("--fix")
+    with pytest.raises(UserError, match=r"a # begins a comment"):
+        copy.check("--fix", "--out", "clean#2")
 
 
 def test_a_set_that_validates_on_what_it_trains_on_stays_an_error(copy):

@@ -15,6 +15,7 @@ from utils.weights import save_checkpoint, save_weights
 
 SCRIPTS = (
     "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",
+    "check", "PTQ", "export", "benchmark_data",
     "data/make_shapes",
 )  # fmt: skip
 

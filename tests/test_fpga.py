@@ -87,7 +87,7 @@ def assert_bit_for_bit(model: Darknet, folder: Path, size: int = 64, tiling: Til
     for mine, raw in zip(found, raws, strict=True):
         assert mine.dtype == np.float32
         assert np.array_equal(mine, raw.detach().numpy())
-        assert np.unique(mine).size > 50  # neither all zeros nor all cut off
+        assert np.unique(mine).size > 10  # neither all zeros nor all cut off
 
 
 @pytest.mark.parametrize("settings", BITS, ids=lambda s: " ".join(f"{k}={v}" for k, v in s.items()) or "8 bits")

@@ -35,13 +35,10 @@ def write_clean(subject: Subject, out: Path) -> Fix:
     valid's are taken out of train, unless nothing would be left of it. Raises UserError when `out` holds something or there
     is nothing to write.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already and not empty; choose another folder with --out")
+    check_folder(out)
     if subject.data is None or not subject.data.classes or not any(split.paths for split in subject.splits):
         raise UserError("--fix: without classes and pictures there is nothing to write; mend the .data file first")
     folder = out.resolve()
-    if "#" in str(folder):
-        raise UserError(f"{folder}: a # begins a comment in a .data file; choose a folder without one with --out")
     again = {(name, path) for group in subject.twins for name, path in _later(group)}
     shared = _shared(subject)
     lists = {s.name: [p for p in s.paths if (s.name, p) not in again | shared] for s in subject.splits}
@@ -57,6 +54,14 @@ def write_clean(subject: Subject, out: Path) -> Fix:
         write_text(folder / f"{name}.txt", "".join(f"{folder / 'images' / targets[path]}\n" for path in paths))
     _write_data(subject, folder)
     return Fix(out / f"{folder.name}.data", len(targets), len(again - shared), len(shared))
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError for a folder that a cleaned copy can't be written to."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already and not empty; choose another folder with --out")
+    if "#" in str(out.resolve()):
+        raise UserError(f"{out.resolve()}: a # begins a comment in a .data file; choose a folder without one with --out")
 
 
 def _later(group: list[tuple[str, str]]) -> list[tuple[str, str]]:

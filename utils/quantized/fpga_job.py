@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import check_img_size
+from models import Darknet, check_img_size
 from utils.augment import FILL
 from utils.cfg import DataConfig
-from utils.cli import Loaded, format_table, sees_gray
+from utils.cli import Loaded, format_table
 from utils.datasets import DetectionDataset, Draw
 from utils.errors import UserError
+from utils.export_input import input_size, picture_settings
 from utils.files import make_folder
 from utils.quantized import integer_dump as dump
 from utils.quantized.fpga import lower
@@ -44,9 +45,10 @@ OWN_FILES = {dump.MANIFEST, VECTORS, *dump.FILES.values()}
 def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """Write the dump's folder, print and return the figures. Raises UserError, with nothing left behind, when the integers
     computed from the files differ from PyTorch's."""
-    settings, tiling, size = picture_settings(args, loaded), tiling_of(args), input_size(args, loaded)
+    quantized, tiling, size = quantized_model(args, loaded), tiling_of(args), input_size(args, loaded)
+    settings = picture_settings(args, loaded)
     tried = check_pictures(args, loaded, data, settings)
-    model = quantized_model(args, loaded).inference_copy(CPU)
+    model = quantized.inference_copy(CPU)
     network = lower(model, *size, settings["maxabs"])
     network.info |= description(loaded, size, settings)
     out = args.out or Path(args.weights).with_name(Path(args.weights).stem + "_fpga")
@@ -62,7 +64,7 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
     return figures
 
 
-def quantized_model(args: argparse.Namespace, loaded: Loaded) -> Any:
+def quantized_model(args: argparse.Namespace, loaded: Loaded) -> Darknet:
     """The loaded model; UserError unless all of it can be computed in integers."""
     settings = loaded.model.quantization
     if settings is not None and settings.fpga:
@@ -81,22 +83,6 @@ def tiling_of(args: argparse.Namespace) -> dump.Tiling | None:
     if not args.tm or not args.tn:
         raise UserError("--reorder needs --tm N and --tn N: the filters and input channels your accelerator computes at once")
     return dump.Tiling(args.tm, args.tn)
-
-
-def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:
-    """(height, width) of the network's input."""
-    sides = [side for part in args.img_size or [[loaded.img_size]] for side in part]
-    if len(sides) > 2:
-        raise UserError(f"--img-size: give one side or height and width, not {len(sides)} numbers")
-    for side in sides:
-        check_img_size(side, loaded.model.max_stride)
-    return sides[0], sides[-1]
-
-
-def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
-    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
-    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
-    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}
 
 
 def description(loaded: Loaded, size: tuple[int, int], settings: dict[str, bool]) -> dict[str, Any]:

@@ -1,0 +1,226 @@
+"""A .onnx in a Darknet's place: the same boxes, the same mAP, the same detections, whatever the graph was exported as."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detect
+import test as test_script
+from models import Darknet
+from tests.tiny import RESIDUAL, SPP, network
+from utils.cfg import write_cfg
+from utils.cli import load_model
+from utils.errors import UserError
+from utils.weights import is_onnx, save_checkpoint
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+ir = pytest.importorskip("onnx_ir")
+
+from utils.onnx_export import Plan, build, finish  # noqa: E402
+from utils.onnx_model import OnnxModel, load_detector  # noqa: E402
+
+CPU = torch.device("cpu")
+PLAIN = {"gray": False, "maxabs": False, "stretch": False}
+CELLS = """[net]
+width=64
+height=64
+channels=3
+[convolutional]
+filters=7
+size=16
+stride=16
+activation=linear
+[yolo]
+mask=0
+anchors=16,16
+classes=2
+num=1
+"""
+COLOURS = [(0, 0, 255), (255, 0, 0)]  # of class 0 and 1, BGR
+
+
+def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, int] = (64, 64), **plan: object) -> Path:
+    """What export.py writes, without its checks."""
+    chosen = Plan(size, **plan)
+    loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"]})
+    ir.save(finish(build(model, chosen), loaded, chosen, settings, "fp32"), path)
+    return path
+
+
+@torch.no_grad()
+def cells() -> Darknet:
+    """Sees an object in each bright cell of 16x16 pixels: red ones are class 0, blue ones class 1."""
+    model = Darknet(CELLS, 64).eval()
+    convolution = model.module_list[0].conv
+    convolution.weight.zero_()
+    convolution.bias.fill_(-10)
+    convolution.bias[:4] = 0
+    convolution.weight[4] = 40 / 256
+    convolution.weight[5, 0] = convolution.weight[6, 2] = 20 / 256
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cells as a checkpoint, and exported in several ways."""
+    folder, model = tmp_path_factory.mktemp("cells"), cells()
+    save_checkpoint(folder / "cells.pt", {"model": model.state_dict(), "cfg": CELLS, "names": ["red", "blue"], "settings": {}})
+    write(model, folder / "any.onnx")
+    write(model, folder / "raw.onnx", outputs="raw")
+    write(model, folder / "fixed.onnx", size=(32, 64), dynamic=False, batch=2)
+    write(model, folder / "square.onnx", dynamic=False, batch=2)
+    write(model, folder / "nms.onnx", outputs="nms", conf_thres=0.1, max_det=20)
+    write(model, folder / "stretched.onnx", {**PLAIN, "stretch": True}, size=(32, 64), dynamic=False)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Pictures of different shapes with blocks of both colours, labelled; some a bit beside the cells."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number, (height, width) in enumerate(((64, 64), (64, 128), (128, 64), (48, 64), (64, 64))):
+        image, lines = np.zeros((height, width, 3), np.uint8), []
+        scale = max(height, width) // 64
+        for label, (x, y) in enumerate(((0, 16), (32, 16))):
+            x1, y1, side = x * scale + 2 * number, y * scale + number, 16 * scale
+            image[y1 : y1 + side, x1 : x1 + side] = COLOURS[label]
+            lines.append(f"{label} {(x1 + side / 2) / width} {(y1 + side / 2) / height} {side / width} {side / height}")
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
+        (tmp_path / "labels" / f"{number}.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "x.names").write_text("red\nblue\n")
+    path = tmp_path / "x.data"
+    path.write_text(f"classes=2\nnames={tmp_path}/x.names\nvalid={tmp_path}/images\n")
+    return path
+
+
+def evaluated(data: Path, weights: Path, *more: object) -> object:
+    fixed = ("--data", data, "--weights", weights, "--device", "cpu", "--workers", 0, "--batch-size", 3)
+    return test_script.main(test_script.get_parser().parse_args([str(a) for a in (*fixed, *more)]))
+
+
+def most_confident(rows: torch.Tensor) -> torch.Tensor:
+    """The row of one picture's predictions with the largest objectness x class probability."""
+    return rows[(rows[:, 4:5] * rows[:, 5:]).amax(1).argmax()]
+
+
+@pytest.mark.parametrize("outputs", ["decoded", "raw"])
+def test_gives_what_the_network_gives(outputs: str, tmp_path: Path) -> None:
+    """Two heads; raw maps are decoded outside the graph."""
+    model = network(SPP)
+    loaded = load_detector("", write(model, tmp_path / "x.onnx", outputs=outputs))
+    images = torch.rand(2, 3, 32, 96)
+    with torch.no_grad():
+        expected = model(images)[0]
+    run = loaded.model.inference_copy(CPU)
+    decoded, raws = run(images)
+    torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-4)
+    assert (raws, run.dtype, run.max_stride) == ([], torch.float32, model.max_stride)
+    assert (loaded.names, loaded.img_size, loaded.shape, loaded.settings) == (["red", "blue"], 64, (64, 64), PLAIN)
+    assert run.defs == model.defs
+    assert run.runtime(CPU) == "ONNX Runtime on the CPU, fp32"
+
+
+def test_graph_of_one_size_takes_pictures_of_any(files: Path) -> None:
+    """32x64, two at a time: smaller ones are padded on the right and below, larger ones scaled down first."""
+    model, images = OnnxModel(files / "fixed.onnx"), torch.zeros(3, 3, 32, 32)
+    images[2, 0, 16:, :16] = 1
+    with torch.no_grad():
+        expected = cells()(images)[0]
+    found = model(images)[0]
+    assert found.shape == (3, 8, 7)
+    torch.testing.assert_close(most_confident(found[2]), most_confident(expected[2]), rtol=1e-4, atol=1e-4)
+    large = torch.zeros(1, 3, 64, 64)
+    large[0, 2, 32:, 32:] = 1  # a quarter, which becomes one cell
+    row = most_confident(model(large)[0][0])
+    torch.testing.assert_close(row[:4], torch.tensor([48.0, 48, 32, 32]))
+    assert row[6] > row[5]
+    stretched = OnnxModel(files / "stretched.onnx")
+    wide = torch.zeros(1, 3, 64, 64)
+    wide[0, 0, :32, :16] = 1
+    row = most_confident(stretched(wide)[0][0])
+    torch.testing.assert_close(row[:4], torch.tensor([8.0, 16, 16, 32]))
+
+
+@pytest.mark.parametrize("name", ["any", "raw", "square", "nms"])
+def test_map_is_that_of_the_checkpoint(name: str, data: Path, files: Path, capsys: pytest.CaptureFixture) -> None:
+    expected = evaluated(data, files / "cells.pt", "--precision", "fp32", "--img-size", 64)
+    found = evaluated(data, files / f"{name}.onnx", "--json", data.parent / "x.json")
+    assert found.map == pytest.approx(expected.map, abs=0.003)
+    assert found.map50 == pytest.approx(expected.map50, abs=0.003)
+    assert 0.2 < expected.map < 0.99
+    assert (found.params, found.macs) == (expected.params, expected.macs)
+    printed = capsys.readouterr().out
+    assert "ONNX Runtime on the CPU, fp32" in printed
+    assert ("NMS is in the graph and leaves confidences above 0.1, 20 boxes a picture" in printed) == (name == "nms")
+    assert (data.parent / "x.json").exists()
+
+
+@pytest.mark.parametrize("name", ["any", "raw", "fixed", "nms"])
+def test_detections_are_those_of_the_checkpoint(name: str, data: Path, files: Path, tmp_path: Path, capsys) -> None:
+    found = []
+    for weights in (files / "cells.pt", files / f"{name}.onnx"):
+        out = tmp_path / weights.name
+        arguments = ["--weights", weights, "--source", data.parent / "images" / "1.png", "--output", out]
+        fixed = ["--save-txt", "--device", "cpu", "--img-size", "64"]
+        detect.main(detect.get_parser().parse_args([*map(str, arguments), *fixed]))
+        found.append(np.array([line.split() for line in (out / "1.txt").read_text().splitlines()], float))
+    assert len(found[0]) == 2
+    np.testing.assert_allclose(*found, atol=2e-3)
+    assert "1 blue, 1 red" in capsys.readouterr().out
+
+
+def test_test_time_augmentation_and_benchmark(data: Path, files: Path) -> None:
+    assert evaluated(data, files / "any.onnx", "--augment").map50 > 0.5
+    with pytest.raises(UserError, match=r"--task benchmark: .*fixed.onnx takes one size only; export it without --static"):
+        evaluated(data, files / "fixed.onnx", "--task", "benchmark")
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), [
+    ("any", {"cfg": "x.cfg"}, r"any.onnx: was exported from another cfg than .*; it carries its own, so leave --cfg out"),
+    ("any", {"gray": True}, r"--gray-scale: .*any.onnx was exported for 3 channels"),
+    ("fixed", {"img_size": 96}, r"--img-size 96: .*fixed.onnx was exported for 32x64 only"),
+    ("any", {"img_size": 70}, r"--img-size 70: this network needs a multiple of 16; the nearest is 64"),
+])  # fmt: skip
+def test_mistakes(name: str, arguments: dict, message: str, files: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.cfg").write_text(RESIDUAL)
+    with pytest.raises(UserError, match=message):
+        load_detector(**{"cfg": "", "weights": files / f"{name}.onnx"} | arguments)
+
+
+def test_other_classes_and_precisions(data: Path, files: Path) -> None:
+    data.write_text(data.read_text().replace("classes=2", "classes=1").replace("x.names", "one.names"))
+    (data.parent / "one.names").write_text("red\n")
+    with pytest.raises(UserError, match=r"any.onnx: has 2 classes, but .*x.data has 1"):
+        evaluated(data, files / "any.onnx")
+    with pytest.raises(UserError, match=r"--precision bf16: .*any.onnx computes in fp32, which its export decided"):
+        OnnxModel(files / "any.onnx").inference_copy(CPU, "bf16")
+
+
+def test_files_that_are_not_ours(files: Path, tmp_path: Path) -> None:
+    """Recognised by content; what isn't export.py's, or is damaged, or can't be trained, is said in one line."""
+    strange = tmp_path / "strange.weights"
+    graph = onnx.load(files / "any.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, str(strange))
+    assert is_onnx(strange)
+    assert not is_onnx(files / "cells.pt")
+    with pytest.raises(UserError, match=r"strange.weights: this ONNX file lacks the metadata that export.py writes"):
+        load_detector("", strange)
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes((files / "any.onnx").read_bytes()[:500])
+    with pytest.raises(UserError, match=r"damaged.onnx: ONNX Runtime .* can't run this file") as caught:
+        load_detector("", damaged)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"any.onnx: an ONNX file can be run \(test.py, detect.py\), but not changed; name the"):
+        load_model("", files / "any.onnx")
+
+
+def test_cfg_beside_it_may_be_its_own(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.cfg").write_text(write_cfg(cells().defs))
+    assert load_detector(tmp_path / "x.cfg", files / "any.onnx", 96).img_size == 96

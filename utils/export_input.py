@@ -1,0 +1,26 @@
+"""What an exported network's input is: its size, and how pictures are prepared for it; the same for every format."""
+
+import argparse
+
+from models import check_img_size
+from utils.cli import Loaded, sees_gray
+from utils.errors import UserError
+
+
+def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:
+    """(height, width) of the network's input: --img-size, or what the network was trained with.
+
+    Raises UserError for more than two numbers, and for sides that don't fit the network's stride.
+    """
+    sides = [side for part in args.img_size or [[loaded.img_size]] for side in part]
+    if len(sides) > 2:
+        raise UserError(f"--img-size: give one side or height and width, not {len(sides)} numbers")
+    for side in sides:
+        check_img_size(side, loaded.model.max_stride)
+    return sides[0], sides[-1]
+
+
+def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
+    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
+    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
+    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}
