@@ -42,6 +42,11 @@ class QuantizerConfig:
     def quant_max(self) -> int:
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
+    @property
+    def covers(self) -> bool:
+        """Whether no value can lie outside the grid, so that nothing has to be cut off."""
+        return self.dynamic and self.observer == "minmax" and self.symmetric and not self.power_of_two
+
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """(scale, zero point) of a range, which is widened to hold 0: padding must be on the grid. Shapes as given."""
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -101,11 +106,20 @@ class FakeQuantize(nn.Module):
             return torch.fake_quantize_per_tensor_affine(x, *self._constants, self.quant_min, self.quant_max)
         return self.place(x, *(_against(p, x) for p in self.qparams(x.detach())))
 
+    def traced(self, kernel: Tensor, unit: Tensor) -> Tensor:
+        """A kernel that lies on its grid, with an operator around it that tells an exporter the scale. unit: of `integers`."""
+        most = 2**self.config.bits - 1 if self.config.odd else self.quant_max
+        scale = unit.expand(len(kernel)).contiguous()
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(kernel, scale, zero_point, 0, -most, most)
+
     def place(self, x: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
         """x on the grid of a given scale, which broadcasts against x."""
         if self.config.odd:
             half, levels = scale / 2, 2**self.config.bits
             return onto_grid(x + half, scale, 1 - levels // 2, levels // 2) - half
+        if self.config.covers:
+            return onto_grid(x, scale)
         if self.config.symmetric:
             return onto_grid(x, scale, self.quant_min, self.quant_max)
         return onto_grid(x, scale, self.quant_min - zero_point, self.quant_max - zero_point)
@@ -174,6 +188,34 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config}, enabled={self.enabled}"
+
+
+class MatrixQuantize(FakeQuantize):
+    """The quantizer of one matrix (rows, columns), which `fix` leaves rounded: what eval mode computes anyway, once instead
+    of every time."""
+
+    def __init__(self, config: QuantizerConfig, where: str, linear: nn.Linear) -> None:
+        super().__init__(config, where)
+        self.linear = (linear,)  # in a tuple: it is a part of another module
+        self.unit: Tensor | None = None  # of the integers, once they are fixed
+
+    def round(self, x: Tensor) -> Tensor:
+        if self.unit is None:
+            return super().round(x)
+        return self.traced(x, self.unit) if torch.compiler.is_exporting() else x
+
+    def integers(self, x: Tensor, least: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        return super().integers(x, least) if self.unit is None else ((x / _against(self.unit, x)).round(), self.unit)
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        if self.off or self.unit is not None:
+            return
+        (linear,) = self.linear
+        rounded, unit = self.round(linear.weight), self.integers(linear.weight)[1]
+        del self.unit
+        linear.weight = nn.Parameter(rounded, requires_grad=False)
+        self.register_buffer("unit", unit, persistent=False)
 
 
 def _against(row: Tensor, x: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import layers as l
-from utils.quantized.fake_quantize import FakeQuantize, QuantizerConfig
-from utils.quantized.rounding import UNBOUNDED, onto_grid, power_of_two
+from utils.quantized.fake_quantize import FakeQuantize, MatrixQuantize, QuantizerConfig
+from utils.quantized.rounding import onto_grid, power_of_two
 
 # What happens to a kernel before it is rounded. tanh: the normalised kernels of DoReFa (formula (9), Zhou et al. 2016),
 # tanh(w) / max|tanh(w)|, times that maximum: the largest kernel value doesn't change much, so that trained weights are a
 # beginning, and convolutions without a batch normalisation, which would make up for it, keep their size.
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda w: w, "tanh": torch.tanh}
+BIAS_LIMIT = 2.0**30  # steps of the 32-bit sums that a bias is added to
 LEAST_FACTOR = 1e-12  # of a batch normalisation whose gamma is 0: a scale is divided by it
 
 
@@ -76,8 +77,8 @@ class QuantConv2d(QuantLayer, l.Convolution):
     convolution instead of two. Eval: one convolution with the rounded folded kernel and the folded bias. Without `fold` the
     kernel is rounded first, and the factor goes into the scales.
 
-    weight_quant: the kernel's quantizer, without state; transform: see TRANSFORMS; exact_bias: the bias is a whole
-    multiple of the sums' step (FPGA).
+    weight_quant: the kernel's quantizer, without state; transform: see TRANSFORMS; exact_bias: the kernel's scale is large
+    enough for every bias to fit 32 bits of the sums' steps (FPGA); else filters too faint for theirs keep a float one.
     """
 
     weight_quant: FakeQuantize
@@ -126,15 +127,16 @@ class QuantConv2d(QuantLayer, l.Convolution):
         kernel, factor = TRANSFORMS[self.transform](self.conv.weight.detach()), self._factor()
         if self.fold and factor is not None:
             kernel = kernel * _column(factor)
-        bias, least = self._folded_bias(), 0.0
-        if self.exact_bias and not self.reads[0].off:  # in steps of the sums, which 32 bits have to hold
+        bias, least, sums = self._folded_bias(), 0.0, not self.reads[0].off  # whether integers are summed up
+        if self.exact_bias and sums:  # 32 bits have to hold the bias
             step = self.reads[0].qparams()[0]
-            least = power_of_two(torch.log2(bias.abs().amax() / (step * 2**30)).clamp(-126, 126).ceil())
+            least = power_of_two(torch.log2(bias.abs().amax() / (step * BIAS_LIMIT)).clamp(-126, 126).ceil())
         integers, unit = self.weight_quant.integers(kernel, least)
-        if self.exact_bias and not self.reads[0].off:
-            bias = onto_grid(bias, unit * step, -UNBOUNDED, UNBOUNDED)
         if not self.fold and factor is not None:
             integers, unit = integers * _column(factor.sign()), unit * factor.abs()
+        if sums:
+            step = unit * self.reads[0].qparams()[0]
+            bias = torch.where(bias.abs() < step * BIAS_LIMIT, onto_grid(bias, step), bias)
         return Deployed(integers.int(), unit, bias)
 
     @torch.no_grad()
@@ -173,12 +175,8 @@ class QuantConv2d(QuantLayer, l.Convolution):
 
     def _fused_kernel(self) -> Tensor:
         """The stored kernel; for an exporter, with the rounding that made it, so that it can store integers."""
-        if not torch.compiler.is_exporting():
-            return self.conv.weight
-        most = 2**self.weight_quant.config.bits - 1 if self.weight_quant.config.odd else self.weight_quant.quant_max
-        scale = self.kernel_scale.expand(len(self.conv.weight)).contiguous()
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(self.conv.weight, scale, zero_point, 0, -most, most)
+        exporting = torch.compiler.is_exporting()
+        return self.weight_quant.traced(self.conv.weight, self.kernel_scale) if exporting else self.conv.weight
 
 
 def _column(row: Tensor) -> Tensor:
@@ -199,8 +197,8 @@ class QuantShortcut(QuantLayer, l.Shortcut):
     def forward(self, *maps: Tensor) -> Tensor:
         if self.way and not any(q.off for q in self.reads):
             scales = torch.cat([q.qparams()[0] for q in self.reads])
-            shared = scales.amin() if self.way == 1 else scales.amax()
-            maps = tuple(onto_grid(m, shared, -UNBOUNDED, UNBOUNDED) for m in maps)
+            shared = scales.min() if self.way == 1 else scales.max()
+            maps = tuple(onto_grid(m, shared) for m in maps)
         return super().forward(*maps)
 
 
@@ -209,7 +207,10 @@ class QuantSqueezeExcite(QuantLayer, l.SqueezeExcite):
 
     def prepare(self, kernel: QuantizerConfig, activation: QuantizerConfig, pre: QuantizerConfig, where: str) -> None:
         """Make what was a SqueezeExcite a QuantSqueezeExcite. pre: before the hard sigmoid."""
-        self.weight_quants = nn.ModuleList(FakeQuantize(kernel, f"{where}: weight_quants.{k}") for k in range(2))
+        matrices = (self.se.fc[0], self.se.fc[2])
+        self.weight_quants = nn.ModuleList(
+            MatrixQuantize(kernel, f"{where}: weight_quants.{k}", matrix) for k, matrix in enumerate(matrices)
+        )
         self.mean_quant = FakeQuantize(activation, f"{where}: mean_quant")
         self.hidden_quant = FakeQuantize(activation, f"{where}: hidden_quant")
         self.se_pre_quant = FakeQuantize(pre, f"{where}: se_pre_quant")

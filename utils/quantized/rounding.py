@@ -5,29 +5,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNBOUNDED = 2**31 - 128  # as a limit of integers: 32 bits, of the numbers that float32 has
+Limit = Tensor | float | None
 
 
 class _OntoGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Limit, high: Limit) -> Tensor:
+        ctx.limits = low, high
         steps = x * (1 / scale)
+        if low is None:
+            return steps.round_().mul_(scale)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(steps)
-            ctx.limits = low, high
             return steps.round().clamp_(low, high).mul_(scale)
         return steps.round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (steps,), (low, high) = ctx.saved_tensors, ctx.limits
+        low, high = ctx.limits
+        if low is None:
+            return gradient, None, None, None
+        (steps,) = ctx.saved_tensors
         if isinstance(low, Tensor):
             return gradient * ((steps >= low - 0.5) & (steps <= high + 0.5)), None, None, None
         return torch.ops.aten.hardtanh_backward(gradient, steps, low - 0.5, high + 0.5), None, None, None
 
 
-def onto_grid(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """round(x / scale), half to even, limited to low..high, times scale: in float32 bit for bit what
+def onto_grid(x: Tensor, scale: Tensor, low: Limit = None, high: Limit = None) -> Tensor:
+    """round(x / scale), half to even, limited to low..high if they are given, times scale: in float32 bit for bit what
     torch.fake_quantize_per_tensor_affine gives for low = quant_min - zero_point, high = quant_max - zero_point.
 
     The gradient is a straight-through estimator's (Bengio et al. 2013): 1 for what the limits left alone, 0 for what they
