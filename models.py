@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from utils.boxes import decode
 from utils.cfg import parse_cfg
+from utils.cpu_inference import speed_up
 from utils.definitions import Defs
 from utils.devices import inference_dtype
 from utils.errors import UserError
@@ -127,6 +128,8 @@ class Darknet(nn.Module):
         model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         for source, _ in model.head_convolutions():
             model.module_list[source].float().float_input = True
+        if device.type == "cpu" and self.quantization is None:
+            speed_up(model)
         return model
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from utils import definitions as c
 from utils.cli import Loaded, load_model
+from utils.devices import PRECISIONS
 from utils.distill_losses import KDSTR, Observed
 from utils.distributed import mean_over_processes
 from utils.errors import UserError
@@ -135,8 +136,8 @@ def _surviving(student: c.Defs, teacher: c.Defs) -> tuple[ChannelGraph, np.ndarr
 
 @dataclass
 class Teacher:
-    """A trained network, fused and frozen. heads: for each head of the student the number of the teacher's; maxabs: whether
-    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number before it was fused."""
+    """A trained network. heads: for each head of the student the number of the teacher's; maxabs: whether
+    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number."""
 
     model: "Darknet"
     heads: list[int]
@@ -171,7 +172,6 @@ def load_teacher(args: argparse.Namespace, student: "Darknet", gray: bool) -> Te
         raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
                         f"stride; {others}")  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
-    model.fuse().eval().requires_grad_(False)
     return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)
 
 
@@ -262,16 +262,16 @@ class Distiller:
 
     `adapters` are 1x1 convolutions from the student's channels to the teacher's where neither the student's cfg nor equal
     counts tell which channels belong together. They learn with the student, and only a resumed run needs them.
-    clock: seconds spent on the teacher and the terms.
+    clock: seconds spent on the teacher and the terms. dtype: what the student's autocast computes in, None for float32; the
+    teacher, as for inference, in the same.
     """
 
     def __init__(self, teacher: Teacher, number: int, weight: float, temperature: float | None, device: torch.device,
-                 seed: int = 0) -> None:  # fmt: skip
+                 seed: int = 0, dtype: torch.dtype | None = None) -> None:  # fmt: skip
         self.strategy, self.weight = KDSTR[number], weight
         self.temperature = temperature or self.strategy.temperature
-        self.teacher, self.heads, self.links, self.maxabs = teacher.model, teacher.heads, teacher.links, teacher.maxabs
-        self._parameters = teacher.parameters
-        self.teacher.to(device=device, memory_format=torch.channels_last)
+        self.heads, self.links, self.maxabs, self._parameters = teacher.heads, teacher.links, teacher.maxabs, teacher.parameters
+        self.teacher = teacher.model.inference_copy(device, _precision(teacher.model, dtype))
         self.adapters = nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the same in all processes
@@ -301,8 +301,8 @@ class Distiller:
         student's raw maps, targets (n, 6) as for the detection loss. Their sum belongs to the loss."""
         with self.clock.running():
             theirs: dict[int, Tensor] = {}
-            with torch.no_grad(), run.autocast(), listening(self.teacher, [link.teacher for link in self.links], theirs):
-                outputs = self.teacher(self._as_trained(images, run.plan.maxabs))[1]
+            with torch.no_grad(), listening(self.teacher, [link.teacher for link in self.links], theirs):
+                outputs = self.teacher(self._as_trained(images, run.plan.maxabs).to(self.teacher.dtype))[1]
             size = tuple(images.shape[-2:])
             with torch.autocast(images.device.type, enabled=False):
                 observed = Observed(
@@ -351,6 +351,12 @@ class Distiller:
         if self.adapters:
             say(f"the student's cfg doesn't tell which of the teacher's channels it kept: {len(self.adapters)} maps are "
                 "compared through 1x1 convolutions that are trained along")  # fmt: skip
+
+
+def _precision(teacher: "Darknet", dtype: torch.dtype | None) -> str:
+    if teacher.quantization:  # its integers are exact in nothing else
+        return "fp32"
+    return next(name for name, known in PRECISIONS.items() if known is (dtype or torch.float32))
 
 
 def _picked(link: Link, device: torch.device) -> Tensor | None:

@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     run = Run(loaded.model, hyp, plan, device, dtype, world)
     run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
     if teacher:
-        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed))
+        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype))
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
