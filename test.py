@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from models import Darknet
@@ -122,9 +123,11 @@ def table_rows(result: Evaluation) -> list[list[Any]]:
 
 def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int, loaded: Loaded) -> str:
     device = select_device(args.device)
-    runtime = f"{device}, {inference_dtype(device, args.precision)}".replace("torch.", "")
     if isinstance(loaded.model, OnnxModel):
         runtime = loaded.model.runtime(device)
+    else:
+        dtype = torch.float32 if loaded.model.quantization else inference_dtype(device, args.precision)
+        runtime = f"{device}, {dtype}".replace("torch.", "")
     parts = ", ".join(f"{name} {value:.1f} ms" for name, value in result.speed_ms.items())
     return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {runtime})"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cfg.make_variants import VARIANTS
 from models import Darknet
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
@@ -24,13 +25,16 @@ CELLS = [(strategy, percent) for strategy in STRATEGIES for percent in PERCENTS]
 
 
 def networks(shared: Path) -> dict[str, Path]:
-    """Every network of cfg/ and of Darknet's own cfg files, by a name of its own."""
+    """Every network of cfg/ and of Darknet's own cfg files, by a name of its own; not the variants for datasets, which differ
+    from theirs in the filters before the heads only."""
     own = {f"cfg/{p.stem}": p for p in sorted((ROOT / "cfg").glob("*/*.cfg")) if is_source(p)}
     return own | {f"darknet/{p.stem}": p for p in sorted((shared / "darknet/cfg").glob("*.cfg"))}
 
 
 def is_source(path: Path) -> bool:
-    """Whether a cfg below cfg/ is one of the project's, not one that a prune script left there."""
+    """Whether a cfg below cfg/ is one of the project's networks, not one that make_variants.py or a prune script wrote."""
+    if f"{path.parent.name}/{path.stem}" in VARIANTS:
+        return False
     return not path.parent.name.startswith(tuple(f"{s}_" for s in STRATEGIES))
 
 

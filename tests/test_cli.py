@@ -16,7 +16,7 @@ from utils.weights import save_checkpoint, save_weights
 SCRIPTS = (
     "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",
     "check", "PTQ", "export", "benchmark_data",
-    "data/make_shapes",
+    "data/make_shapes", "cfg/make_variants",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_every_script_explains_itself(pytestconfig):
     """One process for all: importing torch takes seconds."""
     code = f"""
 import importlib, sys
-sys.path.insert(0, "data")
+sys.path[:0] = ["data", "cfg"]
 for name in {SCRIPTS!r}:
     module = importlib.import_module(name.split("/")[-1])
     try:

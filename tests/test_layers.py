@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from models import Darknet
 from tests.test_models import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
+from utils import definitions
 from utils import layers as l
 from utils.activations import ACTIVATIONS, activation
 from utils.cfg import parse_cfg, write_cfg
@@ -284,3 +285,19 @@ def test_net_needs_a_size(line):
     text = "\n".join(line if row.startswith(key) else row for row in NET.splitlines()) + "\n" + conv(4)
     with pytest.raises(UserError, match=rf"\[net\]: {line}: must be at least 1"):
         parse_cfg(text)
+
+
+def test_depthwise_kernels_learn_in_float32_under_the_cpu_s_autocast():
+    torch.manual_seed(0)
+    layer = l.Convolution(
+        definitions.Depthwise(size=3, stride=2, pad=1, filters=6, activation="linear", batch_normalize=0), 6
+    ).train()
+    x = torch.randn(2, 6, 9, 9, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x)
+    exact = layer.conv(x)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+    gradient = torch.randn_like(found)
+    wanted = torch.autograd.grad(exact, (x, layer.conv.weight), gradient.float())
+    for a, b in zip(torch.autograd.grad(found, (x, layer.conv.weight), gradient), wanted, strict=True):
+        torch.testing.assert_close(a, b)

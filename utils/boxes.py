@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert
 
 if TYPE_CHECKING:
     from utils.datasets import ImageInfo
@@ -62,7 +61,8 @@ def decode(raw: Tensor, anchors: Tensor, stride: float, scale_x_y: float = 1.0, 
 
 def to_corners(boxes: Tensor) -> Tensor:
     """(..., 4) cx cy w h -> x1 y1 x2 y2."""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    centre, half = boxes[..., :2], boxes[..., 2:4] / 2
+    return torch.cat((centre - half, centre + half), -1)
 
 
 def nms(
@@ -111,6 +111,8 @@ def _first_kept(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thres: float,
     Whether a box is kept depends on better ones only, so the best thousand are tried first: if they yield enough, the
     other candidates (tens of thousands, from an untrained network) need not be compared at all.
     """
+    from torchvision.ops import batched_nms  # here, as it takes a second and a half that most scripts can do without
+
     boxes = boxes.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
     count = 1000
     while True:

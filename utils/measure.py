@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from models import Darknet
 
 
-LATENCY_SECONDS = 1.5
+LATENCY_SECONDS = 0.75
 LATENCY_WARMUP = 1
 
 
