@@ -12,17 +12,18 @@ from taught import CFG, ONE_HEAD, pruned, save
 from test_train import BASE, ROOT, here, interrupt_at, results, train_with  # noqa: F401 (here is a fixture)
 from tiny import network
 
+from make_cfg import set_classes
 from models import Darknet
-from utils.cfg import write_cfg
+from utils.cfg import parse_cfg, write_cfg
 from utils.distill import KDSTR
 from utils.errors import UserError
 from utils.hyp import FINETUNE, Hyp
 from utils.weights import load_checkpoint, save_weights
 
 
-def write_networks(strategy: str = "normal", percent: float = 0.4, shortcuts: int = 0) -> None:
+def write_networks(strategy: str = "normal", percent: float = 0.4, shortcuts: int = 0, cfg: str = CFG) -> None:
     """t.pt, the teacher; s.cfg and s.weights, its pruned self."""
-    teacher, student = pruned(strategy, percent=percent, shortcuts=shortcuts)
+    teacher, student = pruned(strategy, cfg, percent, shortcuts)
     save(teacher, Path("t.pt"))
     Path("s.cfg").write_text(write_cfg(student.defs))
     save_weights(student, "s.weights")
@@ -94,3 +95,25 @@ def test_two_processes_distil_as_one(here):  # noqa: F811
     one, two = results("results_one.txt"), results("results_two.txt")
     for column in ("total", "kd_feat"):
         np.testing.assert_allclose(two[column], one[column], rtol=1e-4, err_msg=column)
+
+
+NAMED = [
+    ("yolov3tiny/yolov3-tiny", "normal", 0),
+    ("yolov3tiny/yolov3-tiny", "slim", 0),
+    ("yolov3-mobilenet/yolov3-mobilenet-coco", "regular", 0),
+    ("yolov3/yolov3", "layer_channel", 8),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "strategy", "shortcuts"), NAMED)
+def test_an_epoch_of_every_strategy_on_real_networks(here, name, strategy, shortcuts):  # noqa: F811
+    """Every --KDstr, on networks of cfg/ made for two classes, each pruned as its users would."""
+    defs = parse_cfg(ROOT / "cfg" / f"{name}.cfg")
+    set_classes(defs, 2)
+    defs.net.width = defs.net.height = 64
+    write_networks(strategy, 0.5, shortcuts, cfg=write_cfg(defs))
+    for number in KDSTR:
+        train_with(f"--epochs 1 --t_weights t.pt --KDstr {number} --name k{number}", STUDENT + " --img-size 64")
+        table = results(f"results_k{number}.txt")
+        assert all(np.isfinite(table[term][0]) and table[term][0] > 0 for term in KDSTR[number].terms)

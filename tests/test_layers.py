@@ -296,7 +296,8 @@ def test_depthwise_kernels_learn_in_float32_under_the_cpu_s_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(x)
     exact = layer.conv(x)
-    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())
     gradient = torch.randn_like(found)
     wanted = torch.autograd.grad(exact, (x, layer.conv.weight), gradient.float())
     for a, b in zip(torch.autograd.grad(found, (x, layer.conv.weight), gradient), wanted, strict=True):
