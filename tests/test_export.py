@@ -31,8 +31,6 @@ from utils.onnx_export import Plan, build, finish  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = sorted(p for p in (ROOT / "cfg").glob("*/*.cfg") if "_" not in p.parent.name)
-HALVED = "[maxpool]\nsize=2\nstride=2\n"
-POOLED = NET + conv(8, activation="relu6") + (conv(8) + HALVED) * 2 + conv(12, activation="mish") + head()
 SETTINGS = {"gray": False, "maxabs": False, "stretch": False}
 
 
@@ -63,13 +61,19 @@ def assert_equal(model: Darknet, run: "ort.InferenceSession", images: torch.Tens
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
 def quantized(cfg: str, img_size: int = 64, **settings: object) -> Darknet:
     """A quantized network whose ranges are those of some noise."""
     model = quantize(network(cfg, img_size), Settings(**settings)).eval()
+    return calibrate(model, img_size)
+
+
+@torch.no_grad()
+def calibrate(model: Darknet, img_size: int = 64) -> Darknet:
+    """Observe some noise, in batches: ranges of a single one would make exact halves of many values."""
     for quantizer in quantizers(model):
         quantizer.train()
-    model(pictures(4))
+    for batch in (4, 3, 2):
+        model(pictures(batch, img_size, img_size))
     return model.eval()
 
 
@@ -108,6 +112,7 @@ def test_pruned_network_of_another_shape(tmp_path: Path) -> None:
     pruner = Pruner(model, "normal", Limits())
     small = pruner.compact(pruner.choose(Amount(0.5)))
     ir.save(build(small, Plan((32, 96), dynamic=False)), tmp_path / "x.onnx")
+    assert small.defs != model.defs
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert_equal(small, session(tmp_path / "x.onnx"), pictures(2, 32, 96))
 
@@ -124,95 +129,24 @@ def test_raw_maps_of_one_size_and_batch(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, raw.numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.xfail(reason="the int8 graph is in work (issue 6)", strict=False)
 @pytest.mark.parametrize("max_det", [5, 1000])  # fewer than NMS leaves, and more than there are boxes
 def test_nms_in_the_graph_equals_ours(max_det: int, tmp_path: Path) -> None:
+    """Of the same boxes: those of PyTorch may differ in their last bits, and come in another order."""
     model, plan = network(RESIDUAL), Plan((64, 64), True, outputs="nms", conf_thres=0.2, iou_thres=0.4, max_det=max_det)
     loaded = type("Loaded", (), {"model": model, "names": ["cat", "dog"]})
     ir.save(finish(build(model, plan), loaded, plan, SETTINGS, "fp32"), tmp_path / "x.onnx")
     images = pictures(3)
+    (result,) = onnx_check.run_graph(tmp_path / "x.onnx", plan, [images])
     (rows,) = session(tmp_path / "x.onnx").run(None, {"images": images.numpy()})
+    np.testing.assert_array_equal(rows, result.rows)
     assert rows.shape == (3, max_det, 6)
     with torch.no_grad():
-        expected = nms(model(images)[0], 0.2, 0.4, max_det=max_det)
+        np.testing.assert_allclose(result.maps[0], model(images)[0].numpy(), rtol=1e-4, atol=1e-4)
+    expected = nms(torch.from_numpy(result.maps[0]), 0.2, 0.4, max_det=max_det)
     assert sum(map(len, expected)) > 10
     for found, kept in zip(rows, expected, strict=True):
-        np.testing.assert_allclose(found[: len(kept)], kept.numpy(), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(found[: len(kept)], kept.numpy(), rtol=1e-6, atol=1e-4)
         assert not found[len(kept) :].any()
-
-
-@pytest.mark.xfail(reason="the int8 graph is in work (issue 6)", strict=False)
-@pytest.mark.parametrize(("cfg", "settings"), [
-    (CSP, {"strategy": 1}), (POOLED, {"strategy": 2}), (CSP, {"strategy": 1, "a_bit": 4, "w_bit": 4}),
-    (RESIDUAL, {"strategy": 1, "fpga": True}),
-], ids=["google", "dorefa", "4-bit", "fpga"])  # fmt: skip
-def test_quantized_graphs_equal_pytorch(cfg: str, settings: dict, tmp_path: Path) -> None:
-    """Wherever two roundings agree the values are equal; the few values that lie between two integers may part."""
-    model = quantized(cfg, **settings)
-    run, images = written(model, tmp_path / "x.onnx"), pictures(2, 64, 96)
-    with torch.no_grad():
-        expected = model(images)[0].numpy()
-    (found,) = run.run(None, {"images": images.numpy()})
-    errors = np.abs(found - expected) / np.maximum(1, np.abs(expected))
-    assert np.mean(errors > 1e-3) < 0.01
-    stored = Counter(t.data_type for t in onnx.load(tmp_path / "x.onnx").graph.initializer if len(t.dims) == 4)
-    assert stored[onnx.TensorProto.INT8] == convolutions(model) - 1  # the image's
-
-
-def convolutions(model: Darknet) -> int:
-    return sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
-
-
-@pytest.mark.xfail(reason="the int8 graph is in work (issue 6)", strict=False)
-def test_onnx_runtime_computes_in_integers(tmp_path: Path) -> None:
-    """All but the convolutions of the image and before [yolo] become QLinearConv, with leaky, poolings and routes between
-    them on bytes; relu6 has gone; pooling comes before leaky and, after the image's convolution, before rounding."""
-    chosen = NET + conv(8) + (HALVED + conv(8)) * 2 + conv(8, activation="relu6")
-    chosen += "[route]\nlayers=-1,-2\n" + head()
-    written(quantized(chosen, strategy=1), tmp_path / "x.onnx")
-    session(tmp_path / "x.onnx", tmp_path / "fast.onnx")
-    fast = onnx.load(tmp_path / "fast.onnx").graph
-    kinds = Counter(node.op_type for node in fast.node)
-    assert (kinds["QLinearConv"], kinds["Conv"], kinds["QLinearLeakyRelu"]) == (3, 2, 3)
-    assert (kinds["MaxPool"] + kinds["NhwcMaxPool"], kinds["QLinearConcat"]) == (2, 1)
-    assert not {"LeakyRelu", "Clip", "Concat"} & {n.op_type for n in fast.node if on_maps(n)}
-    order = [n.op_type for n in onnx.load(tmp_path / "x.onnx").graph.node if n.op_type in ("MaxPool", "LeakyRelu", "Conv")]
-    assert order == ["Conv", "MaxPool", "LeakyRelu", "Conv", "MaxPool", "LeakyRelu", "Conv", "LeakyRelu", "Conv", "Conv"]
-
-
-def on_maps(node: "onnx.NodeProto") -> bool:
-    """Whether a node belongs to the network, not to the decoding, whose names say so."""
-    return not any(word in name for name in node.output for word in ("cat_", "detections", "val_")) and "head" not in node.name
-
-
-def test_kernel_that_is_faint_against_its_bias_keeps_the_bias(tmp_path: Path) -> None:
-    """Its bias in steps of its sums would not fit 32 bits."""
-    cfg = NET + conv(8) + conv(8, bn=0) + head()
-    model = network(cfg)
-    with torch.no_grad():
-        model.module_list[1].conv.weight[3] = 1e-12
-        model.module_list[1].conv.bias[3] = 2.0
-    quantize(model, Settings(strategy=1))
-    for quantizer in quantizers(model):
-        quantizer.train()
-    with torch.no_grad():
-        model(pictures(4))
-    model.eval()
-    run = written(model, tmp_path / "x.onnx")
-    with torch.no_grad():
-        expected = model(pictures(2))[0].numpy()
-    (found,) = run.run(None, {"images": pictures(2).numpy()})
-    assert np.mean(np.abs(found - expected) > 1e-2) < 0.01
-
-
-def test_integer_file_is_a_quarter(tmp_path: Path) -> None:
-    """Of a network whose weights are most of its file."""
-    model = quantized(NET + conv(64, stride=4) + conv(512) + conv(256, 1) + conv(512) + head(), strategy=1)
-    written(model, tmp_path / "int8.onnx", dynamic=False)
-    written(onnx_job.without_quantizers(model), tmp_path / "fp32.onnx", dynamic=False)
-    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("int8", "fp32")]
-    assert sizes[1] > 4e6
-    assert sizes[0] <= 0.27 * sizes[1]
 
 
 def test_script_float(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -328,7 +262,6 @@ def test_what_pytorch_cannot_export_is_one_line(monkeypatch: pytest.MonkeyPatch)
         onnx_export.trace(network(RESIDUAL), Plan((64, 64)))
 
 
-@pytest.mark.xfail(reason="the int8 graph is in work (issue 6)", strict=False)
 def test_errors_are_relative_beyond_one() -> None:
     found, expected = np.array([0.5, 110.0, np.inf, np.nan]), np.array([0.4, 100.0, np.inf, np.nan])
     np.testing.assert_allclose(onnx_check.errors(found, expected), [0.1, 0.1, 0, 0])
@@ -363,15 +296,3 @@ def test_pruned_yolov4_tiny_at_320x416(tmp_path: Path) -> None:
     (tmp_path / "small.cfg").write_text(write_cfg(small.defs))
     run_script("--weights", weights, "--cfg", tmp_path / "small.cfg", "--img-size", 320, 416, "--static")
     assert_equal(small, session(tmp_path / "small.onnx"), pictures(2, 320, 416))
-
-
-@pytest.mark.slow
-def test_yolov3_tiny_in_integers(tmp_path: Path) -> None:
-    """The file, and how many convolutions ONNX Runtime computes in integers."""
-    model = quantized((ROOT / "cfg/yolov3tiny/yolov3-tiny.cfg").read_text(), 416, strategy=1)
-    written(model, tmp_path / "int8.onnx")
-    written(onnx_job.without_quantizers(model), tmp_path / "fp32.onnx")
-    assert (tmp_path / "int8.onnx").stat().st_size <= 0.27 * (tmp_path / "fp32.onnx").stat().st_size
-    session(tmp_path / "int8.onnx", tmp_path / "fast.onnx")
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "fast.onnx").graph.node)
-    assert kinds["QLinearConv"] == convolutions(model) - 3  # the image's and two heads'

@@ -348,6 +348,22 @@ def test_an_earlier_dump_is_replaced_and_nothing_else(tmp_path, checkpoint):
         dump(checkpoint, "--check-size", 32, "--out", checkpoint)
 
 
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, checkpoint, monkeypatch):
+    """Killed while it writes, and between the two moves that put the new dump in its place."""
+    dump(checkpoint, "--check-size", 32)
+    before = files(tmp_path)
+    (tmp_path / ".small_fpga.tmp/new").mkdir(parents=True)
+    (tmp_path / ".small_fpga.tmp/new/weights.bin").write_text("half")
+    dump(checkpoint, "--check-size", 32)
+    assert files(tmp_path) == before
+    (tmp_path / ".small_fpga.tmp").mkdir()
+    (tmp_path / "small_fpga").rename(tmp_path / ".small_fpga.tmp/old")
+    monkeypatch.setattr(fpga_job, "judge", lambda agreement: (_ for _ in ()).throw(UserError("no")))
+    with pytest.raises(UserError, match="no"):
+        dump(checkpoint, "--check-size", 32)
+    assert files(tmp_path) == before  # the earlier dump is back
+
+
 @pytest.mark.parametrize(("flags", "message"), [
     (["--reorder"], "--reorder needs --tm N and --tn N"), (["--reorder", "--tm", "4"], "needs --tm N and --tn N"),
     (["--tn", "4"], "add it"), (["--check-size", "33"], "a multiple of 4"), (["--img-size", "30"], "a multiple of 4"),

@@ -14,6 +14,8 @@ from tests.tiny import RESIDUAL, SPP, network
 from utils.cfg import write_cfg
 from utils.cli import load_model
 from utils.errors import UserError
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize, quantizers
 from utils.weights import is_onnx, save_checkpoint
 
 onnx = pytest.importorskip("onnx")
@@ -62,6 +64,13 @@ def cells() -> Darknet:
     convolution.weight[4] = 40 / 256
     convolution.weight[5, 0] = convolution.weight[6, 2] = 20 / 256
     return model
+
+
+def save(model: Darknet, path: Path) -> Path:
+    quantization = model.quantization.to_dict() if model.quantization else None
+    content = {"model": model.state_dict(), "cfg": write_cfg(model.defs), "quantization": quantization}
+    save_checkpoint(path, content | {"names": ["red", "blue"], "settings": {"img_size": 64}})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,29 @@ def test_map_is_that_of_the_checkpoint(name: str, data: Path, files: Path, capsy
     assert "ONNX Runtime on the CPU, fp32" in printed
     assert ("NMS is in the graph and leaves confidences above 0.1, 20 boxes a picture" in printed) == (name == "nms")
     assert (data.parent / "x.json").exists()
+
+
+@torch.no_grad()
+def test_map_of_an_int8_graph_is_that_of_the_quantized_network(data: Path, tmp_path: Path) -> None:
+    """Behind two convolutions that change values only by rounding them to 3 bits."""
+    same = "[convolutional]\nfilters=3\nsize=1\nactivation=leaky\n"
+    cfg = CELLS.replace("[convolutional]", 2 * same + "[convolutional]")
+    model, wanted = Darknet(cfg, 64).eval(), cells().module_list[0].conv
+    for k in range(2):
+        model.module_list[k].conv.weight[..., 0, 0] = torch.eye(3)
+        model.module_list[k].conv.bias.fill_(0.1)
+    model.module_list[2].conv.load_state_dict(wanted.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    plain = model(images)[0]
+    quantize(model, Settings(1, a_bit=3))
+    for quantizer in quantizers(model):
+        quantizer.train()
+    assert (model(images)[0] - plain).abs().max() > 0.01
+    files = save(model.eval(), tmp_path / "q.pt"), write(model, tmp_path / "int8.onnx")
+    expected, found = (evaluated(data, file, "--precision", "fp32", "--img-size", 64) for file in files)
+    assert found.map == pytest.approx(expected.map, abs=0.003)
+    assert found.map50 == pytest.approx(expected.map50, abs=0.003)
+    assert 0.1 < expected.map < 0.99
 
 
 @pytest.mark.parametrize("name", ["any", "raw", "fixed", "nms"])

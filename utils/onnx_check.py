@@ -51,7 +51,7 @@ def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         values = np.abs(found - expected) / np.maximum(1, np.abs(expected))
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
-    return np.where(same, 0, np.nan_to_num(values, nan=np.inf))
+    return np.where(same, 0, np.nan_to_num(values, nan=np.inf, posinf=np.inf))
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

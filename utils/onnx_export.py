@@ -71,7 +71,8 @@ def _round_in_onnx(x: Any, scale: float, zero_point: int, low: int, high: int) -
     """
     step = op.Constant(value_float=scale)
     if high - low > 255:
-        return op.Mul(op.Clip(op.Round(op.Div(x, step)), float(low - zero_point), float(high - zero_point)), step)
+        steps = op.Round(op.Mul(x, 1 / scale))  # as PyTorch does it: x / scale may fall to another side of a half
+        return op.Mul(op.Clip(steps, float(low - zero_point), float(high - zero_point)), step)
     shift = 255 - high if high - low == 254 else -low
     zero, least, most = (op.Cast(op.Constant(value_int=v + shift), to=ir.DataType.UINT8) for v in (zero_point, low, high))
     integers = op.QuantizeLinear(x, step, zero)

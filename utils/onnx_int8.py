@@ -24,7 +24,7 @@ from utils.onnx_graph import clean, constant, value_of
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 MOVES = frozenset({"Concat", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Transpose"})  # keep each value as it is
 RISING = frozenset({"LeakyRelu", "Relu", "Clip", "Sigmoid", "Tanh"})  # so the largest of a window stays the largest
-SAME_STEP = 1e-5  # relative difference of two scales that are meant to be one
+SAME_STEP = 1e-6  # relative difference of two scales that are meant to be one
 BIAS_LIMIT = 2.0**30
 
 
@@ -91,17 +91,15 @@ def is_float(node: ir.Node | None) -> bool:
 
 
 def ask_behind(graph: ir.Graph) -> None:
-    """Let Shape read what comes out of a pair instead of what goes into it: a second reader would keep an integer kernel from
-    giving integers only."""
+    """Let Shape read the integers of a pair instead of what goes into it, or comes out: a second reader of those would have
+    ONNX Runtime compute them, too."""
     for node in [n for n in graph if n.op_type == "Shape"]:
         asked = node.inputs[0]
-        if asked.producer() is None or is_float(asked.producer()):
-            continue
-        rounding = next((use.node for use in asked.uses() if use.node.op_type == "QuantizeLinear"), None)
-        while rounding is not None and rounding.op_type != "DequantizeLinear":
-            rounding = rounding.outputs[0].uses()[0].node
-        if rounding is not None:
-            node.replace_input_with(0, rounding.outputs[0])
+        before = [use.node.outputs[0] for use in asked.uses() if use.node.op_type == "QuantizeLinear"]
+        pair = pair_at(asked)
+        integers = pair.nodes[0].outputs[:1] if pair else before if asked.producer() is not None else []
+        if integers:
+            node.replace_input_with(0, integers[0])
 
 
 def absorb_limits(graph: ir.Graph) -> None:
@@ -210,9 +208,9 @@ def round_in_float(graph: ir.Graph) -> None:
             continue
         tape, rounded = Tape(), pair.source
         if not (rounded.is_graph_input() and _is_255ths(pair)):
-            step, *limits = (constant(graph, np.array(v, np.float32), "grid")
-                             for v in (pair.scale, *(limit - pair.zero_point for limit in pair.limits)))  # fmt: skip
-            whole = tape.op("Clip", [tape.op("Round", [tape.op("Div", [rounded, step])]), *limits])
+            numbers = (pair.scale, np.float32(1) / pair.scale, *(limit - pair.zero_point for limit in pair.limits))
+            step, per_step, *limits = (constant(graph, np.array(v, np.float32), "grid") for v in numbers)
+            whole = tape.op("Clip", [tape.op("Round", [tape.op("Mul", [rounded, per_step])]), *limits])
             rounded = tape.op("Mul", [whole, step])
         graph.insert_before(node, tape.nodes)
         node.replace_input_with(0, rounded)

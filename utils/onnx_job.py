@@ -11,13 +11,14 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from models import Darknet, check_img_size
+from models import Darknet
 from utils import onnx_check as check
 from utils.cfg import DataConfig
-from utils.cli import Loaded, format_table, sees_gray
+from utils.cli import Loaded, format_table
 from utils.datasets import DetectionDataset, create_loader
 from utils.engine import evaluate
 from utils.errors import UserError
+from utils.export_input import input_size, picture_settings
 from utils.files import replacing
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
@@ -74,7 +75,7 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
     print(f"tracing {loaded.model.defs.name}")
     with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"} | {trial.precision: temporary}
-        for precision, path in paths.items():
+        for precision, path in reversed(paths.items()):  # what is asked for first: it may be impossible
             model = loaded.model if precision == trial.precision else trial.reference
             ir.save(finish(build(model, plan), loaded, plan, settings, precision), path)
         figures = {"format": "onnx", "file": str(out), "precision": trial.precision} | describe(temporary, plan)
@@ -105,18 +106,7 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
             raise UserError(f"--{flag.replace('_', '-')} {nms[flag]}: must lie between 0 and 1")
     if nms.get("max_det", 1) < 1:
         raise UserError(f"--max-det {nms['max_det']}: must be at least 1")
-    sides = [side for part in args.img_size or [[loaded.img_size]] for side in part]
-    if len(sides) > 2:
-        raise UserError(f"--img-size: give one side or height and width, not {len(sides)} numbers")
-    for side in sides:
-        check_img_size(side, loaded.model.max_stride)
-    return Plan((sides[0], sides[-1]), not args.static, args.batch, args.opset, args.outputs, **nms)
-
-
-def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
-    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
-    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
-    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}
+    return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, args.outputs, **nms)
 
 
 def target(args: argparse.Namespace) -> Path:

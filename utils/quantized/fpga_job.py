@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import math
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,19 +181,29 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     Only an earlier dump is replaced: UserError where `path` is a file or holds anything else.
     """
+    workplace = make_folder(path.absolute().parent) / f".{path.name}.tmp"
+    _recover(workplace, path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, but a folder is to be written there; name another with --out")
     foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_FILES) if path.is_dir() else []
     if foreign:
         raise UserError(f"{path}: holds other files ({foreign[0]}); name a folder of its own with --out")
-    parent = make_folder(path.absolute().parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=parent) as workplace:
-            fresh = make_folder(Path(workplace) / "new")
-            yield fresh
-            _swap(fresh, path, Path(workplace) / "old")
+        fresh = make_folder(workplace / "new")
+        yield fresh
+        _swap(fresh, path, workplace / "old")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _recover(workplace: Path, path: Path) -> None:
+    """Clear away what a killed process left behind; an earlier dump that it had moved aside goes back to its place."""
+    aside = workplace / "old"
+    if aside.is_dir() and not path.exists():
+        aside.replace(path)
+    shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _swap(fresh: Path, path: Path, aside: Path) -> None:
