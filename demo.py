@@ -30,9 +30,9 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--out", default="output/demo", help="folder of the results")
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's input in pixels")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[40, 36, 20], metavar="N", help="baseline, sparse, finetune")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[36, 32, 18], metavar="N", help="baseline, sparse, finetune")
     parser.add_argument("--percent", type=float, default=0.5, help="share of the channels to prune")
-    parser.add_argument("--s", type=float, default=0.033, help="strength of the sparsity penalty")
+    parser.add_argument("--s", type=float, default=0.036, help="strength of the sparsity penalty")
     return parser
 
 
