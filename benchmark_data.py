@@ -1,4 +1,4 @@
-"""Measure how fast convert_dataset.py is, and how much memory it takes, on files that are generated for it.
+"""Measure how fast convert_dataset.py and check.py are, and how much memory they take, on files generated for them.
 
 python benchmark_data.py --format visdrone --files 100000 --folder /some/disk
 """
@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.files import make_folder
 
 PICTURE_SIZE = (48, 64)  # height, width: only the header is read
-SCRIPT = Path(__file__).resolve().parent / "convert_dataset.py"
+ROOT = Path(__file__).resolve().parent
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -45,9 +45,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         source, out = Path(folder, "raw"), Path(folder, "converted")
         generate(source, args)
         runs = {name: convert(source, out, args) for name in ("first", "again")}
+        runs["check"] = measured(["check.py", "--data", str(next(out.glob("*.data"))), "--workers", str(args.workers)])
     rows = [[name, r["seconds"], r["cpu_seconds"], round(args.files / r["seconds"]), r["peak_gib"]] for name, r in runs.items()]
     print(f"{args.files:,} {args.format} files of {args.boxes} boxes, {args.workers} processes:")
-    print(format_table(["conversion", "seconds", "CPU seconds", "files/s", "peak memory GiB"], rows))
+    print(format_table(["run", "seconds", "CPU seconds", "files/s", "peak memory GiB"], rows))
     figures = {"format": args.format, "files": args.files, "boxes": args.boxes, "workers": args.workers, **runs}
     write_json(args.json, figures)
     return figures
@@ -59,11 +60,12 @@ def generate(source: Path, args: argparse.Namespace) -> None:
         for kind in ("images", "annotations"):
             make_folder(source / split / kind)
     generator, write = np.random.default_rng(args.seed), WRITERS[args.format]
-    picture = cv2.imencode(".jpg", np.zeros((*PICTURE_SIZE, 3), np.uint8))[1].tobytes()
+    picture = cv2.imencode(".jpg", np.zeros((*PICTURE_SIZE, 3), np.uint8))[1].tobytes()[2:]
     limits = np.array(PICTURE_SIZE[::-1])
     for number in tqdm(range(args.files), desc="Generating", delay=1):
         folder = source / ("val" if number % 10 == 0 else "train")
-        (folder / "images" / f"{number:07d}.jpg").write_bytes(picture)
+        comment = b"\xff\xfe\x00\x09%07d" % number  # makes each file another
+        (folder / "images" / f"{number:07d}.jpg").write_bytes(b"\xff\xd8" + comment + picture)
         corners = generator.integers(0, limits - 8, (args.boxes, 2))
         write(folder / "annotations" / f"{number:07d}", corners, generator.integers(4, 8, (args.boxes, 2)))
 
@@ -88,21 +90,17 @@ WRITERS: dict[str, Callable[[Path, np.ndarray, np.ndarray], None]] = {"visdrone"
 
 
 def convert(source: Path, out: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds, start of Python included, those that it computed, and the most memory that all its processes held at once.
+    """The figures of one conversion."""
+    return measured(
+        ["convert_dataset.py", args.format, "--src", str(source), "--out", str(out), "--workers", str(args.workers)]
+    )
 
-    Raises UserError when the conversion fails.
+
+def measured(words: list[str]) -> dict[str, float]:
+    """Of a script: seconds, start of Python included, those that it computed, and the most memory that all its processes
+    held at once. Raises UserError when it fails.
     """
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        args.format,
-        "--src",
-        str(source),
-        "--out",
-        str(out),
-        "--workers",
-        str(args.workers),
-    ]
+    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
     start, before, peak = time.perf_counter(), cpu_seconds(), 0.0
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         while process.poll() is None:

@@ -31,9 +31,9 @@ def test_memory_and_processor_time_are_known():
 def test_mistakes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--files, --boxes and --workers must be at least 1"):
         benchmark_data.main(arguments("--files", 0))
-    monkeypatch.setattr(benchmark_data, "SCRIPT", tmp_path / "script.py")
-    (tmp_path / "script.py").write_text("import sys; sys.exit(f'{sys.argv[3]}: does not exist')")
-    with pytest.raises(UserError, match="script.py visdrone .* failed: .*gone: does not exist"):
+    monkeypatch.setattr(benchmark_data, "ROOT", tmp_path)
+    (tmp_path / "convert_dataset.py").write_text("import sys; sys.exit(f'{sys.argv[3]}: does not exist')")
+    with pytest.raises(UserError, match="convert_dataset.py visdrone .* failed: .*gone: does not exist"):
         benchmark_data.convert(tmp_path / "gone", tmp_path / "out", arguments("--files", 1, "--workers", 1))
 
 
@@ -44,5 +44,6 @@ def test_the_whole_measurement(tmp_path, capsys):
     written = json.loads(figures.read_text())
     assert written["first"].keys() == {"seconds", "cpu_seconds", "peak_gib"}
     assert 0.1 < written["again"]["peak_gib"] < 2
+    assert written["check"].keys() == written["first"].keys()
     assert "300 visdrone files of 10 boxes, 2 processes:" in capsys.readouterr().out
     assert os.listdir(tmp_path / "x") == []

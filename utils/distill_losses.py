@@ -19,8 +19,8 @@ from utils.loss import LOGIT_EPS, Grid, Matches
 
 NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a position belongs to it
 # Weights of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6 and of 7: as large a share of the loss as helped a
-# strongly pruned yolov3-tiny, or hurt it least (EXPERIMENTS.md): ten times as much of 1 or 6 cost four points of mAP.
-VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 0.3, 5.0, 5.0, 1.0, 1.0
+# strongly pruned yolov3-tiny, or hurt it least (EXPERIMENTS.md): five times as much of 1 or 6 cost four and two points of mAP.
+VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 0.6, 5.0, 5.0, 2.0, 1.0
 TINY = 1e-12
 
 Assigner = Callable[[Tensor, Tensor, list[Grid]], list[Matches]]
