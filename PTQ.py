@@ -20,6 +20,7 @@ from utils.cfg import read_data, write_cfg
 from utils.cli import Loaded, Parser, add_device_arguments, add_model_arguments, format_table, load_model, run, write_json
 from utils.engine import normalise
 from utils.errors import UserError
+from utils.files import check_writable
 from utils.judge import Judge
 from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
@@ -101,13 +102,14 @@ def check_arguments(args: argparse.Namespace) -> Settings:
 
 
 def target(args: argparse.Namespace) -> Path:
-    """The file to write; UserError where it would be the source."""
+    """The file to write; UserError where it would be the source, and where it can't be written."""
     source = Path(args.weights)
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_ptq.pt")
     if out.suffix != ".pt":
         raise UserError(f"--out {out}: a quantized network is a checkpoint, so its name must end in .pt")
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out}: would overwrite its own source; name another file with --out")
+    check_writable(out)
     return out
 
 

@@ -23,7 +23,7 @@ from utils.check_table import findings_table, run_checks
 from utils.cli import Parser, add_model_arguments, format_table, natural, run, write_json
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
-from utils.weights import is_checkpoint
+from utils.weights import is_checkpoint, is_onnx
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -66,6 +66,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path and not os.path.isfile(path):
             raise UserError(f"--{flag} {path}: there is no such file; check the path")
+    if args.weights and is_onnx(args.weights):
+        raise UserError(f"{args.weights}: an ONNX file isn't checked; name the .pt or .weights that it was exported from")
     if args.weights and not args.cfg and not is_checkpoint(args.weights):
         raise UserError(f"{args.weights}: carries no cfg; name the one it belongs to with --cfg")
     if args.out and not args.fix:

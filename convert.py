@@ -35,6 +35,9 @@ def main(args: argparse.Namespace) -> Path:
     """
     out = target(args.weights, args.out)
     loaded = load_model(args.cfg, args.weights)
+    if loaded.model.quantization:
+        raise UserError(f"{args.weights}: is quantized ({loaded.model.quantization}), which a .weights file can't hold; "
+                        "export.py makes an int8 ONNX file of it, or an FPGA dump")  # fmt: skip
     with replacing(out) as temporary:
         if out.suffix == ".pt":
             save_checkpoint(temporary, checkpoint(loaded))

@@ -52,7 +52,7 @@ def main(args: Namespace) -> Report:
     if args.skip_difficult and not FORMATS[args.format].difficult:
         known = ", ".join(name for name, form in FORMATS.items() if form.difficult)
         raise UserError(f"--skip-difficult: {args.format} knows no difficult objects, only {known} do; leave it away")
-    names = tuple(read_names(args.names)) if args.names else None
+    names = class_names(args.names) if args.names else None
     options = Options(names, args.skip_difficult, args.only, args.valid_share, args.out)
     report = convert(args.format, args.src, args.out, options, copy=args.copy, workers=args.workers)
     draw_report(report, report.data.with_suffix(".png"))
@@ -61,11 +61,24 @@ def main(args: Namespace) -> Report:
     return report
 
 
+def class_names(path: Path) -> tuple[str, ...]:
+    """The names of --names; UserError for a file without any, or with one that is given twice."""
+    names = tuple(read_names(path))
+    if not names:
+        raise UserError(f"{path}: holds no class name; write one a line, or leave --names out")
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise UserError(f"{path}: names {twice} twice; a class has one line")
+    return names
+
+
 def _check_folders(source: Path, out: Path) -> None:
     """Is there something to read, and does writing leave it as it is?"""
     if not source.is_dir():
         raise UserError(f"{source}: this folder does not exist; check --src")
     own, target = source.resolve(), out.resolve()
+    if not target.name:
+        raise UserError(f"--out {out}: has no name that the .data could have; choose a folder in it")
     if own == target or any(folder == own or folder in own.parents for folder in (target / "images", target / "labels")):
         raise UserError(f"--out {out}: is the dataset itself; choose another folder, to keep that as it was published")
 

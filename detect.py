@@ -28,6 +28,7 @@ from utils.cli import (
     add_device_arguments,
     add_inference_arguments,
     add_model_arguments,
+    check_thresholds,
     format_table,
     run,
     sees_gray,
@@ -86,9 +87,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    for flag in ("conf_thres", "iou_thres"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
+    check_thresholds(args)
     if len(args.fourcc) != 4:
         raise UserError(f"--fourcc {args.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
     if not args.weights:

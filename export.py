@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg import DataConfig, read_data
-from utils.cli import Loaded, Parser, load_model, run, write_json
+from utils.cli import Loaded, Parser, load_model, natural, run, write_json
 from utils.errors import UserError
 
+MAX_DROP = 0.02
 NMS_FLAGS = {"conf_thres": 0.3, "iou_thres": 0.6, "max_det": 300}
 
 
@@ -67,8 +68,9 @@ def get_parser() -> Parser:
         usual = NMS_FLAGS[flag]
         parser.add_argument(f"--{flag.replace('_', '-')}", type=type(usual), default=None,
                             help=f"onnx --nms: {text}; {usual} if not given")  # fmt: skip
-    parser.add_argument("--max-drop", type=float, default=0.02,
-                        help="with --data: how much mAP@0.5 may be lost against PyTorch's float network")  # fmt: skip
+    parser.add_argument("--max-drop", type=float, default=None,
+                        help=f"onnx --data: how much mAP@0.5 may be lost against PyTorch's float network; {MAX_DROP} if not "
+                        "given")  # fmt: skip
     parser.add_argument("--reorder", action="store_true",
                         help="fpga: kernels in the order in which an accelerator reads them that computes --tm filters and "
                         "--tn input channels at once")  # fmt: skip
@@ -81,7 +83,7 @@ def get_parser() -> Parser:
     parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
     parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     parser.add_argument("--stretch", action="store_true", help="trained as Darknet does, without keeping the aspect ratio")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=natural, default=2, help="onnx --data: processes that read pictures")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
@@ -120,8 +122,19 @@ def refuse_foreign(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag}: means something with --format {name} only, not with {args.format}")
 
 
+def check_max_drop(args: argparse.Namespace) -> None:
+    """Fill in --max-drop; UserError where it can't be or nothing measures it."""
+    if args.max_drop is None:
+        args.max_drop = MAX_DROP
+    elif not args.data:
+        raise UserError("--max-drop is about mAP@0.5 on the valid= pictures of --data; add that")
+    elif not 0 <= args.max_drop <= 1:
+        raise UserError(f"--max-drop {args.max_drop:g}: is a difference of mAP@0.5, between 0 and 1")
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     refuse_foreign(args)
+    check_max_drop(args)
     data = read_data(args.data) if args.data else None
     loaded = load_model(args.cfg, args.weights, None, data, gray=args.gray_scale)
     if loaded.report.message:

@@ -58,7 +58,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not original.yolo_indices():
         raise UserError(f"{args.cfg}: has no [yolo] layer, so there are no classes to change")
     defs = parse_cfg(args.cfg)
-    if args.img_size:
+    if args.anchors == "keep" and args.stretch:
+        raise UserError("--stretch is about the boxes that anchors are fitted to; add --anchors kmeans, or leave it out")
+    if args.img_size is not None:
         check_img_size(args.img_size, max_stride(defs))
         defs.net.width = defs.net.height = args.img_size
     set_classes(defs, data.classes)

@@ -133,11 +133,11 @@ class Darknet(nn.Module):
         return model
 
 
-def check_img_size(size: int, stride: int) -> None:
-    """Raise UserError unless `size` pixels is a positive multiple of the network's stride."""
+def check_img_size(size: int, stride: int, flag: str = "--img-size") -> None:
+    """Raise UserError unless `size` pixels, which `flag` gave, is a positive multiple of the network's stride."""
     if size < stride or size % stride:
         near = max(stride, round(size / stride) * stride)
-        raise UserError(f"--img-size {size}: this network needs a multiple of {stride}; the nearest is {near}")
+        raise UserError(f"{flag} {size}: this network needs a multiple of {stride}; the nearest is {near}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from utils.cli import (
     add_device_arguments,
     add_inference_arguments,
     add_model_arguments,
+    check_thresholds,
     format_table,
     run,
     sees_gray,
@@ -60,6 +61,7 @@ def get_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
+    check_thresholds(args)
     data = read_data(args.data)
     loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:

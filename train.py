@@ -19,6 +19,7 @@ from utils.distributed import joined
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.evolve import check_evolution, evolve
+from utils.files import check_writable
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
@@ -51,10 +52,16 @@ def get_parser() -> Parser:
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
     parser.add_argument(
-        "--quantized", type=int, choices=list(STRATEGIES), default=0, help=f"train a quantized network: {kinds}"
+        "--quantized",
+        type=int,
+        choices=list(STRATEGIES),
+        default=0,
+        help=f"train a quantized network: {kinds}; from trained weights with small rates (utils.hyp.QUANTIZED)",
     )
     add_quantization_arguments(parser)
-    parser.add_argument("--finetune", **flag, help="the learning rates of a pruned network's finetuning (utils.hyp.FINETUNE)")
+    parser.add_argument(
+        "--finetune", **flag, help="a schedule for trained weights: no head start for biases, less warm-up (utils.hyp.FINETUNE)"
+    )
     parser.add_argument("--single-cls", **flag, help="all classes count as one; the cfg needs classes=1")
     parser.add_argument("--image-weights", **flag, help="draw pictures of rare and of badly detected classes more often")
     parser.add_argument("--multi-scale", **flag, help="picture sizes vary between 0.67 and 1.5 times --img-size")
@@ -101,6 +108,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 return {}
             say(note or f"{files.last}: goes on after epoch {checkpoint['epoch'] + 1} of {args.epochs}")
         check_arguments(args)
+        for path in (files.last, files.results):
+            check_writable(path)
         setup = prepare(args, checkpoint, world, device, say)
         args.board = getattr(args, "board", args.logdir and f"{args.logdir}/{args.name or time.strftime('%Y%m%d-%H%M%S')}")
         log = RunLog(files.results, args.board, (checkpoint or {}).get("training_results", "")) if world.is_main else None
@@ -119,6 +128,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for arguments that can't be used together or at all."""
     if not args.data:
         raise UserError("name the dataset with --data FILE.data")
+    if "/" in args.name:
+        raise UserError(f"--name {args.name}: goes into file names; choose folders with --weights-dir and --results-dir")
     if args.epochs < 1 or args.batch_size < 1:
         raise UserError(f"--epochs {args.epochs} --batch-size {args.batch_size}: both must be at least 1")
     if min(args.s, args.workers, args.accumulate) < 0:

@@ -176,6 +176,12 @@ def test_an_unusable_command_line_is_one_line_and_2(copy, flags, message, monkey
     assert error.count("\n") == 1
 
 
+def test_an_onnx_file_is_called_so(copy):
+    Path("x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(UserError, match=r"x.onnx: an ONNX file isn't checked; name the .pt or .weights"):
+        run_check("--data bccd.data --weights x.onnx")
+
+
 def test_a_checkpoint_needs_no_cfg(copy):
     state = {"model": Darknet(CFG, 416).state_dict(), "names": CLASSES, "cfg": CFG, "cfg_name": "net.cfg"}
     save_checkpoint("x.pt", state | {"settings": {"img_size": 320, "stretch": True}})

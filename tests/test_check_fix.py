@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from planted import FAULTS, TRAIN, Copy, make_bccd
 
+from utils import check_fix
+from utils.converters.write import place_image
 from utils.errors import UserError
 
 
@@ -63,6 +65,34 @@ def test_fix_writes_the_same_boxes(copy):
         copy.check("--fix")
     with pytest.raises(UserError, match=r"a # begins a comment"):
         copy.check("--fix", "--out", "clean#2")
+
+
+def test_an_interrupted_fix_leaves_nothing_and_can_be_run_again(copy, monkeypatch):
+    placed = []
+
+    def stopped(source, target, copy):
+        placed.append(target)
+        if len(placed) == 3:
+            raise KeyboardInterrupt
+        place_image(source, target, copy)
+
+    (copy.folder / ".clean.tmp").mkdir()
+    (copy.folder / ".clean.tmp" / "of a killed process").touch()
+    before = contents(copy.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(check_fix, "place_image", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            copy.check("--fix", "--out", "clean")
+    assert contents(copy.folder) == {name: data for name, data in before.items() if not name.startswith(".clean.tmp")}
+    status, _ = copy.check("--fix", "--out", "clean")
+    assert status == 0
+    assert not (copy.folder / "clean" / "of a killed process").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(copy, monkeypatch):
+    monkeypatch.setattr("check.read_subject", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(UserError, match=r"bccd.data is no folder; choose another"):
+        copy.check("--fix", "--out", "bccd.data/clean")
 
 
 def test_a_set_that_validates_on_what_it_trains_on_stays_an_error(copy):

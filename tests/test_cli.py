@@ -60,6 +60,16 @@ def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_a_json_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):
+    found = cli.Parser("x")
+    found.add_argument("--json", default="")
+    monkeypatch.setattr(sys, "argv", ["tool.py", "--json", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda args: pytest.fail("the work has begun"), found)
+    assert stop.value.code == 2
+    assert "is a folder, but a file is to be written there" in capsys.readouterr().err
+
+
 def test_table():
     text = cli.format_table(["name", "mAP", "n"], [["a", 0.123456, 1234567], ["bcd", None, 8]])
     rows = ["name     mAP          n", "-----------------------", "a     0.1235  1,234,567", "bcd        -          8"]

@@ -291,6 +291,21 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("names", "message"), [("", "holds no class name"), ("a\n\nb\na\n", "names a twice; a class has one line")]
+)
+def test_mistakes_in_names(tmp_path, names, message):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "x.names").write_text(names)
+    with pytest.raises(UserError, match=f"x.names: {message}"):
+        command("voc", "--src", tmp_path / "src", "--out", tmp_path / "out", "--names", tmp_path / "x.names")
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--out /: has no name that the .data could have"):
+        command("voc", "--src", tmp_path, "--out", "/")
+
+
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys):
     write_text(tmp_path / "src" / "a.xml", "<annotation>")
     monkeypatch.setattr(sys, "argv", ["x.py", "voc", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out")])

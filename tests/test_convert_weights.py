@@ -13,6 +13,8 @@ from tests.tiny import DIALECT, RESIDUAL, SPP, TOPOLOGIES, conv, network
 from utils.cfg import parse_cfg
 from utils.cli import load_model
 from utils.errors import UserError
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize
 from utils.weights import darknet_tensors, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
@@ -69,6 +71,15 @@ def test_nothing_is_written_when_the_round_trip_fails(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not written: layer 2 came back with other values"):
         run("--cfg", tmp_path / "net.cfg", "--weights", tmp_path / "a.weights")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.weights", "net.cfg"]
+
+
+def test_quantized_networks_are_refused(tmp_path):
+    model = quantize(network(RESIDUAL), Settings())
+    data = {"model": model.state_dict(), "cfg": RESIDUAL, "quantization": model.quantization.to_dict()}
+    save_checkpoint(tmp_path / "q.pt", data)
+    with pytest.raises(UserError, match=r"q.pt: is quantized \(Google .*\), which a .weights file can't hold; export.py"):
+        run("--weights", tmp_path / "q.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["q.pt"]
 
 
 def test_settings_that_weights_cannot_carry_are_said(tmp_path, capsys):

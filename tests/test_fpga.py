@@ -366,7 +366,8 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path, checkpoint, monkey
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--reorder"], "--reorder needs --tm N and --tn N"), (["--reorder", "--tm", "4"], "needs --tm N and --tn N"),
-    (["--tn", "4"], "add it"), (["--check-size", "33"], "a multiple of 4"), (["--img-size", "30"], "a multiple of 4"),
+    (["--tn", "4"], "add it"), (["--check-size", "33"], "--check-size 33: .* a multiple of 4"),
+    (["--img-size", "30"], "a multiple of 4"),
     (["--img-size", "32", "32", "32"], "not 3 numbers"), (["--nms"], "--nms: means something with --format onnx only"),
     (["--static"], "--static: means something"), (["--max-drop", "0.1"], "--max-drop: means something"),
 ])  # fmt: skip

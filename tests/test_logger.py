@@ -84,6 +84,13 @@ def test_tensorboard_has_the_same_figures(tmp_path):
     assert [e.value for e in board.Scalars("loss/total")] == [0.875, 0.875]
 
 
+def test_a_file_in_the_place_of_tensorboards_folder_is_named(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match="runs/a: cannot create this folder"):
+        RunLog(tmp_path / "results.txt", tmp_path / "runs" / "a")
+
+
 def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 

@@ -204,6 +204,7 @@ def test_a_network_that_detects_too_little_is_refused_with_the_guilty_layers(her
         ("--out weights/last.pt", "overwrite its own source"),
         ("--FPGA --a-bit 32", "--a-bit 32: with --FPGA"),
         ("--img-size 33", "--img-size 33"),
+        ("--img-size 0", "--img-size 0: this network needs"),
     ],
 )
 def test_mistakes_are_named(here, flags, message):
@@ -211,6 +212,14 @@ def test_mistakes_are_named(here, flags, message):
     with pytest.raises(UserError, match=message):
         ptq(flags)
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["d.data/x.pt", "train"])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(here, monkeypatch, out):
+    monkeypatch.setattr(PTQ, "load_model", lambda *_, **__: pytest.fail("the work has begun"))
+    (here / "train.pt").mkdir()
+    with pytest.raises(UserError, match="d.data is no folder|train.pt: is a folder"):
+        ptq(f"--out {out if out.endswith('.pt') else out + '.pt'}")
 
 
 def test_quantized_weights_are_refused(here):

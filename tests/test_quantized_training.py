@@ -16,7 +16,7 @@ from utils.cli import load_model
 from utils.distill import Distiller, Teacher, links
 from utils.distributed import World
 from utils.errors import UserError
-from utils.hyp import Hyp
+from utils.hyp import QUANTIZED, Hyp
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
@@ -104,6 +104,8 @@ def test_quantized_training_reaches_the_scripts(capsys):
         detect.main(detect.get_parser().parse_args([*arguments, "--precision", "fp16"]))
     # training goes on with a quantized network as it is, also where the flags say the same, but not with others
     train_with("--epochs 1 --weights weights/last_q.pt --name more", base=BASE_WITHOUT_CFG)
+    rates = [load_checkpoint(f"weights/last_{name}.pt")["hyp"]["lr0_adam"] for name in ("q", "more")]
+    assert rates == [Hyp().lr0_adam, QUANTIZED["lr0_adam"]]  # from scratch, and from trained weights
     assert load_checkpoint("weights/last_more.pt")["quantization"] == last["quantization"]
     train_with("--epochs 1 --weights weights/last_q.pt --quantized 1 --w-bit 6 --keep-first-last", base=BASE_WITHOUT_CFG)
     with pytest.raises(

@@ -10,7 +10,7 @@ import torch
 from models import Darknet
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.errors import UserError
-from utils.weights import darknet_tensors, load_checkpoint, load_weights, save_checkpoint, save_weights
+from utils.weights import darknet_tensors, is_checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
@@ -141,6 +141,20 @@ def test_a_checkpoint_cut_or_overwritten_anywhere_is_a_users_error_or_loads(zipp
         path.write_bytes(damaged)
         with contextlib.suppress(UserError):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize("size", [8_000, 20_000, 60_000])  # from some length on torch says it with an OSError
+def test_a_checkpoint_that_was_not_copied_whole_is_one_line(size, tmp_path):
+    torch.save({"model": {"a": torch.rand(400, 50)}}, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:size])
+    with pytest.raises(UserError, match=r"x.pt: damaged or truncated \(.*\)$"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_an_empty_file_is_called_so(tmp_path):
+    (tmp_path / "x.pt").touch()
+    with pytest.raises(UserError, match=r"x.pt: is empty; get the file again"):
+        is_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 100, b"PK\x03\x04 but no archive"])

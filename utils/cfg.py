@@ -215,7 +215,7 @@ def read_data(path: str | Path) -> DataConfig:
     Raises UserError for a missing file or key and for a count of names that isn't `classes`.
     """
     options = data_options(path)
-    if not options.get("classes", "").isdigit() or int(options["classes"]) < 1:
+    if not options.get("classes", "").isdecimal() or int(options["classes"]) < 1:
         raise UserError(f"{path}: needs a line `classes=N` with the number of classes")
     classes = int(options.pop("classes"))
     base = Path(path).parent

@@ -1,7 +1,10 @@
 """A cleaned copy of a dataset, made of what a check could use of it. The originals are only read."""
 
+import contextlib
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from tqdm import tqdm
 from utils.check_subject import Subject
 from utils.converters.write import place_image, target_names
 from utils.errors import UserError
-from utils.files import make_folder, write_text
+from utils.files import check_writable, make_folder, write_text
 
 
 @dataclass
@@ -44,15 +47,16 @@ def write_clean(subject: Subject, out: Path) -> Fix:
     lists = {s.name: [p for p in s.paths if (s.name, p) not in again | shared] for s in subject.splits}
     lists = {name: list(dict.fromkeys(paths)) for name, paths in lists.items()}
     targets = target_names(list(dict.fromkeys(path for paths in lists.values() for path in paths)))
-    for kind in ("images", "labels"):
-        make_folder(folder / kind)
     rows = {path: labels for split in subject.splits for path, labels in zip(split.paths, split.labels, strict=True)}
-    for path, target in tqdm(targets.items(), desc=f"Writing {out}", delay=1):
-        place_image(path, str(folder / "images" / target), copy=False)
-        write_text(folder / "labels" / f"{os.path.splitext(target)[0]}.txt", _label_text(rows[path]))
-    for name, paths in lists.items():
-        write_text(folder / f"{name}.txt", "".join(f"{folder / 'images' / targets[path]}\n" for path in paths))
-    _write_data(subject, folder)
+    with _whole_folder(folder) as work:
+        for kind in ("images", "labels"):
+            make_folder(work / kind)
+        for path, target in tqdm(targets.items(), desc=f"Writing {out}", delay=1):
+            place_image(path, str(work / "images" / target), copy=False)
+            write_text(work / "labels" / f"{os.path.splitext(target)[0]}.txt", _label_text(rows[path]))
+        for name, paths in lists.items():
+            write_text(work / f"{name}.txt", "".join(f"{folder / 'images' / targets[path]}\n" for path in paths))
+        _write_data(subject, work, folder)
     return Fix(out / f"{folder.name}.data", len(targets), len(again - shared), len(shared))
 
 
@@ -62,6 +66,22 @@ def check_folder(out: Path) -> None:
         raise UserError(f"{out}: is there already and not empty; choose another folder with --out")
     if "#" in str(out.resolve()):
         raise UserError(f"{out.resolve()}: a # begins a comment in a .data file; choose a folder without one with --out")
+    check_writable(out / "images")
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside the new or empty `folder`, which takes its place when the block ends without an exception, and
+    of which nothing is left otherwise."""
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    try:
+        yield make_folder(work)
+        work.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _later(group: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -85,12 +105,12 @@ def _label_text(rows: np.ndarray) -> str:
     return "".join(f"{int(c)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in rows.tolist())
 
 
-def _write_data(subject: Subject, folder: Path) -> None:
-    """The .names and the .data, called after their folder; the .data comes last."""
+def _write_data(subject: Subject, work: Path, folder: Path) -> None:
+    """The .names and the .data, called after the `folder` that `work` will be."""
     data, names = subject.data, folder / f"{folder.name}.names"
-    write_text(names, "".join(f"{n}\n" for n in unique(data.names)))
+    write_text(work / names.name, "".join(f"{n}\n" for n in unique(data.names)))
     lists = [f"{split.name}={folder / split.name}.txt" for split in subject.splits]
-    write_text(folder / f"{folder.name}.data", "\n".join([f"classes={data.classes}", *lists, f"names={names}"]) + "\n")
+    write_text(work / f"{folder.name}.data", "\n".join([f"classes={data.classes}", *lists, f"names={names}"]) + "\n")
 
 
 def unique(names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from utils.cfg import DataConfig, parse_cfg
 from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import check_writable, write_text
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, is_onnx, load_checkpoint, load_state, load_weights
@@ -49,6 +49,8 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
     args = parser.parse_args()
     reuse_memory()
     try:
+        if getattr(args, "json", ""):
+            check_writable(args.json)
         main(args)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -142,7 +144,7 @@ def load_model(
     if data is not None and data.classes != classes:
         raise UserError(f"{defs.name}: its [yolo] layers have classes={classes}, but {data.path} has {data.classes}; "
                         f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
-    size = img_size or settings.get("img_size") or defs.net.width
+    size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.get("quantization"):
         quantize(model, Settings.from_dict(checkpoint["quantization"]))
@@ -164,6 +166,14 @@ def sees_gray(model: Darknet) -> bool:
     if channels not in (1, 3):
         raise UserError(f"{model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]")
     return channels == 1
+
+
+def check_thresholds(args: argparse.Namespace) -> None:
+    """Raise UserError unless --conf-thres and --iou-thres, where they were given, lie between 0 and 1."""
+    for flag in ("conf_thres", "iou_thres"):
+        value = getattr(args, flag)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must lie between 0 and 1")
 
 
 def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: dict[str, Any] | None) -> Defs:

@@ -26,7 +26,7 @@ from utils.cfg import read_data
 from utils.cli import write_json
 from utils.errors import UserError
 from utils.files import make_folder, read_text, write_text
-from utils.hyp import LIMITS, Hyp
+from utils.hyp import LIMITS, Hyp, preset
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -140,7 +140,7 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
     has fitness 0. Raises UserError as `train` does, and when evolve.txt is from trainings that can't be compared.
     """
     files = EvolutionFiles.of(args)
-    given = dataclasses.asdict(Hyp.load(args.hyp, args.finetune))
+    given = dataclasses.asdict(Hyp.load(args.hyp, preset(args.finetune, bool(args.quantized and args.weights))))
     base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
     data = read_data(args.data)
     data.source("valid")  # without it there is no fitness

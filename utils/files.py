@@ -19,16 +19,35 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise UserError, before the work whose result it is to hold, where `replacing` couldn't write the file `path`."""
+    _check_kind(path)
+    place = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"{path}: cannot be written, since {place} is no folder; choose another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written, since {place} belongs to others; choose another")
+
+
+def _check_kind(path: str | Path) -> None:
+    """Raise UserError for what a file must not take the place of: /dev/null, for one, would be gone for all programs."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder, but a file is to be written there")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is a device or a pipe, but a file is to be written there")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it onto `path` when the block ends without an exception.
 
     A killed process leaves at most a hidden `.tmp` file, never a half-written `path`.
-    Raises UserError when the folder cannot be written or `path` is a folder.
+    Raises UserError when the folder cannot be written or `path` is anything else than a file.
     """
     target = Path(path)
-    if target.is_dir():
-        raise UserError(f"{target}: is a folder, but a file is to be written there")
+    _check_kind(target)
     make_folder(target.parent)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)

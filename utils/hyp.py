@@ -65,10 +65,10 @@ class Hyp:
     close_mosaic: int = 10  # the last epochs without mosaic
 
     @classmethod
-    def load(cls, path: str | Path | None, finetune: bool = False) -> "Hyp":
-        """Defaults, with `finetune` those of FINETUNE, overridden by the file; raises UserError for a name that isn't a
+    def load(cls, path: str | Path | None, preset: dict[str, float] | None = None) -> "Hyp":
+        """Defaults, overridden by the preset, overridden by the file; raises UserError for a name that isn't a
         hyper-parameter or a bad value."""
-        hyp = cls(**FINETUNE) if finetune else cls()
+        hyp = cls(**(preset or {}))
         for name, value in _read(path).items() if path else ():
             hyp.set(name, value, str(path))
         return hyp
@@ -94,9 +94,16 @@ class Hyp:
         setattr(self, name, number)
 
 
-# train.py --finetune: what pruning kept is trained already. A fifth of the rate doesn't undo it, and biases, which have
-# found their place, need no head start in a warm-up that is short.
-FINETUNE = {"lr0": 0.002, "lr0_adam": 0.0005, "lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
+# train.py --finetune: a pruned network needs the whole rate to find its way back, a fifth or half of it left it points behind
+# (EXPERIMENTS.md); but its biases have found their place, and few epochs should not end at a rate of next to nothing.
+FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
+# train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them.
+QUANTIZED = FINETUNE | {"lr0": 0.0005, "lr0_adam": 0.00005}
+
+
+def preset(finetune: bool, quantized: bool) -> dict[str, float]:
+    """The rates that suit what a training begins with: `quantized`: trained weights, and quantizers."""
+    return QUANTIZED if quantized else FINETUNE if finetune else {}
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import make_folder, write_text
 from utils.metrics import Evaluation
 from utils.plots import plot_results
 from utils.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
@@ -107,7 +107,7 @@ def _tensorboard(folder: str | Path, epochs: int) -> Any | None:
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard); results.txt has the same figures")
         return None
-    return SummaryWriter(str(folder), purge_step=epochs + 1 if epochs else None)
+    return SummaryWriter(str(make_folder(folder)), purge_step=epochs + 1 if epochs else None)
 
 
 def metrics_line(evaluation: Evaluation) -> str:

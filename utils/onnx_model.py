@@ -165,7 +165,7 @@ def load_detector(
     if model.fixed_size and img_size not in (None, max(model.fixed_size)):
         height, width = model.fixed_size
         raise UserError(f"--img-size {img_size}: {weights} was exported for {height}x{width} only; export it without --static")
-    size = img_size or max(model.size)
+    size = img_size if img_size is not None else max(model.size)
     check_img_size(size, model.max_stride)
     names = data.names if data else model.names
     return Loaded(model, names, size, {"settings": model.settings}, LoadReport(_limits(model)), model.fixed_size)

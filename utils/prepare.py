@@ -18,7 +18,7 @@ from utils.devices import training_dtype
 from utils.distill import Distiller, load_teacher
 from utils.distributed import World
 from utils.errors import UserError
-from utils.hyp import Hyp
+from utils.hyp import Hyp, preset
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
@@ -53,10 +53,11 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     data = read_data(args.data)
     if args.single_cls:
         data = data.as_one_class()
-    hyp = Hyp.restored(checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, args.finetune)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
+    rates = preset(args.finetune, quantized=bool(loaded.model.quantization and args.weights))
+    hyp = Hyp.restored(checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, rates)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
     if loaded.report.message:

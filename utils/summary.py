@@ -11,6 +11,7 @@ from models import Darknet
 from utils.cfg import parse_cfg
 from utils.cli import Parser, format_table, write_json
 from utils.definitions import Defs
+from utils.errors import UserError
 from utils.shapes import Shape, output_shapes
 
 
@@ -67,6 +68,8 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print the table; return {cfg, width, height, params, macs, bflops, layers}."""
     defs = parse_cfg(args.cfg)
+    if args.img_size is not None and args.img_size < 1:
+        raise UserError(f"--img-size {args.img_size}: must be at least 1")
     width, height = args.img_size or defs.net.width, args.img_size or defs.net.height
     layers = summarise(defs, height, width)
     total = totals(layers)

@@ -28,7 +28,7 @@ VERSION = (0, 2, 5)
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 OWN_CFG = "use the cfg it was trained with"
 # What torch.load raises for a file that was cut short or written over, depending on where.
-DAMAGES = (RuntimeError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
+DAMAGES = (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
 HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
 
@@ -68,11 +68,14 @@ def is_onnx(path: str | Path) -> bool:
 def _first_bytes(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(20)
+            head = file.read(20)
     except FileNotFoundError:
         raise UserError(f"{path}: these weights do not exist; check the path") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head:
+        raise UserError(f"{path}: is empty; get the file again")
+    return head
 
 
 def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:

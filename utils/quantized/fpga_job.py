@@ -107,7 +107,7 @@ def check_pictures(
     """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and pictures of --data."""
     stride, channels = loaded.model.max_stride, loaded.model.defs.net.channels
     side = args.check_size or math.ceil(CHECK_SIZE / stride) * stride
-    check_img_size(side, stride)
+    check_img_size(side, stride, "--check-size")
     random = torch.Generator().manual_seed(0)
     shapes = [(1, channels, n, n) for n in (side, side // stride)]
     fine, coarse = (torch.randint(256, shape, generator=random, dtype=torch.uint8) for shape in shapes)
