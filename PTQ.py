@@ -139,6 +139,9 @@ class Job:
             if sum(map(len, self.probes)) >= PROBES:
                 break
         self.wanted = c.raw_maps(self.model, self.probes, rounding=False)
+        if not all(raw.isfinite().all() for raws in self.wanted for raw in raws):
+            raise UserError(f"{self.args.weights}: its raw maps of training pictures aren't finite, even in float: its "
+                            "training diverged, so begin with other weights")  # fmt: skip
         self.db = self._nearness()
         if self.args.bias_correction is not False:
             self._correct(loader, count)

@@ -23,6 +23,7 @@ from utils.files import check_writable
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
+from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
@@ -59,6 +60,8 @@ def get_parser() -> Parser:
         help=f"train a quantized network: {kinds}; from trained weights with small rates (utils.hyp.QUANTIZED)",
     )
     add_quantization_arguments(parser)
+    parser.add_argument("--observer", choices=OBSERVERS, default="",
+                        help="quantized: how ranges of maps are found, see PTQ.py --help (default: the strategy's)")  # fmt: skip
     parser.add_argument(
         "--finetune", **flag, help="a schedule for trained weights: no head start for biases, less warm-up (utils.hyp.FINETUNE)"
     )
@@ -147,6 +150,9 @@ def check_arguments(args: argparse.Namespace) -> None:
                         "slim, 2 for layer pruning")  # fmt: skip
     if not (0 < args.sparse_keep < 1 and 0 < args.sparse_target < 1):
         raise UserError("--sparse-keep and --sparse-target are shares: above 0 and below 1")
+    for flag, schedule in (("sparse_keep", "local-decay"), ("sparse_target", "dynamic")):
+        if getattr(args, flag) != get_parser().get_default(flag) and args.sparse_schedule != schedule:
+            raise UserError(f"--{flag.replace('_', '-')} only means something with --sparse-schedule {schedule}; add that")
     check_distillation_arguments(args)
     requested(args)
 
@@ -197,7 +203,7 @@ def sum_up(
     if run.best:
         where = f": {best}" if best == files.best else ""
         say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}{where}")
-    if run.penalty and Path(__file__).with_name(PRUNERS[args.prune]).exists():
+    if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
         say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} {amount}")
     elif args.single_cls:  # test.py would compare one class with the labels' many

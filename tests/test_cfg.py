@@ -113,6 +113,11 @@ def test_data_file(tmp_path):
     (tmp_path / "a.names").write_text("cat\n")
     with pytest.raises(UserError, match="classes=2, but its names file lists 1"):
         read_data(tmp_path / "a.data")
+    (tmp_path / "a.data").write_text("classes=2\ntrain=\nvalid=\nnames=\n")
+    data = read_data(tmp_path / "a.data")
+    assert (data.train, data.valid, data.names) == (None, None, ["0", "1"])
+    with pytest.raises(UserError, match="needs a line `train=`"):
+        data.source("train")
     (tmp_path / "a.data").write_text("classes=²\n", encoding="utf-8")
     with pytest.raises(UserError, match="needs a line `classes=N`"):
         read_data(tmp_path / "a.data")

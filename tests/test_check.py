@@ -176,6 +176,13 @@ def test_an_unusable_command_line_is_one_line_and_2(copy, flags, message, monkey
     assert error.count("\n") == 1
 
 
+def test_a_line_without_a_value_is_no_folder(copy):
+    copy.replace("bccd.data", "valid=valid.txt", "valid=")
+    status, report = copy.check()
+    assert status == 1
+    assert [f["what"] for f in report["findings"]] == ["a .data without a line `valid=`"]
+
+
 def test_an_onnx_file_is_called_so(copy):
     Path("x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     with pytest.raises(UserError, match=r"x.onnx: an ONNX file isn't checked; name the .pt or .weights"):

@@ -86,6 +86,11 @@ def test_a_checkpoint_brings_its_cfg_names_and_size(tmp_path):
         cli.load_model(write(tmp_path / "other.cfg", RESIDUAL.replace("filters=8", "filters=6")), tmp_path / "a.pt")
 
 
+def test_names_of_another_number_of_classes_are_not_the_networks(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"model": network(RESIDUAL).state_dict(), "cfg": RESIDUAL, "names": ["cat"]})
+    assert cli.load_model("", tmp_path / "a.pt").names == ["0", "1"]
+
+
 def test_weights_without_their_cfg_ask_for_it(tmp_path):
     save_weights(network(CSP), tmp_path / "a.weights")
     with pytest.raises(UserError, match="name the one it belongs to with --cfg"):

@@ -16,6 +16,8 @@ from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.judge import Judge
 from utils.pruner import STRATEGIES
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize
 from utils.weights import load_weights, save_checkpoint, save_weights
 
 GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + head()
@@ -113,6 +115,15 @@ def test_layer_pruning_without_blocks_is_refused_before_data_is_loaded(here, str
     monkeypatch.setattr(Judge, "_loader", lambda *_: pytest.fail("data were loaded"))
     with pytest.raises(UserError, match=r"net.cfg: has no residual blocks that could be dropped; use normal"):
         prune(strategy, "--data d.data")
+
+
+def test_a_quantized_network_is_refused(here):
+    model, settings = write(RESIDUAL), Settings(1)
+    content = {"model": quantize(model, settings).state_dict(), "cfg": RESIDUAL, "quantization": settings.to_dict()}
+    save_checkpoint("net.weights", content)
+    with pytest.raises(UserError, match=r"net.weights: is quantized; prune the float network first"):
+        prune("slim")
+    assert not (here / "out").exists()
 
 
 def test_an_output_path_that_is_a_folder_is_refused(here):

@@ -214,6 +214,16 @@ def test_mistakes_are_named(here, flags, message):
     assert sorted(here.rglob("*")) == before
 
 
+def test_weights_that_are_not_finite_are_refused(here):
+    checkpoint = load_checkpoint("weights/last.pt")
+    kernel = next(v for k, v in checkpoint["model"].items() if k.endswith("Conv2d.weight"))
+    kernel[0, 0, 0, 0] = np.nan
+    torch.save(checkpoint, "nan.pt")
+    with pytest.raises(UserError, match=r"nan.pt: its raw maps of training pictures aren't finite"):
+        ptq("--weights nan.pt")
+    assert not Path("nan_ptq.pt").exists()
+
+
 @pytest.mark.parametrize("out", ["d.data/x.pt", "train"])
 def test_a_place_that_cannot_be_written_is_named_before_the_work(here, monkeypatch, out):
     monkeypatch.setattr(PTQ, "load_model", lambda *_, **__: pytest.fail("the work has begun"))

@@ -137,6 +137,13 @@ def test_an_interrupted_quantized_run_resumes_exactly(monkeypatch, flags, cut):
 
 
 @pytest.mark.usefixtures("here")
+def test_the_observer_can_be_chosen():
+    train_with("--epochs 1 --quantized 1 --observer percentile --notest --nosave")
+    model = load_model("", "weights/last.pt").model
+    assert {q.config.observer for q in quantizers(model) if not q.config.dynamic} == {"percentile", "minmax"}  # and the image's
+
+
+@pytest.mark.usefixtures("here")
 def test_the_last_fifth_is_frozen():
     train_with("--epochs 5 --quantized 1 --notest --no-ema")
     last = load_checkpoint("weights/last.pt")["model"]
@@ -180,6 +187,7 @@ def test_distillation_into_a_quantized_student(number):
     [
         ("--FPGA", "--FPGA needs --quantized: 1 Google"),
         ("--a-bit 4 --shortcut_way 2", "--a-bit --shortcut_way needs --quantized"),
+        ("--observer mse", "--observer needs --quantized"),
         ("--quantized 1 --FPGA --w-bit 32", "--w-bit 32: with --FPGA"),
     ],
 )

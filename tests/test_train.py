@@ -256,6 +256,8 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
         ("--prune 0", "needs --s"),
         ("--sparse-schedule dynamic", "needs --prune"),
         ("--prune 0 --s 0.1 --sparse-keep 1", "above 0 and below 1"),
+        ("--prune 0 --s 0.1 --sparse-keep 0.5", "--sparse-keep only means something with --sparse-schedule local-decay"),
+        ("--prune 0 --s 0.1 --sparse-target 0.5", "--sparse-target only means something with --sparse-schedule dynamic"),
         ("--epochs 0", "at least 1"),
         ("--workers -1", "negative"),
         ("--data none.data", "none.data"),

@@ -219,10 +219,11 @@ def read_data(path: str | Path) -> DataConfig:
         raise UserError(f"{path}: needs a line `classes=N` with the number of classes")
     classes = int(options.pop("classes"))
     base = Path(path).parent
-    names = read_names(find_file(options.pop("names"), base)) if "names" in options else [str(i) for i in range(classes)]
+    listed = options.pop("names", "")
+    names = read_names(find_file(listed, base)) if listed else [str(i) for i in range(classes)]
     if len(names) != classes:
         raise UserError(f"{path}: classes={classes}, but its names file lists {len(names)} names; make them agree")
-    train, valid = (find_file(options.pop(k), base) if k in options else None for k in ("train", "valid"))
+    train, valid = (find_file(name, base) if name else None for name in (options.pop(k, "") for k in ("train", "valid")))
     return DataConfig(Path(path), classes, names, train, valid, options)
 
 

@@ -57,7 +57,8 @@ def _read_data(path: str, found: list[Finding]) -> DataConfig:
     """The .data file as far as it can be used: without a usable number of classes, that of the names."""
     options = data_options(path)
     base = Path(path).parent
-    names = _read_names(find_file(options.pop("names"), base), found) if "names" in options else []
+    listed = options.pop("names", "")
+    names = _read_names(find_file(listed, base), found) if listed else []
     text = options.pop("classes", "")
     classes = int(text) if text.isdecimal() else 0
     if classes < 1:
@@ -68,7 +69,7 @@ def _read_data(path: str, found: list[Finding]) -> DataConfig:
         what = f"classes={classes}, but {len(names)} names"
         found.append(Finding(ERROR, what, abs(len(names) - classes), path, "make classes= and the names file agree"))
     names = [*names, *(str(i) for i in range(len(names), classes))][:classes]
-    train, valid = (find_file(options.pop(k), base) if k in options else None for k in SPLITS)
+    train, valid = (find_file(name, base) if name else None for name in (options.pop(k, "") for k in SPLITS))
     return DataConfig(Path(path), classes, names, train, valid, options)
 
 

@@ -156,7 +156,9 @@ def load_model(
     if size == defs.net.width != defs.net.height:
         square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
         report.message = "; ".join(filter(None, (report.message, square)))
-    names = data.names if data else (checkpoint or {}).get("names") or [str(i) for i in range(classes)]
+    names = data.names if data else (checkpoint or {}).get("names") or []
+    if len(names) != classes:  # those of another number of classes are another network's
+        names = [str(i) for i in range(classes)]
     return Loaded(model.eval(), names, size, checkpoint, report)
 
 

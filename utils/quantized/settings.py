@@ -161,9 +161,9 @@ def settings_of(args: argparse.Namespace, strategy: int, observer: str = "") -> 
 def requested(args: argparse.Namespace) -> Settings | None:
     """train.py's settings, None without --quantized; UserError for flags that only count with it."""
     if args.quantized:
-        return settings_of(args, args.quantized)
+        return settings_of(args, args.quantized, args.observer)
     given = {"--FPGA": args.FPGA, "--a-bit": args.a_bit, "--w-bit": args.w_bit, "--keep-first-last": args.keep_first_last,
-             "--shortcut_way": args.shortcut_way}  # fmt: skip
+             "--shortcut_way": args.shortcut_way, "--observer": args.observer}  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
     if flags:
         raise UserError(f"{' '.join(flags)} needs --quantized: {', '.join(f'{n} {s.title}' for n, s in STRATEGIES.items())}")
