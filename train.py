@@ -61,7 +61,7 @@ def get_parser() -> Parser:
     )
     add_quantization_arguments(parser)
     parser.add_argument("--observer", choices=OBSERVERS, default="",
-                        help="quantized: how ranges of maps are found, see PTQ.py --help (default: the strategy's)")  # fmt: skip
+                        help="quantized: how ranges of maps are found, see PTQ.py (default: the strategy's)")  # fmt: skip
     parser.add_argument(
         "--finetune", **flag, help="a schedule for trained weights: no head start for biases, less warm-up (utils.hyp.FINETUNE)"
     )
