@@ -94,7 +94,7 @@ class Hyp:
         setattr(self, name, number)
 
 
-# train.py --finetune: a pruned network needs the whole rate to find its way back, a fifth or half of it left it points behind
+# train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind
 # (EXPERIMENTS.md); but its biases have found their place, and few epochs should not end at a rate of next to nothing.
 FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
