@@ -28,7 +28,7 @@ from utils.distributed import World
 from utils.engine import normalise
 from utils.errors import UserError
 from utils.hyp import Hyp
-from utils.metrics import count_macs
+from utils.measure import layer_macs
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     device = select_device(args.device)
     model = Darknet(parse_cfg(args.cfg), args.img_size)
-    gflop = 2e-9 * count_macs(model, model.defs.net.channels, args.img_size, args.img_size)
+    gflop = 2e-9 * sum(layer_macs(model, args.img_size, args.img_size))
     figures: dict[str, Any] = {
         "cfg": args.cfg, "img_size": args.img_size, "batch_size": args.batch_size, "device": str(device),
         "threads": torch.get_num_threads(), "forward_gflop": gflop,

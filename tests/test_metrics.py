@@ -6,10 +6,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
 
 from utils.errors import UserError
 from utils.metrics import (
@@ -17,7 +15,6 @@ from utils.metrics import (
     coco_ground_truth,
     coco_results,
     compute_metrics,
-    count_macs,
     dataset_ground_truth,
 )
 
@@ -181,11 +178,3 @@ def test_coco_json_errors(tmp_path) -> None:
         coco_ground_truth(path, [tmp_path / "y.jpg"], [])
     with pytest.raises(UserError, match="0 categories"):
         coco_ground_truth(path, [tmp_path / "x.jpg"], ["a"])
-
-
-def test_macs_of_one_convolution() -> None:
-    """3 x 3, 2 -> 5 channels, 8 x 6 outputs: 9 * 2 * 5 * 48 products; the mode of the network is given back."""
-    network = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5)).train()
-    assert count_macs(network, 2, 8, 6) == 9 * 2 * 5 * 48
-    assert network.training
-    assert torch.equal(network[1].running_mean, torch.zeros(5))

@@ -5,6 +5,7 @@ height, width). `darknet_tensors()` lists what a .weights file holds for it, in 
 Names of sub-modules (Conv2d, DepthWise2d, BatchNorm2d, se.fc) are those of the state dicts that users have.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,16 +16,24 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from utils import definitions as c
 from utils.activations import activation
 from utils.errors import UserError
+from utils.shapes import Shape
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.03
 
 
 class Block(nn.Module):
-    """A cfg block; most have no tensors in a .weights file."""
+    """A cfg block; most have no tensors in a .weights file, and multiply nothing by kernels."""
 
     def darknet_tensors(self) -> Iterator[Tensor]:
         yield from ()
+
+    def macs(self, source: Shape, output: Shape) -> int:
+        """Multiply-accumulates of one picture: products with kernels and weight matrices, as torch's FlopCounterMode counts.
+
+        source, output: (channels, height, width) of the (first) map that is read, and of the result.
+        """
+        return sum(child.macs(output) for child in self.children() if isinstance(child, Blur))
 
 
 class Blur(nn.Module):
@@ -42,6 +51,9 @@ class Blur(nn.Module):
         kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, kernel, stride=self.strides, padding=len(taps) - 2, groups=x.shape[1])
 
+    def macs(self, output: Shape) -> int:
+        return len(self.taps) ** 2 * math.prod(output)
+
 
 class Convolution(Block):
     """[convolutional] and [depthwise]: convolution, batch normalisation, activation."""
@@ -52,7 +64,8 @@ class Convolution(Block):
         groups = channels if self.is_depthwise else d.groups
         strides = (1, 1) if d.antialiasing else d.strides
         conv = nn.Conv2d(channels, d.filters, d.size, strides, d.zero_padding, d.dilation, groups, bias=not d.batch_normalize)
-        nn.init.kaiming_normal_(conv.weight, a=0.1)
+        if not conv.weight.is_meta:  # where there is nothing to draw, torch would take a second for 100 layers
+            nn.init.kaiming_normal_(conv.weight, a=0.1)
         self.add_module("DepthWise2d" if self.is_depthwise else "Conv2d", conv)
         self.BatchNorm2d = nn.BatchNorm2d(d.filters, BN_EPSILON, BN_MOMENTUM) if d.batch_normalize else None
         self.activation = activation(d.activation)
@@ -83,6 +96,12 @@ class Convolution(Block):
         else:
             yield from _bn_tensors(self.BatchNorm2d)
         yield self.conv.weight
+
+    def macs(self, source: Shape, output: Shape) -> int:
+        conv = self.conv
+        sides = zip(source[1:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+        positions = math.prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sides)
+        return positions * conv.weight.numel() + super().macs(source, output)
 
     @torch.no_grad()
     def fuse(self) -> None:
@@ -115,6 +134,9 @@ class SqueezeExcite(Block):
 
     def darknet_tensors(self) -> Iterator[Tensor]:
         yield from (self.se.fc[0].weight, self.se.fc[2].weight)
+
+    def macs(self, source: Shape, output: Shape) -> int:
+        return sum(matrix.numel() for matrix in self.darknet_tensors())
 
 
 class BatchNorm(Block):

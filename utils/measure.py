@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.definitions import Defs
-from utils.metrics import count_macs
+from utils.shapes import output_shapes
 from utils.weights import HEADER_BYTES, darknet_tensors
 
 if TYPE_CHECKING:
@@ -28,11 +28,22 @@ def weights_bytes(model: "Darknet") -> int:
     return HEADER_BYTES + 4 * sum(t.numel() for _, t in darknet_tensors(model))
 
 
+def layer_macs(model: "Darknet", height: int, width: int) -> list[int]:
+    """Multiply-accumulates of each layer for one picture, from the shapes alone (a forward pass under torch's counter takes
+    seconds); pooling, shortcuts and activations count nothing."""
+    shapes = output_shapes(model.defs, height, width)
+    maps = {-1: (model.defs.net.channels, height, width)} | dict(enumerate(shapes))
+    return [
+        module.macs(maps[sources[0]], shape)
+        for module, sources, shape in zip(model.module_list, model.sources, shapes, strict=True)
+    ]
+
+
 def network_size(network: type["Darknet"], defs: Defs, img_size: int) -> dict[str, int]:
     """{params, macs} of the network that `defs` describes, for a picture of img_size x img_size; computes no map."""
     with torch.device("meta"):
         model = network(defs, img_size)
-        return {"params": count_parameters(model), "macs": count_macs(model, defs.net.channels, img_size, img_size)}
+    return {"params": count_parameters(model), "macs": sum(layer_macs(model, img_size, img_size))}
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""How good detections are: mAP by pycocotools; precision, recall and F1 from its matches; multiply-accumulates."""
+"""How good detections are: mAP by pycocotools; precision, recall and F1 from its matches."""
 
 import contextlib
 import io
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from utils.cfg import DataConfig, find_file
 from utils.errors import UserError
@@ -214,17 +211,3 @@ def _judge(truth: GroundTruth, detections: dict[int, np.ndarray]) -> COCOeval:
         judge.evaluate()
         judge.accumulate()
     return judge
-
-
-def count_macs(model: nn.Module, channels: int, height: int, width: int) -> int:
-    """Multiply-accumulates of one picture's forward pass, by torch's own counter (convolutions and matrix products)."""
-    training = model.training
-    parameter = next(model.parameters())
-    counter = FlopCounterMode(display=False)
-    image = torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
-    try:
-        with torch.no_grad(), counter:
-            model.eval()(image)
-    finally:
-        model.train(training)
-    return counter.get_total_flops() // 2

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import Darknet
 from utils.cfg import parse_cfg
 from utils.cli import Parser, format_table, write_json
 from utils.definitions import Defs
 from utils.errors import UserError
+from utils.measure import layer_macs
 from utils.shapes import Shape, output_shapes
 
 
@@ -30,21 +30,19 @@ class LayerSummary:
 def summarise(defs: Defs, height: int | None = None, width: int | None = None) -> list[LayerSummary]:
     """Every layer of a network for an input of the given size, or the cfg's own.
 
-    Parameters are the trainable ones. MACs are counted by torch's own counter, which knows convolutions and matrix
-    products, on a network without memory ("meta"), so that the largest takes no longer than the smallest.
+    Parameters are the trainable ones; MACs: see utils.measure. The network has no memory ("meta"), so that the largest takes
+    no longer than the smallest.
     Raises UserError for what can't be built, and for a size that isn't a multiple of the network's stride.
     """
     height, width = height or defs.net.height, width or defs.net.width
-    counter = FlopCounterMode(display=False)
-    with torch.device("meta"), torch.no_grad(), counter:
-        model = Darknet(defs, (height, width)).eval()
-        model(torch.zeros(1, defs.net.channels, height, width))
-    flops = counter.get_flop_counts()
+    with torch.device("meta"):
+        model = Darknet(defs, (height, width))
+    macs = layer_macs(model, height, width)
     return [
         LayerSummary(
             index=i, kind=defs[i].kind, sources=defs.sources(i), shape=shape,
             parameters=sum(p.numel() for p in model.module_list[i].parameters()),
-            macs=sum(flops.get(f"Darknet.module_list.{i}", {}).values()) // 2,
+            macs=macs[i],
         )
         for i, shape in enumerate(output_shapes(defs, height, width))
     ]  # fmt: skip
