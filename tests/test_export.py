@@ -162,7 +162,8 @@ def test_script_float(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert figures["file_bytes"] == {"fp32": path.stat().st_size}
     assert figures["latency_ms"]["fp32"] > 0
     assert json.loads((tmp_path / "x.json").read_text()) == json.loads(json.dumps(figures))
-    for text in ("ONNX fp32", "64x64, batch 1, 1 threads, ONNX Runtime", "opset 18", f"{path}: fp32"):
+    hint = "hint: 2 convolutions have numbers of filters that 4 doesn't divide"
+    for text in ("ONNX fp32", "64x64, batch 1, 1 threads, ONNX Runtime", "opset 18", f"{path}: fp32", hint):
         assert text in printed
     aboard = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert json.loads(aboard["names"]) == ["cat", "dog"]
@@ -172,6 +173,12 @@ def test_script_float(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         {"stride": 2.0, "anchors": [[8, 10], [20, 16]], "classes": 2, "scale_x_y": 1.0, "new_coords": False}
     ]
     assert (aboard["outputs"], aboard["precision"]) == ("decoded", "fp32")
+
+
+def test_filters_before_yolo_are_not_uneven() -> None:
+    """It has 14."""
+    assert onnx_job.uneven(network(NET + conv(8) + conv(12) + head())) == 0
+    assert onnx_job.uneven(network(NET + conv(8) + conv(13) + conv(2) + head())) == 2
 
 
 def test_script_quantized(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

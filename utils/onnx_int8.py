@@ -236,11 +236,14 @@ def store_integers(graph: ir.Graph) -> None:
 
 
 def _dequantized(graph: ir.Graph, node: ir.Node, index: int, integers: np.ndarray, scale: np.ndarray) -> ir.Value:
-    """DequantizeLinear of constants, one scale for each index of the first axis, for an input of `node`."""
+    """DequantizeLinear of constants, one scale for each index of the first axis, for an input of `node`. ONNX Runtime
+    asks for the zero points of kernels; those of biases would only make the file larger."""
     source = node.inputs[index]
     name, tape = (pair_at(source).source if pair_at(source) else source).name, Tape()
-    zeros = constant(graph, np.zeros(scale.shape, integers.dtype), f"{name}_zero")
     factors = constant(graph, scale.astype(np.float32), f"{name}_scale")
-    value = tape.op("DequantizeLinear", [constant(graph, integers, f"{name}_integers"), factors, zeros], {"axis": 0})
+    inputs = [constant(graph, integers, f"{name}_integers"), factors]
+    if index == 1:
+        inputs.append(constant(graph, np.zeros(scale.shape, integers.dtype), f"{name}_zero"))
+    value = tape.op("DequantizeLinear", inputs, {"axis": 0})
     graph.insert_before(node, tape.nodes)
     return value

@@ -16,6 +16,7 @@ from utils import onnx_check as check
 from utils.cfg import DataConfig
 from utils.cli import Loaded, format_table
 from utils.datasets import DetectionDataset, create_loader
+from utils.definitions import Convolutional
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.export_input import input_size, picture_settings
@@ -26,6 +27,7 @@ from utils.quantized.transform import quantizers, switched
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
 DEVIATION = 2.0  # of check.deviation, for int8
+EVEN = 4  # filters come in multiples of this where ONNX Runtime is fast (EXPERIMENTS.md)
 
 
 @dataclass
@@ -82,6 +84,7 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
         figures |= agreement(temporary, trial)
         figures |= {"map50": accuracy(temporary, trial)} if data is not None else {}
         figures |= speed(paths, trial) | {"file_bytes": {name: path.stat().st_size for name, path in paths.items()}}
+        figures["uneven"] = uneven(loaded.model)
     print(report(figures))
     return figures
 
@@ -173,6 +176,13 @@ def speed(paths: dict[str, Path], trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def uneven(model: Darknet) -> int:
+    """Convolutions with a number of filters for which ONNX Runtime has no fast kernels; those before a [yolo] can't help it."""
+    heads = {source for source, _ in model.head_convolutions()}
+    convolutions = (d for i, d in enumerate(model.defs) if isinstance(d, Convolutional) and i not in heads)
+    return sum(d.filters % EVEN != 0 for d in convolutions)
+
+
 def report(figures: dict[str, Any]) -> str:
     """What a user reads."""
     height, width = figures["size"]
@@ -194,4 +204,7 @@ def report(figures: dict[str, Any]) -> str:
     for side in ("inputs", "outputs"):
         lines += [f"{side[:-1]} {name} {shape}".replace("'", "") for name, shape in figures[side].items()]
     lines += [f"outputs: {figures['outputs_are']}", f"{figures['file']}: {figures['precision']}, opset {figures['opset']}"]
+    if figures["uneven"]:
+        lines.append(f"hint: {figures['uneven']} convolutions have numbers of filters that {EVEN} doesn't divide, which ONNX "
+                     f"Runtime computes slowly; prune with --round-to {EVEN}")  # fmt: skip
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     )
     limits.add_argument("--min-channels", type=int, default=1, help="channels that every layer keeps at least")
     limits.add_argument("--round-to", type=int, default=POLICIES[defaults.policy].round_to, metavar="N",
-                        help="counts are rounded up to multiples of N; 8 suits most hardware")  # fmt: skip
+                        help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
     parser.add_argument("--bn-recal", type=int, default=0, metavar="N",
