@@ -205,8 +205,9 @@ def sum_up(
         say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}{where}")
     if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
-        say(f"next: python {PRUNERS[args.prune]} --data {args.data} --weights {files.last} {amount}")
-    elif args.single_cls:  # test.py would compare one class with the labels' many
+        judged = f"--data {args.data} " if evaluation else ""
+        say(f"next: python {PRUNERS[args.prune]} {judged}--weights {files.last} {amount}")
+    elif args.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
         say(f"next: python detect.py --weights {best} --source PICTURES")
     else:
         say(f"next: python test.py --data {args.data} --weights {best}")

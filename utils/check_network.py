@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from models import check_img_size
 from utils.anchors import AnchorFit, fit, label_sizes
@@ -13,6 +12,7 @@ from utils.cli import load_model
 from utils.definitions import Convolutional, Defs
 from utils.errors import UserError
 from utils.shapes import max_stride, output_shapes
+from utils.weights import broken_tensors
 
 SAMPLE = 20_000  # boxes that anchors are compared with; more change the third digit at most
 RECALL, MEAN_IOU = 0.98, 0.5  # anchors that reach less can be bettered
@@ -147,11 +147,11 @@ def weights(subject: Subject) -> Iterator[Finding]:
         return
     size = subject.img_size or None
     try:
-        loaded = load_model(subject.cfg, subject.weights, size)
+        loaded = load_model(subject.cfg, subject.weights, size, unchecked=True)
     except UserError as error:
         yield _misfit(subject, error)
         return
-    broken = [name for name, tensor in loaded.model.state_dict().items() if not torch.isfinite(tensor).all()]
+    broken = broken_tensors(loaded.model)
     if broken:
         first = f"{subject.weights}: {broken[0]}"
         yield Finding(ERROR, "tensors with values that are no numbers", len(broken), first, "go back to an earlier checkpoint")
@@ -167,7 +167,7 @@ def weights(subject: Subject) -> Iterator[Finding]:
 def _misfit(subject: Subject, error: UserError) -> Finding:
     """Weights that don't fit: of no use, or a start for training all the same."""
     try:
-        load_model(subject.cfg, subject.weights, subject.img_size or None, pretrained=True, prefix=True)
+        load_model(subject.cfg, subject.weights, subject.img_size or None, pretrained=True, prefix=True, unchecked=True)
     except UserError:
         return finding_of(error, "use the cfg they belong to")
     found = finding_of(error)

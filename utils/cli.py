@@ -16,7 +16,16 @@ from utils.errors import UserError
 from utils.files import check_writable, write_text
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import LoadReport, checkpoint_classes, is_checkpoint, is_onnx, load_checkpoint, load_state, load_weights
+from utils.weights import (
+    LoadReport,
+    broken_tensors,
+    checkpoint_classes,
+    is_checkpoint,
+    is_onnx,
+    load_checkpoint,
+    load_state,
+    load_weights,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,12 +134,14 @@ def load_model(
     pretrained: bool = False,
     prefix: bool = False,
     gray: bool = False,
+    unchecked: bool = False,
 ) -> Loaded:
     """Build the network of `cfg` (or of the checkpoint's own cfg) in eval mode on the CPU, and load `weights` if given.
 
     img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
     gray: build it for one channel whatever the cfg says, as is done for a checkpoint trained with --gray-scale.
-    Raises UserError, before anything is loaded, when classes of cfg and data differ.
+    Raises UserError, before anything is loaded, when classes of cfg and data differ; and for weights that are no numbers,
+    unless they are to be taken `unchecked`.
     """
     if weights and is_onnx(weights):
         raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
@@ -153,6 +164,10 @@ def load_model(
         report = load_state(model, checkpoint, str(weights), pretrained=pretrained)
     elif weights:
         report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
+    broken = [] if unchecked else broken_tensors(model)
+    if broken:
+        raise UserError(f"{weights}: {len(broken)} tensors hold values that are no numbers, the first is {broken[0]}; "
+                        "go back to an earlier checkpoint")  # fmt: skip
     if size == defs.net.width != defs.net.height:
         square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
         report.message = "; ".join(filter(None, (report.message, square)))

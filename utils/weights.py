@@ -278,6 +278,12 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
     return LoadReport(message, len(model.module_list) - len(skipped), sorted(skipped))
 
 
+def broken_tensors(model: nn.Module) -> list[str]:
+    """Names of the tensors that hold values that are no numbers. (The ranges of quantizers begin as such.)"""
+    tensors = {k: v for k, v in model.state_dict().items() if not k.endswith((".low", ".high"))}
+    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+
+
 def _state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint, under the names they have here: DataParallel and others put `module.` before each."""
     state = checkpoint["model"]
