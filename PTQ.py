@@ -17,7 +17,17 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from utils.cfg import read_data, write_cfg
-from utils.cli import Loaded, Parser, add_device_arguments, add_model_arguments, format_table, load_model, run, write_json
+from utils.cli import (
+    Loaded,
+    Parser,
+    add_device_arguments,
+    add_model_arguments,
+    add_picture_arguments,
+    format_table,
+    load_model,
+    run,
+    write_json,
+)
 from utils.engine import normalise
 from utils.errors import UserError
 from utils.files import check_writable
@@ -51,9 +61,7 @@ def get_parser() -> Parser:
                         help="write nothing if mAP@0.5 falls by more; if not given, if half of it is lost")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="checkpoint to write; default: beside --weights, *_ptq.pt")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
+    add_picture_arguments(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
     add_device_arguments(parser)
     parser.set_defaults(precision="fp32")  # what quantized networks compute in, so that nothing else is compared

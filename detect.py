@@ -63,8 +63,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fourcc", default="mp4v", help="codec of written videos")
     parser.add_argument("--view-img", action="store_true", help="show results in a window; q or Esc ends")
     parser.add_argument("--save-txt", action="store_true", help="write a line `class cx cy w h confidence` a box, 0..1, too")
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     add_inference_arguments(parser)
     add_device_arguments(parser)
     return parser

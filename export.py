@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg import DataConfig, read_data
-from utils.cli import Loaded, Parser, load_model, natural, run, write_json
+from utils.cli import Loaded, Parser, add_picture_arguments, load_model, natural, run, write_json
 from utils.errors import UserError
 
 MAX_DROP = 0.02
@@ -80,9 +80,7 @@ def get_parser() -> Parser:
                         help="fpga: side of the pictures that the dump is tried on; about 96 if not given")  # fmt: skip
     parser.add_argument("--vectors", action="store_true",
                         help="fpga: also vectors.npz: a picture and every step's integers, to test hardware with")  # fmt: skip
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
-    parser.add_argument("--stretch", action="store_true", help="trained as Darknet does, without keeping the aspect ratio")
+    add_picture_arguments(parser)
     parser.add_argument("--workers", type=natural, default=2, help="onnx --data: processes that read pictures")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser

@@ -51,8 +51,6 @@ def get_parser() -> Parser:
     parser.add_argument("--task", choices=["test", "benchmark"], default="test", help="benchmark: over several image sizes")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: mirrored and at two smaller scales")
     parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
     add_inference_arguments(parser)
     add_device_arguments(parser)

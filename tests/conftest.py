@@ -1,6 +1,7 @@
 """Shared by all tests: one thread a worker (two workers share two cores), fixed seeds, the recorded references."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +28,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not there")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def bccd(shared, tmp_path_factory) -> Path:
+    """The small BCCD that `copy` copies; planted imports scripts, so only those who use it do."""
+    from planted import make_bccd
+
+    return make_bccd(shared / "data/bccd", tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def copy(bccd, tmp_path, monkeypatch):
+    """A planted.Copy, which is the working directory."""
+    from planted import Copy
+
+    shutil.copytree(bccd, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Copy(tmp_path)

@@ -1,13 +1,12 @@
 """check.py on BCCD: every planted fault is found, and a clean copy has none."""
 
 import resource
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import CFG, CLASSES, FAULTS, TRAIN, VALID, Copy, make_bccd, run_check
+from planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
 from tiny import NET, conv
 
 import check
@@ -15,18 +14,6 @@ from models import Darknet
 from utils.cli import run as run_script
 from utils.errors import UserError
 from utils.weights import save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def bccd(shared, tmp_path_factory) -> Path:
-    return make_bccd(shared / "data/bccd", tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def copy(bccd, tmp_path, monkeypatch) -> Copy:
-    shutil.copytree(bccd, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return Copy(tmp_path)
 
 
 def test_a_clean_copy_has_no_findings(copy, capsys):

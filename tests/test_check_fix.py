@@ -1,27 +1,13 @@
 """check.py --fix: what it writes, what it leaves alone."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-from planted import FAULTS, TRAIN, Copy, make_bccd
+from planted import FAULTS, TRAIN
 
 from utils import check_fix
 from utils.converters.write import place_image
 from utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def bccd(shared, tmp_path_factory) -> Path:
-    return make_bccd(shared / "data/bccd", tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def copy(bccd, tmp_path, monkeypatch) -> Copy:
-    shutil.copytree(bccd, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return Copy(tmp_path)
-
 
 MENDABLE = [
     "a listed picture that isn't there", "a picture cut short", "a picture that is none", "a picture without label file",

@@ -1,9 +1,6 @@
 """train.py: --single-cls, --image-weights, cls_weights, background pictures, and the quick checks at its start."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_train import BASE, CFG, ROOT, SIZE, here, interrupt_at, results, train_with  # noqa: F401
+from test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 
 import make_cfg
 from utils.balance import image_weights
@@ -192,11 +189,7 @@ def test_image_weights_with_two_processes(here):  # noqa: F811
     only_green_in(here / "train", range(2))
     flags = "--batch-size 8 --epochs 2 --image-weights"
     train_with(f"{flags} --name one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [*BASE.split(), *flags.split(), "--name", "two"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_in_two_processes(f"{flags} --name two")
     one, two = results("results_one.txt"), results("results_two.txt")
     np.testing.assert_allclose(two["total"], one["total"], rtol=1e-4)
 

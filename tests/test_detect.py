@@ -1,8 +1,4 @@
-"""detect.py with a detector made by hand, whose boxes are known exactly.
-
-One convolution looks at cells of 16x16 pixels: where a cell is bright there is an object, as large as the cell, in its
-middle; red makes it class 0, blue class 1 (in gray: class 1).
-"""
+"""detect.py with rectangles.cells, a detector made by hand, whose boxes are known exactly."""
 
 import json
 from pathlib import Path
@@ -11,28 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rectangles import BLUE, CELLS, RED, cells
 
 import detect
-from models import Darknet
 from utils.errors import UserError
 from utils.weights import save_checkpoint, save_weights
-
-CFG = """[net]
-width=64
-height=64
-channels={channels}
-[convolutional]
-filters=7
-size=16
-stride=16
-activation=linear
-[yolo]
-mask=0
-anchors=16,16
-classes=2
-num=1
-"""
-RED, BLUE = (0, 0, 255), (255, 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -51,24 +30,10 @@ def model_files(tmp_path: Path, channels: int) -> list[str]:
     """The arguments that name the detector."""
     cfg, weights = tmp_path / "net" / "cells.cfg", tmp_path / "net" / "cells.weights"
     cfg.parent.mkdir()
-    cfg.write_text(CFG.format(channels=channels))
-    save_weights(by_hand(cfg, channels), weights)
+    cfg.write_text(CELLS.replace("channels=3", f"channels={channels}"))
+    save_weights(cells(cfg.read_text()), weights)
     (cfg.parent / "cells.names").write_text("red\nblue\n")
     return ["--cfg", str(cfg), "--weights", str(weights), "--names", str(cfg.parent / "cells.names")]
-
-
-@torch.no_grad()
-def by_hand(cfg: Path, channels: int) -> Darknet:
-    model = Darknet(str(cfg), 64)
-    convolution = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
-    convolution.weight.zero_()
-    convolution.bias.zero_()
-    convolution.weight[4] = 40 / 256  # objectness: logit 40 * (sum of the channels' means) - 10
-    convolution.bias[4] = -10
-    for row, channel in ((5, 0), (6, channels - 1)):
-        convolution.weight[row, channel] = 20 / 256
-        convolution.bias[row] = -10
-    return model
 
 
 def picture(path: Path, width: int = 64, height: int = 64, **blocks: tuple[int, int, int, int]) -> Path:
@@ -185,9 +150,8 @@ def test_no_display_is_said_and_does_not_stop(
 def test_a_checkpoint_brings_names_and_settings(tmp_path: Path, model_files: list[str]) -> None:
     """Trained with maxabs and stretched: inputs are -1..1, so that black gives the logit 70 - 120, and red 70 - 40."""
     cfg = Path(model_files[1])
-    model = by_hand(cfg, 3)
-    convolution = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
-    convolution.bias.data[4:] = torch.tensor([70.0, 0, 0])
+    model = cells()
+    model.module_list[0].conv.bias.data[4:] = torch.tensor([70.0, 0, 0])
     settings = {"img_size": 64, "gray": False, "maxabs": True, "stretch": True}
     checkpoint = tmp_path / "cells.pt"
     content = {"model": model.state_dict(), "cfg": cfg.read_text(), "names": ["ruby", "sky"], "settings": settings}

@@ -1,15 +1,12 @@
 """train.py with a teacher: epochs, resuming, presets, several processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from taught import CFG, ONE_HEAD, pruned, save
-from test_train import BASE, ROOT, here, interrupt_at, results, train_with  # noqa: F401 (here is a fixture)
+from test_train import BASE, ROOT, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from tiny import network
 
 from make_cfg import set_classes
@@ -88,11 +85,7 @@ def test_two_processes_distil_as_one(here):  # noqa: F811
     Path("s.cfg").write_text(ONE_HEAD)
     base = BASE.replace("tiny.cfg", "s.cfg") + " --batch-size 8 --epochs 3 --notest --t_weights t.pt --KDstr 7"
     train_with("--name one", base)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += [*base.split(), "--name", "two"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_in_two_processes("--name two", base)
     one, two = results("results_one.txt"), results("results_two.txt")
     for column in ("total", "kd_feat"):
         np.testing.assert_allclose(two[column], one[column], rtol=1e-4, err_msg=column)

@@ -5,12 +5,12 @@ import os
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rectangles import GREEN, RED, write_rectangles
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -36,22 +36,7 @@ RECTANGLES = [  # (height, width) of a picture and x1 y1 x2 y2 of its red and gr
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A .data file whose valid= pictures are black but for the rectangles."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    for i, ((height, width), *boxes) in enumerate(RECTANGLES):
-        image, lines = np.zeros((height, width, 3), np.uint8), []
-        for label, (box, colour) in enumerate(zip(boxes, ((0, 0, 255), (0, 255, 0)), strict=True)):
-            if box is not None:
-                x1, y1, x2, y2 = box
-                image[y1:y2, x1:x2] = colour
-                values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-                lines.append(f"{label} " + " ".join(f"{v:.6f}" for v in values))
-        cv2.imwrite(str(tmp_path / "images" / f"{100 + i}.png"), image)
-        (tmp_path / "labels" / f"{100 + i}.txt").write_text("\n".join(lines) + "\n")
-    (tmp_path / "x.names").write_text("\n".join(NAMES))
-    path = tmp_path / "x.data"
-    path.write_text(f"classes=2\nnames={tmp_path}/x.names\nvalid={tmp_path}/images\n")
-    return path
+    return write_rectangles(tmp_path, dict(zip(NAMES, (RED, GREEN), strict=True)), RECTANGLES)
 
 
 def loader(data: Path, **options) -> DataLoader:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 import detect
 import test as test_script
 from models import Darknet
+from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.tiny import RESIDUAL, SPP, network
 from utils.cfg import write_cfg
 from utils.cli import load_model
@@ -27,22 +27,6 @@ from utils.onnx_model import OnnxModel, load_detector  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAIN = {"gray": False, "maxabs": False, "stretch": False}
-CELLS = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-filters=7
-size=16
-stride=16
-activation=linear
-[yolo]
-mask=0
-anchors=16,16
-classes=2
-num=1
-"""
-COLOURS = [(0, 0, 255), (255, 0, 0)]  # of class 0 and 1, BGR
 
 
 def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, int] = (64, 64), **plan: object) -> Path:
@@ -51,19 +35,6 @@ def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, i
     loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"]})
     ir.save(finish(build(model, chosen), loaded, chosen, settings, "fp32"), path)
     return path
-
-
-@torch.no_grad()
-def cells() -> Darknet:
-    """Sees an object in each bright cell of 16x16 pixels: red ones are class 0, blue ones class 1."""
-    model = Darknet(CELLS, 64).eval()
-    convolution = model.module_list[0].conv
-    convolution.weight.zero_()
-    convolution.bias.fill_(-10)
-    convolution.bias[:4] = 0
-    convolution.weight[4] = 40 / 256
-    convolution.weight[5, 0] = convolution.weight[6, 2] = 20 / 256
-    return model
 
 
 def save(model: Darknet, path: Path) -> Path:
@@ -90,21 +61,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Pictures of different shapes with blocks of both colours, labelled; some a bit beside the cells."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
+    pictures = []
     for number, (height, width) in enumerate(((64, 64), (64, 128), (128, 64), (48, 64), (64, 64))):
-        image, lines = np.zeros((height, width, 3), np.uint8), []
-        scale = max(height, width) // 64
-        for label, (x, y) in enumerate(((0, 16), (32, 16))):
+        scale, boxes = max(height, width) // 64, []
+        for x, y in ((0, 16), (32, 16)):
             x1, y1, side = x * scale + 2 * number, y * scale + number, 16 * scale
-            image[y1 : y1 + side, x1 : x1 + side] = COLOURS[label]
-            lines.append(f"{label} {(x1 + side / 2) / width} {(y1 + side / 2) / height} {side / width} {side / height}")
-        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
-        (tmp_path / "labels" / f"{number}.txt").write_text("\n".join(lines) + "\n")
-    (tmp_path / "x.names").write_text("red\nblue\n")
-    path = tmp_path / "x.data"
-    path.write_text(f"classes=2\nnames={tmp_path}/x.names\nvalid={tmp_path}/images\n")
-    return path
+            boxes.append((x1, y1, x1 + side, y1 + side))
+        pictures.append(((height, width), *boxes))
+    return write_rectangles(tmp_path, {"red": RED, "blue": BLUE}, pictures)
 
 
 def evaluated(data: Path, weights: Path, *more: object) -> object:
@@ -197,10 +161,10 @@ def test_detections_are_those_of_the_checkpoint(name: str, data: Path, files: Pa
     found = []
     for weights in (files / "cells.pt", files / f"{name}.onnx"):
         out = tmp_path / weights.name
-        arguments = ["--weights", weights, "--source", data.parent / "images" / "1.png", "--output", out]
+        arguments = ["--weights", weights, "--source", data.parent / "images" / "101.png", "--output", out]
         fixed = ["--save-txt", "--device", "cpu", "--img-size", "64"]
         detect.main(detect.get_parser().parse_args([*map(str, arguments), *fixed]))
-        found.append(np.array([line.split() for line in (out / "1.txt").read_text().splitlines()], float))
+        found.append(np.array([line.split() for line in (out / "101.txt").read_text().splitlines()], float))
     assert len(found[0]) == 2
     np.testing.assert_allclose(*found, atol=2e-3)
     assert "1 blue, 1 red" in capsys.readouterr().out

@@ -3,11 +3,10 @@
 import importlib
 import json
 
-import cv2
-import numpy as np
 import pytest
 
 from models import Darknet
+from tests.test_train import write_set
 from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
 from utils import search
 from utils.cfg import parse_cfg
@@ -25,15 +24,9 @@ GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + he
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working directory with a dataset of six pictures, to train and to evaluate on."""
+    """A working directory with the dataset of test_train."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        cv2.imwrite(str(tmp_path / f"pictures/{number}.png"), rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
-        (tmp_path / f"pictures/{number}.txt").write_text("0 0.5 0.5 0.3 0.3\n")
-    (tmp_path / "d.names").write_text("red\ngreen\n")
-    (tmp_path / "d.data").write_text("classes=2\nnames=d.names\ntrain=pictures\nvalid=pictures\n")
+    write_set(tmp_path)
     return tmp_path
 
 

@@ -42,16 +42,21 @@ def draw(folder: Path, count: int, rng: np.random.Generator) -> None:
         (folder / f"{number}.txt").write_text("".join(lines))
 
 
+def write_set(folder: Path) -> None:
+    """tiny.cfg and d.data, a dataset of 8 + 4 pictures."""
+    rng = np.random.default_rng(0)
+    draw(folder / "train", 8, rng)
+    draw(folder / "valid", 4, rng)
+    (folder / "d.names").write_text("red\ngreen\n")
+    (folder / "d.data").write_text("classes=2\nnames=d.names\ntrain=train\nvalid=valid\n")
+    (folder / "tiny.cfg").write_text(CFG)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """A working directory with tiny.cfg and a dataset of 8 + 4 pictures."""
+    """A working directory with what write_set writes."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    draw(tmp_path / "train", 8, rng)
-    draw(tmp_path / "valid", 4, rng)
-    (tmp_path / "d.names").write_text("red\ngreen\n")
-    (tmp_path / "d.data").write_text("classes=2\nnames=d.names\ntrain=train\nvalid=valid\n")
-    (tmp_path / "tiny.cfg").write_text(CFG)
+    write_set(tmp_path)
     return tmp_path
 
 
@@ -60,6 +65,16 @@ BASE = "--data d.data --cfg tiny.cfg --batch-size 4 --accumulate 1 --workers 0 -
 
 def train_with(text: str, base: str = BASE) -> dict:
     return train.main(train.get_parser().parse_args([*base.split(), *text.split()]))
+
+
+def train_in_two_processes(text: str, base: str = BASE) -> str:
+    """As torchrun starts them; what they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
+    command += [*base.split(), *text.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def interrupt_at(monkeypatch, step: int, error: type[BaseException] = KeyboardInterrupt) -> None:
@@ -278,12 +293,13 @@ def test_mistakes_are_named(here, flags, message):
     assert not Path("results.txt").exists()
 
 
-def test_a_data_file_needs_what_training_reads(here):
+def test_a_data_file_needs_what_training_reads(here, capsys):
     (here / "half.data").write_text("classes=2\nnames=d.names\ntrain=train\n")
     with pytest.raises(UserError, match=r"half.data: needs a line `valid="):
         train_with("--epochs 1 --data half.data")
     figures = train_with("--epochs 1 --data half.data --notest")
     assert figures["last"] is None
+    assert "next: python detect.py --weights weights/last.pt" in capsys.readouterr().out
 
 
 def test_two_processes_train_as_one(here):
@@ -292,12 +308,8 @@ def test_two_processes_train_as_one(here):
     (here / "slow.yaml").write_text("lr0: 0.002\nwarmup_bias_lr: 0\n")
     flags = "--batch-size 8 --epochs 3 --notest --hyp slow.yaml"
     train_with(f"{flags} --name one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [*BASE.split(), *flags.split(), "--name", "two"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("next: ") == 1  # one process talks
+    output = train_in_two_processes(f"{flags} --name two")
+    assert output.count("next: ") == 1  # one process talks
     one, two = results("results_one.txt"), results("results_two.txt")
     for column in ("box", "obj", "cls", "total"):
         np.testing.assert_allclose(two[column], one[column], rtol=1e-4, err_msg=column)

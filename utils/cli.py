@@ -91,7 +91,14 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
                         help="auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32")  # fmt: skip
+    add_picture_arguments(parser)
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """How pictures become the network's input; checkpoints know what they were trained with."""
     parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
 
 
 SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them

@@ -54,8 +54,6 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     parser.add_argument("--force", action="store_true",
                         help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel network; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch, for the evaluation")
     parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
     cli.add_device_arguments(parser)

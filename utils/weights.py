@@ -139,23 +139,31 @@ def _check_fit(
     defs: Defs, tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], path: str, prefix: bool
 ) -> int:
     """The number of tensors that the file fills; UserError naming the layer at which file and cfg part."""
-    position, skipped = 0, set()
     needed = _count(tensors) + sum(n - sum(t.numel() for i, t in tensors if i == s) for s, (_, n) in skip.items())
     mismatch = f"{path}: the weights hold {len(values)} values, this cfg needs {needed}"
-    for k, (index, tensor) in enumerate(tensors):
-        if index in skip:
-            position += 0 if index in skipped else skip[index][1]
-            skipped.add(index)
-            continue
+    for k, position in _positions(tensors, skip):
+        index, tensor = tensors[k]
         if position == len(values) and prefix and k and tensors[k - 1][0] != index:
             return k
         chunk = values[position : position + tensor.numel()]
         if len(chunk) < tensor.numel() or _is_no_variance(tensors, k, chunk):
             raise UserError(f"{mismatch}; they part at {_layer(defs, index)}: is it truncated, or another network's?")
-        position += tensor.numel()
-    if position < len(values):
-        raise UserError(f"{mismatch}; {len(values) - position} are left after the last layer: they belong to another cfg")
+    if needed < len(values):
+        raise UserError(f"{mismatch}; {len(values) - needed} are left after the last layer: they belong to another cfg")
     return len(tensors)
+
+
+def _positions(tensors: list[tuple[int, Tensor]], skip: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(k, where its values begin in the file) of each tensor, but for those of the layers `skip`, which hold other numbers
+    of values there."""
+    position, skipped = 0, set()
+    for k, (index, tensor) in enumerate(tensors):
+        if index not in skip:
+            yield k, position
+            position += tensor.numel()
+        elif index not in skipped:
+            position += skip[index][1]
+            skipped.add(index)
 
 
 def _is_no_variance(tensors: list[tuple[int, Tensor]], k: int, chunk: np.ndarray) -> bool:
@@ -174,15 +182,10 @@ def _layer(defs: Defs, index: int) -> str:
 def _fill(
     model: "Darknet", tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], end: int
 ) -> LoadReport:
-    position, skipped = 0, []
-    for index, tensor in tensors[:end]:
-        if index in skip:
-            position += 0 if index in skipped else skip[index][1]
-            skipped.append(index)
-            continue
+    for k, position in _positions(tensors[:end], skip):
+        tensor = tensors[k][1]
         tensor.copy_(torch.from_numpy(values[position : position + tensor.numel()]).view_as(tensor))
-        position += tensor.numel()
-    skipped = sorted(set(skipped))
+    skipped = sorted({index for index, _ in tensors[:end]} & set(skip))
     last = tensors[end - 1][0] if end else -1
     report = LoadReport(loaded_layers=len({i for i, _ in tensors[:end]}) - len(skipped), skipped_layers=skipped)
     if skipped:

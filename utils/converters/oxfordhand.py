@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.converters.base import Annotations, Found, Options, published_names
-from utils.converters.tree import Tree, paired
+from utils.converters.tree import read_paired
 from utils.errors import UserError
 
 NAME = "oxfordhand"
@@ -22,11 +22,7 @@ def read_oxfordhand(source: Path, options: Options) -> Annotations:
         import scipy.io  # noqa: F401
     except ImportError:
         raise UserError("oxfordhand's .mat files are read by SciPy, which isn't installed: pip install scipy") from None
-    tree, result = Tree(source, options), Annotations([], published_names(NAME))
-    files = tree.files(".mat", "annotations")
-    if not files:
-        raise tree.missing("annotations/*.mat")
-    return paired(files, tree, result)
+    return read_paired(source, options, ".mat", published_names(NAME))
 
 
 def parse_oxfordhand(note: str, options: Options) -> Found:

@@ -134,8 +134,15 @@ def nearest(path: str) -> Callable[[str], int]:
     return distance
 
 
-def paired(files: list[str], tree: Tree, result: Annotations) -> Annotations:
-    """Add an entry for each annotation file that a picture of its name belongs to; splits by the folders' names."""
+def read_paired(source: Path, options: Options, suffix: str, names: list[str]) -> Annotations:
+    """An entry for each annotations/*`suffix` that a picture of its name belongs to; splits by the folders' names.
+
+    Raises UserError when there is no annotation.
+    """
+    tree, result = Tree(source, options), Annotations([], names)
+    files = tree.files(suffix, "annotations")
+    if not files:
+        raise tree.missing(f"annotations/*{suffix}")
     pictures = Pictures(tree.pictures)
     for path in files:
         image = pictures.find(stem_of(path), nearest(path))

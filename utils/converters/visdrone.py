@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from utils.converters.base import Annotations, Found, Options, published_names
-from utils.converters.tree import Tree, paired
+from utils.converters.tree import read_paired
 from utils.errors import UserError
 from utils.files import read_text
 
@@ -19,11 +19,7 @@ def read_visdrone(source: Path, options: Options) -> Annotations:
 
     Raises UserError when there is no annotation.
     """
-    tree, result = Tree(source, options), Annotations([], published_names(NAME))
-    files = tree.files(".txt", "annotations")
-    if not files:
-        raise tree.missing("annotations/*.txt")
-    return paired(files, tree, result)
+    return read_paired(source, options, ".txt", published_names(NAME))
 
 
 def parse_visdrone(note: str, options: Options) -> Found:
