@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from models import check_img_size
-from utils.anchors import AnchorFit, cluster_anchors, fit, label_sizes
+from utils.anchors import AnchorFit, cluster_anchors, fit, label_sizes, rarity
 from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
 from utils.cli import Parser, format_table, natural, run, write_json
 from utils.datasets import scan
@@ -183,11 +183,11 @@ def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> di
     clustering needs, and given anchors do without."""
     before = used_anchors(defs)
     if args.anchors == "kmeans":
-        sizes = _box_sizes(defs, data, args)
-        set_anchors(defs, cluster_anchors(sizes, _anchor_counts(defs)[0], args.seed, before))
+        sizes, classes = _boxes(defs, data, args)
+        set_anchors(defs, cluster_anchors(sizes, _anchor_counts(defs)[0], args.seed, before, rarity(classes)))
     else:
         set_anchors(defs, _given(defs, args.anchors))
-        sizes = _box_sizes(defs, data, args) if data.train is not None and data.train.exists() else None
+        sizes = _boxes(defs, data, args)[0] if data.train is not None and data.train.exists() else None
     sets = {"old": before, "new": used_anchors(defs)}
     if sizes is None:
         return {name: {"sizes": a.tolist()} for name, a in sets.items()}
@@ -198,13 +198,14 @@ def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> di
     return {"boxes": len(sizes)} | {name: _fit_report(a, fits[name]) for name, a in sets.items()}
 
 
-def _box_sizes(defs: Defs, data: DataConfig, args: argparse.Namespace) -> np.ndarray:
-    """(n, 2) sizes of the train labels' boxes in pixels of the network's input."""
+def _boxes(defs: Defs, data: DataConfig, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 2) sizes of the train labels' boxes in pixels of the network's input, and (n,) their classes."""
     source = data.source("train")
     found = scan(source, data.classes)
     if found.problems.counts:
         print(f"{source}: {found.problems.summary()}")
-    return label_sizes(found.labels, found.shapes, (defs.net.height, defs.net.width), args.stretch)
+    sizes = label_sizes(found.labels, found.shapes, (defs.net.height, defs.net.width), args.stretch)
+    return sizes, np.concatenate([rows[:, 0] for rows in found.labels])
 
 
 def _spelled(anchors: np.ndarray) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils import anchors as module
-from utils.anchors import cluster_anchors, fit, label_sizes, size_iou
+from utils.anchors import cluster_anchors, fit, label_sizes, rarity, size_iou
 from utils.errors import UserError
 
 
@@ -84,3 +84,20 @@ def test_a_few_odd_boxes_keep_the_recall_that_they_had() -> None:
 def test_old_anchors_that_cannot_be_bettered_stay() -> None:
     sizes = np.repeat(np.array([[10, 20], [50, 40], [90, 95]], float), 5, axis=0)
     assert np.array_equal(cluster_anchors(sizes, 3, old=sizes[::5]), sizes[::5])
+
+
+def test_rarity_by_hand() -> None:
+    assert rarity(np.array([3, 1, 3, 3, 3])) == pytest.approx([0.5, 1, 0.5, 0.5, 0.5])
+
+
+def test_boxes_count_as_they_weigh() -> None:
+    """Two groups, one of them with 20 times as many boxes: only weights of their rarity give each its anchor."""
+    generator = np.random.default_rng(0)
+    many, few = np.exp(generator.normal(4, 0.3, (400, 2))), 8 * generator.normal(1, 0.02, (20, 2))
+    sizes, classes = np.concatenate((many, few)), np.repeat([0, 1], [400, 20])
+    plain, weighed = (cluster_anchors(sizes, 3, weights=w) for w in (None, rarity(classes)))
+    assert (plain[:, 0] < 12).sum() == (weighed[:, 0] < 12).sum() == 1
+    weighed_more = cluster_anchors(sizes, 3, weights=np.where(classes == 1, 1000.0, 1.0))
+    assert (weighed_more[:, 0] < 12).sum() == 2
+    assert fit(sizes, plain).mean_iou > fit(sizes, weighed_more).mean_iou
+    assert fit(sizes, plain, weights=np.where(classes == 1, 1.0, 0.0)).mean_iou == pytest.approx(fit(few, plain).mean_iou)

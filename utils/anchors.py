@@ -1,6 +1,6 @@
 """Anchor sizes: how well they fit a dataset's boxes, and better ones by clustering."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,72 +42,88 @@ def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return overlap / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - overlap)
 
 
-def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t) -> AnchorFit:
-    """How well `anchors` (k, 2) fit the boxes `sizes` (n, 2)."""
+def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t, weights: np.ndarray | None = None) -> AnchorFit:
+    """How well `anchors` (k, 2) fit the boxes `sizes` (n, 2), which count as their `weights` (n,) say."""
     ratio = sizes[:, None] / anchors[None]
     worst_side = np.maximum(ratio, 1 / ratio).max(2)
-    return AnchorFit(float((worst_side.min(1) < anchor_t).mean()), float(size_iou(sizes, anchors).max(1).mean()))
+    reached, best = worst_side.min(1) < anchor_t, size_iou(sizes, anchors).max(1)
+    return AnchorFit(float(np.average(reached, weights=weights)), float(np.average(best, weights=weights)))
 
 
-def cluster_anchors(sizes: np.ndarray, count: int, seed: int = 0, old: np.ndarray | None = None) -> np.ndarray:
+def rarity(classes: np.ndarray) -> np.ndarray:
+    """(n,) weights of boxes by their class (n,): the inverse square root of its number of boxes, so that one class of
+    nearly equal boxes doesn't get all the anchors."""
+    _, members, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(counts[members])
+
+
+def cluster_anchors(
+    sizes: np.ndarray, count: int, seed: int = 0, old: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> np.ndarray:
     """(count, 2) anchors for the boxes `sizes` (n, 2), in whole pixels, sorted by area; the same for the same seed.
 
     k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), begun several times as k-means++ begins
     (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises. With
     `old` anchors (k, 2) neither best possible recall nor mean IoU falls below theirs, on the boxes that are looked at.
+    weights: (n,) what each box counts in all that; the same without.
     Raises UserError when there are fewer different sizes than anchors.
     """
     different = len(np.unique(sizes.round(3), axis=0))
     if different < count:
         raise UserError(f"--anchors kmeans: {count} anchors need {count} different box sizes; the labels have {different}")
     generator = np.random.default_rng(seed)
+    weights = np.ones(len(sizes)) if weights is None else weights
     if len(sizes) > SAMPLE:
-        sizes = generator.choice(sizes, SAMPLE, replace=False)
-    least = fit(sizes, old).recall if old is not None else 0.0
-    starts = [_kmeans(sizes, _spread_start(sizes, count, generator)) for _ in range(RESTARTS)]
-    starts = [max(starts, key=lambda a: _fitness(sizes, a, least))]
-    if old is not None and len(old) == count and fit(sizes, starts[0]).recall < least:
+        looked_at = generator.choice(len(sizes), SAMPLE, replace=False)
+        sizes, weights = sizes[looked_at], weights[looked_at]
+    least = fit(sizes, old, weights=weights).recall if old is not None else 0.0
+
+    def fitness(anchors: np.ndarray) -> tuple[float, float]:
+        """Best possible recall as far as `least`, then the mean IoU."""
+        result = fit(sizes, anchors, weights=weights)
+        return min(result.recall, least), result.mean_iou
+
+    starts = [_kmeans(sizes, weights, _spread_start(sizes, weights, count, generator)) for _ in range(RESTARTS)]
+    starts = [max(starts, key=fitness)]
+    if old is not None and len(old) == count and fitness(starts[0])[0] < least:
         starts.append(old.astype(np.float64))
-    candidates = [*starts, *(_refine(sizes, start, generator, least) for start in starts)]
-    anchors = max((np.maximum(c.round(), 1) for c in candidates), key=lambda a: _fitness(sizes, a, least))
+    candidates = [*starts, *(_refine(fitness, start, generator) for start in starts)]
+    anchors = max((np.maximum(c.round(), 1) for c in candidates), key=fitness)
     return anchors[np.argsort(anchors.prod(1), kind="stable")]
 
 
-def _fitness(sizes: np.ndarray, anchors: np.ndarray, least: float) -> tuple[float, float]:
-    """Best possible recall as far as `least`, then the mean IoU."""
-    result = fit(sizes, anchors)
-    return min(result.recall, least), result.mean_iou
-
-
-def _spread_start(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+def _spread_start(sizes: np.ndarray, weights: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """Boxes that are far from each other: each drawn with a probability that grows with its squared distance."""
-    chosen = sizes[generator.integers(len(sizes))][None]
+    chosen = sizes[generator.choice(len(sizes), p=weights / weights.sum())][None]
     while len(chosen) < count:
-        weight = (1 - size_iou(sizes, chosen).max(1)).clip(0) ** 2
-        weight = weight / weight.sum() if weight.sum() > 0 else None
-        chosen = np.concatenate((chosen, sizes[generator.choice(len(sizes), p=weight)][None]))
+        chances = weights * (1 - size_iou(sizes, chosen).max(1)).clip(0) ** 2
+        chances = chances / chances.sum() if chances.sum() > 0 else None
+        chosen = np.concatenate((chosen, sizes[generator.choice(len(sizes), p=chances)][None]))
     return chosen
 
 
-def _kmeans(sizes: np.ndarray, anchors: np.ndarray, rounds: int = 100) -> np.ndarray:
+def _kmeans(sizes: np.ndarray, weights: np.ndarray, anchors: np.ndarray, rounds: int = 100) -> np.ndarray:
     """Lloyd's rounds until no box changes its cluster; an empty cluster keeps its anchor."""
     nearest = np.full(len(sizes), -1)
     for _ in range(rounds):
         previous, nearest = nearest, size_iou(sizes, anchors).argmax(1)
         if np.array_equal(previous, nearest):
             break
-        members = [sizes[nearest == k] for k in range(len(anchors))]
-        anchors = np.stack([m.mean(0) if len(m) else a for m, a in zip(members, anchors, strict=True)])
+        members = [nearest == k for k in range(len(anchors))]
+        means = [np.average(sizes[m], 0, weights[m]) if m.any() else a for m, a in zip(members, anchors, strict=True)]
+        anchors = np.stack(means)
     return anchors
 
 
-def _refine(sizes: np.ndarray, anchors: np.ndarray, generator: np.random.Generator, least: float = 0.0) -> np.ndarray:
+def _refine(
+    fitness: Callable[[np.ndarray], tuple[float, float]], anchors: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
     """Random changes by about a tenth; the fitter set survives."""
-    best = _fitness(sizes, anchors, least)
+    best = fitness(anchors)
     for _ in range(GENERATIONS):
         change = generator.normal(1, 0.1, anchors.shape) ** (generator.random(anchors.shape) < 0.5)
         mutant = np.maximum(anchors * change.clip(0.5, 2), 1)
-        value = _fitness(sizes, mutant, least)
+        value = fitness(mutant)
         if value > best:
             best, anchors = value, mutant
     return anchors
