@@ -36,7 +36,7 @@ def observed(student, teacher=None, maps=(), targets=(), **options) -> Observed:
     teacher = student.detach() if teacher is None else torch.tensor(teacher)
     return Observed(
         [yolo_head(**options)], [student], [teacher], list(maps), torch.tensor(targets).reshape(-1, 6), (16, 16),
-        weights=(2.0, 3.0, 5.0), temperature=3.0, assign=RatioAssigner(4.0),
+        weights=(2.0, 3.0, 5.0), temperature=3.0, assign=RatioAssigner(),
     )  # fmt: skip
 
 

@@ -87,15 +87,23 @@ GRIDS = [
 ]
 
 
-def pairs(boxes: list[list[float]], grids: list[Grid] = GRIDS) -> list[set[tuple[int, ...]]]:
+def pairs(boxes: list[list[float]], grids: list[Grid] = GRIDS, **options: float) -> list[set[tuple[int, ...]]]:
     """(target, anchor, row, column) of each grid's matches."""
-    matches = RatioAssigner(4.0)(torch.zeros(len(boxes), dtype=torch.long), torch.tensor(boxes).reshape(-1, 4), grids)
+    images = torch.zeros(len(boxes), dtype=torch.long)
+    matches = RatioAssigner(**options)(images, torch.tensor(boxes).reshape(-1, 4), grids)
     return [set(zip(*(t.tolist() for t in (m.target, m.anchor, m.row, m.column)), strict=True)) for m in matches]
 
 
 def test_anchors_within_the_factor_of_4_learn_a_box() -> None:
     """60 x 30: 100/30 < 4 with the first anchor, 200/60 < 4 and 100/30 < 4 with the second, 6 > 4 with 10 x 10."""
     assert pairs([[70, 40, 60, 30]]) == [{(0, 0, 1, 2), (0, 1, 1, 2)}, {(0, 1, 2, 4)}]
+
+
+def test_no_more_than_the_most_similar_anchors_learn_a_box() -> None:
+    """60 x 30 differs from 40 x 40 by 1.5, from 200 x 100 and from 100 x 100 by 3.3; 10 x 10 is 6 off."""
+    assert pairs([[70, 40, 60, 30]], most=1) == [set(), {(0, 1, 2, 4)}]
+    assert pairs([[70, 40, 60, 33]], most=2) == [{(0, 0, 1, 2)}, {(0, 1, 2, 4)}]  # 100 / 33 < 200 / 60
+    assert pairs([[70, 40, 60, 30]], most=9, anchor_t=7) == [{(0, 0, 1, 2), (0, 1, 1, 2)}, {(0, 0, 2, 4), (0, 1, 2, 4)}]
 
 
 def test_a_box_like_no_anchor_goes_to_the_most_similar() -> None:
@@ -164,7 +172,7 @@ def test_squashed_values_cost_what_their_logits_cost() -> None:
     _, parts = squashed([logits.sigmoid()], targets, (128, 128))
     scores = logits[..., 5:]
     grid = Grid(torch.tensor([[32.0, 32.0]]), 32, 4, 4, 0.5)
-    rows = RatioAssigner(4.0)(torch.tensor([0, 1]), targets[:, 2:] * 128, [grid])[0]
+    rows = RatioAssigner()(torch.tensor([0, 1]), targets[:, 2:] * 128, [grid])[0]
     wanted = F.one_hot(torch.tensor([1, 0]), 2).float()[rows.target]
     expected = F.binary_cross_entropy_with_logits(scores[rows.where], wanted) * HYP.cls * 3 * math.sqrt(2 / 80)
     assert parts["cls"].item() == pytest.approx(expected.item(), rel=1e-4)

@@ -51,20 +51,21 @@ class Matches:
 
 
 class RatioAssigner:
-    """A target belongs to every anchor, of every head, whose width and height differ from its own by less than the
-    factor `anchor_t`, and to the most similar anchor if there is none. The cell that holds its centre predicts it, and
-    those neighbours whose decoded centres can reach it (none where scale_x_y is 1).
+    """A target belongs to those anchors, of all heads, whose width and height differ from its own by less than the factor
+    `anchor_t`, to the `most` most similar ones of them, and to the most similar anchor if there is none. The cell that
+    holds its centre predicts it, and those neighbours whose decoded centres can reach it (none where scale_x_y is 1).
     """
 
-    def __init__(self, anchor_t: float) -> None:
-        self.anchor_t = anchor_t
+    def __init__(self, anchor_t: float = Hyp.anchor_t, most: int = Hyp.most_anchors) -> None:
+        self.anchor_t, self.most = anchor_t, most
 
     def __call__(self, images: Tensor, boxes: Tensor, grids: list[Grid]) -> list[Matches]:
         """images (n,): each target's picture; boxes (n, 4): cx cy w h in pixels. Returns the matches of each grid."""
         anchors = torch.cat([g.anchors for g in grids])
         ratio = boxes[:, None, 2:] / anchors
         ratio = torch.maximum(ratio, 1 / ratio).amax(-1)  # (n, all anchors)
-        chosen = ratio < self.anchor_t
+        similar = ratio <= ratio.topk(min(self.most, len(anchors)), 1, largest=False)[0][:, -1:]
+        chosen = similar & (ratio < self.anchor_t)
         nearest = F.one_hot(ratio.argmin(1), len(anchors)).bool() if len(boxes) else chosen
         chosen |= nearest & ~chosen.any(1, keepdim=True)
         parts = chosen.split([len(g.anchors) for g in grids], 1)
@@ -125,7 +126,7 @@ class DetectionLoss:
         self.heads: list[YoloHead] = model.heads
         self.hyp = hyp
         self.ignore = ignore
-        self.assign = RatioAssigner(hyp.anchor_t)
+        self.assign = RatioAssigner(hyp.anchor_t, hyp.most_anchors)
         self.class_weights: Tensor | None = None
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
 
