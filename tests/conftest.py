@@ -33,7 +33,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def bccd(shared, tmp_path_factory) -> Path:
     """The small BCCD that `copy` copies; planted imports scripts, so only those who use it do."""
-    from planted import make_bccd
+    from tests.planted import make_bccd
 
     return make_bccd(shared / "data/bccd", tmp_path_factory.mktemp("made"))
 
@@ -41,7 +41,7 @@ def bccd(shared, tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(bccd, tmp_path, monkeypatch):
     """A planted.Copy, which is the working directory."""
-    from planted import Copy
+    from tests.planted import Copy
 
     shutil.copytree(bccd, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tiny import NET, conv
 
 import check
 import convert_dataset
 from models import Darknet
+from tests.tiny import NET, conv
 from utils.weights import save_checkpoint, save_weights
 
 TRAIN, VALID = 16, 6  # pictures

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from test_train import BASE
-from tiny import NET, conv, head, network
 
 from models import Darknet
+from tests.test_train import BASE
+from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg, write_cfg
 from utils.distill import Distiller, Teacher
 from utils.distributed import World

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
-from tiny import NET, conv
 
 import check
 from models import Darknet
+from tests.planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
+from tests.tiny import NET, conv
 from utils.cli import run as run_script
 from utils.errors import UserError
 from utils.weights import save_checkpoint

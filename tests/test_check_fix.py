@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from planted import FAULTS, TRAIN
 
+from tests.planted import FAULTS, TRAIN
 from utils import check_fix
 from utils.converters.write import place_image
 from utils.errors import UserError

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 
 import make_cfg
+from tests.test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from utils.balance import image_weights
 from utils.datasets import create_loader
 from utils.errors import UserError

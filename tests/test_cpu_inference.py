@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TOPOLOGIES, network
 
+from tests.tiny import TOPOLOGIES, network
 from utils import cpu_inference
 from utils import definitions as c
 from utils.activations import ACTIVATIONS

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from rectangles import BLUE, CELLS, RED, cells
 
 import detect
+from tests.rectangles import BLUE, CELLS, RED, cells
 from utils.errors import UserError
 from utils.weights import save_checkpoint, save_weights
 

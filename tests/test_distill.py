@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
-from tiny import NET, conv, head, network
 
 from models import Darknet
+from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
+from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg
 from utils.distill import KDSTR, Distiller, Link, check_distillation_arguments, links, load_teacher, readings
 from utils.errors import UserError

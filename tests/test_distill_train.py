@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from taught import CFG, ONE_HEAD, pruned, save
-from test_train import BASE, ROOT, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
-from tiny import network
 
 from make_cfg import set_classes
 from models import Darknet
+from tests.taught import CFG, ONE_HEAD, pruned, save
+from tests.test_train import BASE, ROOT, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
+from tests.tiny import network
 from utils.cfg import parse_cfg, write_cfg
 from utils.distill import KDSTR
 from utils.errors import UserError

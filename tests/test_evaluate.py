@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rectangles import GREEN, RED, write_rectangles
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import test as script
+from tests.rectangles import GREEN, RED, write_rectangles
 from utils.cli import run
 from utils.datasets import create_loader
 from utils.engine import Stopwatch, evaluate, normalise

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import BASE, ROOT, here, train_with  # noqa: F401
 
 import train
+from tests.test_train import BASE, ROOT, here, train_with  # noqa: F401
 from utils import evolve as evolution
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, evolve, genes, next_hyp

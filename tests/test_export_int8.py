@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_export import ROOT, calibrate, checkpoint, pictures, quantized, run_script, session, written
-from test_networks import ALL
-from tiny import CSP, DEPTHWISE, DIALECT, NET, REORG, RESIDUAL, SPP, conv, head, network, randomise
 
 from models import Darknet
+from tests.test_export import ROOT, calibrate, checkpoint, pictures, quantized, run_script, session, written
+from tests.test_networks import ALL
+from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, REORG, RESIDUAL, SPP, conv, head, network, randomise
 from utils.errors import UserError
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import train_with, write_set
-from tiny import TOPOLOGIES, network
 
 import detect
 import PTQ
 import test as test_script
 from models import Darknet
+from tests.test_train import train_with, write_set
+from tests.tiny import TOPOLOGIES, network
 from utils.cli import load_model
 from utils.cli import run as run_script
 from utils.errors import UserError

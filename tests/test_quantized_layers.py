@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NET, RESIDUAL, TOPOLOGIES, conv, head, network
 
 from models import Darknet
+from tests.tiny import NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.definitions import Convolutional
 from utils.errors import UserError
 from utils.quantized.fake_quantize import FakeQuantize

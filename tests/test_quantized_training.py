@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_networks import ALL
-from test_train import here, interrupt_at, results, train_with  # noqa: F401
-from tiny import TOPOLOGIES, network
 
 import detect
 import test as test_script
 from models import Darknet
+from tests.test_networks import ALL
+from tests.test_train import here, interrupt_at, results, train_with  # noqa: F401
+from tests.tiny import TOPOLOGIES, network
 from utils.cli import load_model
 from utils.distill import Distiller, Teacher, links
 from utils.distributed import World

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny import NET, conv, head
 
 import test as test_script
 import train
+from tests.tiny import NET, conv, head
 from utils import train_epoch
 from utils.cli import run as run_script
 from utils.errors import UserError
