@@ -42,8 +42,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--cfg", type=Path, required=True, help="the network to start from")
     parser.add_argument("--data", type=Path, required=True, help="the .data file whose classes the new cfg is for")
-    parser.add_argument("--anchors", default="keep", metavar="keep|kmeans|LIST|FILE", help="kmeans: fit them to the train "
-                        "boxes; or width,height pairs in pixels of the input; or a file with such")  # fmt: skip
+    parser.add_argument("--anchors", default="keep", metavar="keep|kmeans|LIST|FILE",
+                        help="kmeans: fit them to the train boxes, those of rare classes weighing more; or width,height pairs "
+                        "in pixels of the input; or a file with such")  # fmt: skip
     parser.add_argument("--img-size", type=int, help="input side in pixels, also written into the cfg (default: the cfg's)")
     parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, pictures show them")
     parser.add_argument("--seed", type=natural, default=0, help="of the clustering")
@@ -187,15 +188,17 @@ def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> di
         set_anchors(defs, cluster_anchors(sizes, _anchor_counts(defs)[0], args.seed, before, rarity(classes)))
     else:
         set_anchors(defs, _given(defs, args.anchors))
-        sizes = _boxes(defs, data, args)[0] if data.train is not None and data.train.exists() else None
+        there_are = data.train is not None and data.train.exists()
+        sizes, classes = _boxes(defs, data, args) if there_are else (None, None)
     sets = {"old": before, "new": used_anchors(defs)}
     if sizes is None:
         return {name: {"sizes": a.tolist()} for name, a in sets.items()}
     fits = {name: fit(sizes, a) for name, a in sets.items()}
+    weighed = {name: fit(sizes, a, weights=rarity(classes)).mean_iou for name, a in sets.items()}
     print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
-    rows = [[n, _spelled(a), f"{fits[n].recall:.4f}", f"{fits[n].mean_iou:.4f}"] for n, a in sets.items()]
-    print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU"], rows))
-    return {"boxes": len(sizes)} | {name: _fit_report(a, fits[name]) for name, a in sets.items()}
+    rows = [[n, _spelled(a), *(f"{v:.4f}" for v in (fits[n].recall, fits[n].mean_iou, weighed[n]))] for n, a in sets.items()]
+    print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU", "rare classes weighed"], rows))
+    return {"boxes": len(sizes)} | {n: _fit_report(a, fits[n]) | {"weighed_iou": weighed[n]} for n, a in sets.items()}
 
 
 def _boxes(defs: Defs, data: DataConfig, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -254,6 +254,6 @@ FAULTS = {
         lambda c: save_weights(Darknet(CFG.replace("=24", "=30").replace("classes=3", "classes=5")), c.folder / "net.weights"),
         "warning", "these weights are for 5 classes", "net.weights",
     ),
-    "weights that are no numbers": Fault(break_weights, "error", "tensors with values that are no numbers", "module_list.1."),
+    "weights that are NaN": Fault(break_weights, "error", "tensors with NaN or infinite values", "module_list.1."),
     "classes in another order": Fault(other_names, "warning", "classes that are called otherwise", "0: RBC there", 2),
 }  # fmt: skip

@@ -90,14 +90,25 @@ def test_rarity_by_hand() -> None:
     assert rarity(np.array([3, 1, 3, 3, 3])) == pytest.approx([0.5, 1, 0.5, 0.5, 0.5])
 
 
-def test_boxes_count_as_they_weigh() -> None:
-    """Two groups, one of them with 20 times as many boxes: only weights of their rarity give each its anchor."""
+def test_boxes_count_as_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups, one of them with 20 times as many boxes: enough weight gives the smaller one two of three anchors."""
     generator = np.random.default_rng(0)
     many, few = np.exp(generator.normal(4, 0.3, (400, 2))), 8 * generator.normal(1, 0.02, (20, 2))
     sizes, classes = np.concatenate((many, few)), np.repeat([0, 1], [400, 20])
-    plain, weighed = (cluster_anchors(sizes, 3, weights=w) for w in (None, rarity(classes)))
-    assert (plain[:, 0] < 12).sum() == (weighed[:, 0] < 12).sum() == 1
-    weighed_more = cluster_anchors(sizes, 3, weights=np.where(classes == 1, 1000.0, 1.0))
-    assert (weighed_more[:, 0] < 12).sum() == 2
-    assert fit(sizes, plain).mean_iou > fit(sizes, weighed_more).mean_iou
+    plain = cluster_anchors(sizes, 3)
+    assert (plain[:, 0] < 12).sum() == 1
+    weights = np.where(classes == 1, 1000.0, 1.0)
+    weighed = cluster_anchors(sizes, 3, weights=weights)
+    assert (weighed[:, 0] < 12).sum() == 2
+    assert fit(sizes, plain).mean_iou > fit(sizes, weighed).mean_iou
+    monkeypatch.setattr(module, "SAMPLE", 300)  # weights stay with their boxes
+    assert (cluster_anchors(sizes, 3, weights=weights)[:, 0] < 12).sum() == 2
+    monkeypatch.setattr(module, "SAMPLE", 10_000)
     assert fit(sizes, plain, weights=np.where(classes == 1, 1.0, 0.0)).mean_iou == pytest.approx(fit(few, plain).mean_iou)
+
+
+def test_a_cluster_is_the_weighted_mean_of_its_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10x10 three times as heavy as 14x14, without refinement: 11x11."""
+    monkeypatch.setattr(module, "GENERATIONS", 0)
+    sizes = np.array([[10, 10], [14, 14]], float)
+    assert np.array_equal(cluster_anchors(sizes, 1, weights=np.array([3.0, 1.0])), [[11, 11]])

@@ -91,13 +91,14 @@ def test_names_of_another_number_of_classes_are_not_the_networks(tmp_path):
     assert cli.load_model("", tmp_path / "a.pt").names == ["0", "1"]
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path):
+def test_weights_that_are_nan_or_infinite_are_refused(tmp_path):
     model = network(RESIDUAL)
     model.module_list[1].BatchNorm2d.weight.data[2] = float("nan")
+    model.module_list[2].BatchNorm2d.running_var[1] = float("nan")
     model.module_list[3].conv.weight.data[0, 0, 0, 0] = float("inf")
     save_weights(model, tmp_path / "a.weights")
     cfg = write(tmp_path / "a.cfg", RESIDUAL)
-    with pytest.raises(UserError, match=r"a.weights: 2 tensors hold .* no numbers, the first is module_list.1.BatchNorm2d"):
+    with pytest.raises(UserError, match=r"a.weights: tensors with NaN or infinite values: 3, the first is module_list.1.Ba"):
         cli.load_model(cfg, tmp_path / "a.weights")
     assert not cli.load_model(cfg, tmp_path / "a.weights", unchecked=True).model.training
 

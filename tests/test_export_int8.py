@@ -58,6 +58,7 @@ def test_quantized_graphs_equal_pytorch(cfg: str, settings: dict, tmp_path: Path
     errors = np.concatenate([onnx_check.errors(f, e).ravel() for f, e in zip(found, expected, strict=True)])
     assert np.mean(errors > 1e-4) < (1e-6 if settings.get("fpga") else 0.02)
     assert onnx_check.deviation([found], [expected], [plain]) < 0.02
+    assert not [t.name for t in onnx.load(tmp_path / "x.onnx").graph.initializer if t.name.endswith("bias_zero")]
     assert weights_in(tmp_path / "x.onnx") == {"INT8": weighted(model) - 1, "FLOAT": 1}  # the image's
 
 

@@ -20,9 +20,11 @@ def test_a_file_overrides_what_it_names(text, tmp_path):
     [
         ("speed: 9", "speed is not a hyper-parameter; there are: lr0"),
         ("lr0: fast", "lr0=fast is not a number"),
-        ("lr0: nan", "lr0=nan must be between 0 and inf"),
+        ("lr0: nan", "lr0=nan must be at least 0, and finite"),
         ("momentum: 1.5", "momentum=1.5 must be between 0 and 1"),
-        ("nominal_batch: 0", "nominal_batch=0 must be between 1 and inf"),
+        ("nominal_batch: 0", "nominal_batch=0 must be at least 1, and finite"),
+        ("most_anchors: inf", "most_anchors=inf must be at least 1, and finite"),
+        ("most_anchors: 1.5", "most_anchors=1.5 must be a whole number"),
         ("translate: -1", "translate=-1 must be between 0 and 1"),
         ('{"lr0": }', "hyp.txt:1: not valid JSON"),
     ],

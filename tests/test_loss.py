@@ -103,7 +103,13 @@ def test_no_more_than_the_most_similar_anchors_learn_a_box() -> None:
     """60 x 30 differs from 40 x 40 by 1.5, from 200 x 100 and from 100 x 100 by 3.3; 10 x 10 is 6 off."""
     assert pairs([[70, 40, 60, 30]], most=1) == [set(), {(0, 1, 2, 4)}]
     assert pairs([[70, 40, 60, 33]], most=2) == [{(0, 0, 1, 2)}, {(0, 1, 2, 4)}]  # 100 / 33 < 200 / 60
+    assert pairs([[70, 40, 60, 30]], most=2) == [{(0, 0, 1, 2)}, {(0, 1, 2, 4)}]  # of two that are equally far off the first
     assert pairs([[70, 40, 60, 30]], most=9, anchor_t=7) == [{(0, 0, 1, 2), (0, 1, 1, 2)}, {(0, 0, 2, 4), (0, 1, 2, 4)}]
+
+
+def test_hyper_parameters_limit_the_anchors() -> None:
+    loss = detection_loss(head([[32.0, 32.0]]), hyp=Hyp(anchor_t=3, most_anchors=2))
+    assert (loss.assign.anchor_t, loss.assign.most) == (3, 2)
 
 
 def test_a_box_like_no_anchor_goes_to_the_most_similar() -> None:

@@ -40,7 +40,8 @@ size=3
 stride=1
 """
 NETWORKS = {"blurred": BLURRED} | TOPOLOGIES
-NETWORKS |= {f.stem: f for folder in ("cfg", "../shared/darknet/cfg") for f in sorted((ROOT / folder).rglob("*.cfg"))}
+FOLDERS = {"cfg": ROOT / "cfg", "darknet": ROOT / "../shared/darknet/cfg"}
+NETWORKS |= {f"{name}/{f.stem}": f for name, folder in FOLDERS.items() for f in sorted(folder.rglob("*.cfg"))}
 
 
 def counted(defs: Defs, height: int, width: int) -> list[int]:

@@ -13,7 +13,7 @@ import detect
 import PTQ
 import test as test_script
 from models import Darknet
-from tests.test_train import train_with, write_set
+from tests.test_train import CFG, train_with, write_set
 from tests.tiny import TOPOLOGIES, network
 from utils.cli import load_model
 from utils.cli import run as run_script
@@ -23,7 +23,7 @@ from utils.quantized.fake_quantize import QuantizerConfig
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers, switched
-from utils.weights import load_checkpoint
+from utils.weights import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,19 @@ def test_mistakes_are_named(here, flags, message):
     with pytest.raises(UserError, match=message):
         ptq(flags)
     assert sorted(here.rglob("*")) == before
+
+
+def test_ranges_that_are_nan_are_refused_once_they_were_seen(here):
+    model = quantize(Darknet("tiny.cfg", 64), Settings())
+    save_checkpoint("unseen.pt", {"model": model.state_dict(), "cfg": CFG, "quantization": Settings().to_dict()})
+    assert load_model("", "unseen.pt").model.quantization == Settings()
+    ptq("")
+    checkpoint = load_checkpoint("weights/last_ptq.pt")
+    name = next(k for k in checkpoint["model"] if k.endswith(".high"))
+    checkpoint["model"][name].fill_(np.nan)
+    save_checkpoint("nan.pt", checkpoint)
+    with pytest.raises(UserError, match=rf"nan.pt: tensors with NaN or infinite values: 1, the first is {name}"):
+        load_model("", "nan.pt")
 
 
 def test_weights_whose_maps_are_not_finite_are_refused(here):

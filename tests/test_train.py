@@ -18,7 +18,7 @@ from utils import train_epoch
 from utils.cli import run as run_script
 from utils.errors import UserError
 from utils.logger import read_results
-from utils.weights import load_checkpoint
+from utils.weights import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
@@ -300,6 +300,19 @@ def test_a_data_file_needs_what_training_reads(here, capsys):
     figures = train_with("--epochs 1 --data half.data --notest")
     assert figures["last"] is None
     assert "next: python detect.py --weights weights/last.pt" in capsys.readouterr().out
+    train_with("--epochs 1 --data half.data --notest --s 0.1 --prune 0")
+    assert "next: python normal_prune.py --weights weights/last.pt" in capsys.readouterr().out
+
+
+def test_a_run_that_went_wrong_is_not_resumed(here, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 4)
+        train_with("--epochs 2")
+    checkpoint = load_checkpoint("weights/last.pt")
+    next(v for k, v in checkpoint["model"].items() if k.endswith("BatchNorm2d.weight"))[1] = np.nan
+    save_checkpoint("weights/last.pt", checkpoint)
+    with pytest.raises(UserError, match=r"--resume: tensors with NaN or infinite values: 1, the first is module_list.0.Batch"):
+        train_with("--epochs 2 --resume")
 
 
 def test_two_processes_train_as_one(here):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.hyp import Hyp
@@ -43,11 +44,11 @@ def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 
 def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t, weights: np.ndarray | None = None) -> AnchorFit:
-    """How well `anchors` (k, 2) fit the boxes `sizes` (n, 2), which count as their `weights` (n,) say."""
+    """How well `anchors` (k, 2) fit the boxes `sizes` (n, 2), which count in the mean IoU as their `weights` (n,) say."""
     ratio = sizes[:, None] / anchors[None]
     worst_side = np.maximum(ratio, 1 / ratio).max(2)
     reached, best = worst_side.min(1) < anchor_t, size_iou(sizes, anchors).max(1)
-    return AnchorFit(float(np.average(reached, weights=weights)), float(np.average(best, weights=weights)))
+    return AnchorFit(float(reached.mean()), float(np.average(best, weights=weights)))
 
 
 def rarity(classes: np.ndarray) -> np.ndarray:
@@ -63,9 +64,9 @@ def cluster_anchors(
     """(count, 2) anchors for the boxes `sizes` (n, 2), in whole pixels, sorted by area; the same for the same seed.
 
     k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), begun several times as k-means++ begins
-    (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises. With
-    `old` anchors (k, 2) neither best possible recall nor mean IoU falls below theirs, on the boxes that are looked at.
-    weights: (n,) what each box counts in all that; the same without.
+    (Arthur and Vassilvitskii 2007); the best is refined by random mutations that are kept when the mean IoU rises.
+    weights: (n,) what each box counts in the mean; the same without. With `old` anchors (k, 2) neither best possible recall
+    nor, if there are as many of them, the mean IoU falls below theirs, on the boxes that are looked at.
     Raises UserError when there are fewer different sizes than anchors.
     """
     different = len(np.unique(sizes.round(3), axis=0))
@@ -76,7 +77,7 @@ def cluster_anchors(
     if len(sizes) > SAMPLE:
         looked_at = generator.choice(len(sizes), SAMPLE, replace=False)
         sizes, weights = sizes[looked_at], weights[looked_at]
-    least = fit(sizes, old, weights=weights).recall if old is not None else 0.0
+    least = fit(sizes, old).recall if old is not None else 0.0
 
     def fitness(anchors: np.ndarray) -> tuple[float, float]:
         """Best possible recall as far as `least`, then the mean IoU."""
@@ -85,7 +86,7 @@ def cluster_anchors(
 
     starts = [_kmeans(sizes, weights, _spread_start(sizes, weights, count, generator)) for _ in range(RESTARTS)]
     starts = [max(starts, key=fitness)]
-    if old is not None and len(old) == count and fitness(starts[0])[0] < least:
+    if old is not None and len(old) == count and fitness(starts[0]) < fitness(old):
         starts.append(old.astype(np.float64))
     candidates = [*starts, *(_refine(fitness, start, generator) for start in starts)]
     anchors = max((np.maximum(c.round(), 1) for c in candidates), key=fitness)
@@ -120,7 +121,7 @@ def _refine(
 ) -> np.ndarray:
     """Random changes by about a tenth; the fitter set survives."""
     best = fitness(anchors)
-    for _ in range(GENERATIONS):
+    for _ in tqdm(range(GENERATIONS), desc="refining anchors", leave=False):
         change = generator.normal(1, 0.1, anchors.shape) ** (generator.random(anchors.shape) < 0.5)
         mutant = np.maximum(anchors * change.clip(0.5, 2), 1)
         value = fitness(mutant)

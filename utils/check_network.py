@@ -154,7 +154,9 @@ def weights(subject: Subject) -> Iterator[Finding]:
     broken = broken_tensors(loaded.model)
     if broken:
         first = f"{subject.weights}: {broken[0]}"
-        yield Finding(ERROR, "tensors with values that are no numbers", len(broken), first, "go back to an earlier checkpoint")
+        yield Finding(
+            ERROR, "tensors with NaN or infinite values", len(broken), first, "go back to weights that were saved before"
+        )
     names = (loaded.checkpoint or {}).get("names")
     if names and subject.data and len(names) == subject.data.classes and names != subject.data.names:
         place = next(i for i, pair in enumerate(zip(names, subject.data.names, strict=True)) if pair[0] != pair[1])

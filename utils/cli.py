@@ -18,13 +18,13 @@ from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.weights import (
     LoadReport,
-    broken_tensors,
     checkpoint_classes,
     is_checkpoint,
     is_onnx,
     load_checkpoint,
     load_state,
     load_weights,
+    refuse_broken,
 )
 
 
@@ -96,7 +96,8 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     """How pictures become the network's input; checkpoints know what they were trained with."""
-    parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio")
+    parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio; "
+                        "a checkpoint knows by itself")  # fmt: skip
     parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
     parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
 
@@ -147,8 +148,8 @@ def load_model(
 
     img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
     gray: build it for one channel whatever the cfg says, as is done for a checkpoint trained with --gray-scale.
-    Raises UserError, before anything is loaded, when classes of cfg and data differ; and for weights that are no numbers,
-    unless they are to be taken `unchecked`.
+    Raises UserError, before anything is loaded, when classes of cfg and data differ; and for NaN or infinite
+    weights, unless they are to be taken `unchecked`.
     """
     if weights and is_onnx(weights):
         raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
@@ -171,10 +172,8 @@ def load_model(
         report = load_state(model, checkpoint, str(weights), pretrained=pretrained)
     elif weights:
         report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
-    broken = [] if unchecked else broken_tensors(model)
-    if broken:
-        raise UserError(f"{weights}: {len(broken)} tensors hold values that are no numbers, the first is {broken[0]}; "
-                        "go back to an earlier checkpoint")  # fmt: skip
+    if not unchecked:
+        refuse_broken(model, weights)
     if size == defs.net.width != defs.net.height:
         square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
         report.message = "; ".join(filter(None, (report.message, square)))

@@ -52,7 +52,7 @@ class Hyp:
     cls: float = 0.5
     cls_weights: float = 0.0  # how much more rare classes weigh in it; 1: by the inverse square root of their boxes
     anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor,
-    most_anchors: int = 4  # and if no more than this many anchors are more similar to it
+    most_anchors: int = 4  # and if it is one of so many most similar ones
     label_smoothing: float = 0.0
     hsv_h: float = 0.015  # largest relative change of hue, saturation, value
     hsv_s: float = 0.7
@@ -87,13 +87,17 @@ class Hyp:
         if name not in kinds:
             raise UserError(f"{origin}: {name} is not a hyper-parameter; there are: {', '.join(kinds)}")
         try:
-            number = type(getattr(self, name))(value)
+            number = float(value)
         except (TypeError, ValueError):
             raise UserError(f"{origin}: {name}={value} is not a number") from None
         least, most = LIMITS.get(name, (0.0, math.inf))
         if not least <= number <= most or not math.isfinite(number):
-            raise UserError(f"{origin}: {name}={value} must be between {least:g} and {most:g}")
-        setattr(self, name, number)
+            limits = f"between {least:g} and {most:g}" if math.isfinite(most) else f"at least {least:g}, and finite"
+            raise UserError(f"{origin}: {name}={value} must be {limits}")
+        kind = type(getattr(self, name))
+        if kind is int and not number.is_integer():
+            raise UserError(f"{origin}: {name}={value} must be a whole number")
+        setattr(self, name, kind(number))
 
 
 # train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind

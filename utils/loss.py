@@ -64,8 +64,8 @@ class RatioAssigner:
         anchors = torch.cat([g.anchors for g in grids])
         ratio = boxes[:, None, 2:] / anchors
         ratio = torch.maximum(ratio, 1 / ratio).amax(-1)  # (n, all anchors)
-        similar = ratio <= ratio.topk(min(self.most, len(anchors)), 1, largest=False)[0][:, -1:]
-        chosen = similar & (ratio < self.anchor_t)
+        most_similar = ratio.argsort(dim=1, stable=True)[:, : self.most]
+        chosen = torch.zeros_like(ratio, dtype=torch.bool).scatter(1, most_similar, True) & (ratio < self.anchor_t)
         nearest = F.one_hot(ratio.argmin(1), len(anchors)).bool() if len(boxes) else chosen
         chosen |= nearest & ~chosen.any(1, keepdim=True)
         parts = chosen.split([len(g.anchors) for g in grids], 1)

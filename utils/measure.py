@@ -30,7 +30,7 @@ def weights_bytes(model: "Darknet") -> int:
 
 def layer_macs(model: "Darknet", height: int, width: int) -> list[int]:
     """Multiply-accumulates of each layer for one picture, from the shapes alone (a forward pass under torch's counter takes
-    seconds); pooling, shortcuts and activations count nothing."""
+    seconds); windows of pooling, shortcuts and activations count nothing."""
     shapes = output_shapes(model.defs, height, width)
     maps = {-1: (model.defs.net.channels, height, width)} | dict(enumerate(shapes))
     return [

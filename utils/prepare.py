@@ -23,6 +23,7 @@ from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.training import Plan, Run
+from utils.weights import refuse_broken
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
 Say = Callable[[str], None]
@@ -84,6 +85,8 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
+        for network in (run.model, run.weights):
+            refuse_broken(network, "--resume")
     setup = Setup(run, loader, valid, data, settings)
     if args.image_weights:
         setup.weigh_images()

@@ -171,7 +171,7 @@ def _is_no_variance(tensors: list[tuple[int, Tensor]], k: int, chunk: np.ndarray
     index = tensors[k][0]
     same = [i for i, (j, _) in enumerate(tensors) if j == index]
     is_variance = len(same) >= 4 and same.index(k) == 3
-    return is_variance and bool((~(chunk >= 0)).any())
+    return is_variance and bool((chunk < 0).any())
 
 
 def _layer(defs: Defs, index: int) -> str:
@@ -282,9 +282,19 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
 
 
 def broken_tensors(model: nn.Module) -> list[str]:
-    """Names of the tensors that hold values that are no numbers. (The ranges of quantizers begin as such.)"""
-    tensors = {k: v for k, v in model.state_dict().items() if not k.endswith((".low", ".high"))}
-    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    """Names of the tensors that hold NaN or infinite values. (The ranges of quantizers are NaN until they see a tensor.)"""
+    state = model.state_dict()
+    unseen = {k.removesuffix("observed") for k, v in state.items() if k.endswith(".observed") and not v}
+    ranges = {prefix + end for prefix in unseen for end in ("low", "high")}
+    return [name for name, tensor in state.items() if name not in ranges and not torch.isfinite(tensor).all()]
+
+
+def refuse_broken(model: nn.Module, path: str | Path) -> None:
+    """Raise UserError for a model that was loaded from `path` with tensors that hold NaN or infinite values."""
+    broken = broken_tensors(model)
+    if broken:
+        raise UserError(f"{path}: tensors with NaN or infinite values: {len(broken)}, the first is {broken[0]}; go back to "
+                        "weights that were saved before the training went wrong")  # fmt: skip
 
 
 def _state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
