@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from models import check_img_size
-from utils.anchors import AnchorFit, cluster_anchors, fit, label_sizes, rarity
+from utils.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concentration, fit, label_sizes, rarity
 from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
 from utils.cli import Parser, format_table, natural, run, write_json
 from utils.datasets import scan
@@ -191,14 +191,19 @@ def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> di
         there_are = data.train is not None and data.train.exists()
         sizes, classes = _boxes(defs, data, args) if there_are else (None, None)
     sets = {"old": before, "new": used_anchors(defs)}
-    if sizes is None:
+    if sizes is None or not len(sizes):
         return {name: {"sizes": a.tolist()} for name, a in sets.items()}
     fits = {name: fit(sizes, a) for name, a in sets.items()}
     weighed = {name: fit(sizes, a, weights=rarity(classes)).mean_iou for name, a in sets.items()}
     print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
     rows = [[n, _spelled(a), *(f"{v:.4f}" for v in (fits[n].recall, fits[n].mean_iou, weighed[n]))] for n, a in sets.items()]
     print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU", "rare classes weighed"], rows))
-    return {"boxes": len(sizes)} | {n: _fit_report(a, fits[n]) | {"weighed_iou": weighed[n]} for n, a in sets.items()}
+    share = concentration(sizes, sets["new"])
+    if share > ONE_SIZE:
+        print(f"hint: {share:.0%} of the boxes are nearest to a third of these anchors, so most have one size; a line "
+              "`most_anchors: 4` in a file for train.py --hyp keeps the other anchors from learning them, too")  # fmt: skip
+    reports = {n: _fit_report(a, fits[n]) | {"weighed_iou": weighed[n]} for n, a in sets.items()}
+    return {"boxes": len(sizes), "concentration": share} | reports
 
 
 def _boxes(defs: Defs, data: DataConfig, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

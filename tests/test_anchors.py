@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils import anchors as module
-from utils.anchors import cluster_anchors, fit, label_sizes, rarity, size_iou
+from utils.anchors import cluster_anchors, concentration, fit, label_sizes, rarity, size_iou
 from utils.errors import UserError
 
 
@@ -112,3 +112,11 @@ def test_a_cluster_is_the_weighted_mean_of_its_boxes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "GENERATIONS", 0)
     sizes = np.array([[10, 10], [14, 14]], float)
     assert np.array_equal(cluster_anchors(sizes, 1, weights=np.array([3.0, 1.0])), [[11, 11]])
+
+
+def test_concentration_by_hand() -> None:
+    """Three of four boxes are nearest to 10x10, the first of three anchors; six anchors: 2 of them are a third."""
+    sizes = np.array([[9, 9], [10, 10], [11, 11], [40, 40]], float)
+    anchors = np.array([[10, 10], [20, 20], [40, 40]], float)
+    assert concentration(sizes, anchors) == 0.75
+    assert concentration(sizes, np.concatenate((anchors, 10 * anchors))) == 1

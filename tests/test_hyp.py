@@ -23,7 +23,7 @@ def test_a_file_overrides_what_it_names(text, tmp_path):
         ("lr0: nan", "lr0=nan must be at least 0, and finite"),
         ("momentum: 1.5", "momentum=1.5 must be between 0 and 1"),
         ("nominal_batch: 0", "nominal_batch=0 must be at least 1, and finite"),
-        ("most_anchors: inf", "most_anchors=inf must be at least 1, and finite"),
+        ("most_anchors: inf", "most_anchors=inf must be at least 0, and finite"),
         ("most_anchors: 1.5", "most_anchors=1.5 must be a whole number"),
         ("translate: -1", "translate=-1 must be between 0 and 1"),
         ('{"lr0": }', "hyp.txt:1: not valid JSON"),

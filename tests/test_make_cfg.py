@@ -202,7 +202,9 @@ def test_mistakes_in_given_anchors(tmp_path: Path, data: Path, given: str, messa
     [(TINY, 0.84), pytest.param(ROOT / "cfg" / "yolov3" / "yolov3.cfg", 0.85, marks=pytest.mark.slow)],
     ids=("yolov3-tiny", "yolov3"),
 )
-def test_kmeans_on_real_boxes_against_the_stock_anchors(tmp_path: Path, shared: Path, cfg: Path, least: float) -> None:
+def test_kmeans_on_real_boxes_against_the_stock_anchors(
+    tmp_path: Path, shared: Path, cfg: Path, least: float, capsys: pytest.CaptureFixture
+) -> None:
     """BCCD: the stock anchors of both networks reach every box at the factor 4 already; the mean IoU rises by far. 85 % of
     the boxes are red cells of one size, but the other classes get anchors, too."""
     convert("voc", shared / "data" / "bccd", tmp_path / "bccd")
@@ -211,6 +213,8 @@ def test_kmeans_on_real_boxes_against_the_stock_anchors(tmp_path: Path, shared: 
     assert anchors["boxes"] == 3941
     assert anchors["new"]["recall"] >= anchors["old"]["recall"] > 0.999
     assert anchors["new"]["mean_iou"] > least > 0.7 > anchors["old"]["mean_iou"]
+    assert anchors["concentration"] > 0.67
+    assert "`most_anchors: 4`" in capsys.readouterr().out
     sides = np.sqrt(np.prod(anchors["new"]["sizes"], 1)) * 416 / parse_cfg(cfg).net.width
     assert sum(sides < 35) >= 2  # platelets
     assert sum(sides > 80) >= 2  # white cells

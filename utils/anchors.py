@@ -9,6 +9,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.hyp import Hyp
 
+ONE_SIZE = 0.67  # a greater `concentration` means that most boxes have one size
 RESTARTS = 10
 GENERATIONS = 1000
 SAMPLE = 20_000  # boxes that the clustering looks at; more change the third digit at most
@@ -49,6 +50,12 @@ def fit(sizes: np.ndarray, anchors: np.ndarray, anchor_t: float = Hyp.anchor_t, 
     worst_side = np.maximum(ratio, 1 / ratio).max(2)
     reached, best = worst_side.min(1) < anchor_t, size_iou(sizes, anchors).max(1)
     return AnchorFit(float(reached.mean()), float(np.average(best, weights=weights)))
+
+
+def concentration(sizes: np.ndarray, anchors: np.ndarray) -> float:
+    """Share of the boxes `sizes` (n, 2) that are nearest to the most used third of the `anchors` (k, 2)."""
+    used = np.bincount(size_iou(sizes, anchors).argmax(1), minlength=len(anchors))
+    return float(np.sort(used)[::-1][: max(1, len(anchors) // 3)].sum() / used.sum())
 
 
 def rarity(classes: np.ndarray) -> np.ndarray:

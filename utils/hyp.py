@@ -28,7 +28,7 @@ LIMITS: dict[str, tuple[float, float]] = dict.fromkeys(
     ),
     (0.0, 1.0),
 )
-LIMITS |= dict.fromkeys(("nominal_batch", "anchor_t", "most_anchors"), (1, math.inf))
+LIMITS |= dict.fromkeys(("nominal_batch", "anchor_t"), (1, math.inf))
 LIMITS |= {"scale": (0.0, 0.95), "clip_grad": (1e-6, math.inf)}
 
 
@@ -52,7 +52,7 @@ class Hyp:
     cls: float = 0.5
     cls_weights: float = 0.0  # how much more rare classes weigh in it; 1: by the inverse square root of their boxes
     anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor,
-    most_anchors: int = 4  # and if it is one of so many most similar ones
+    most_anchors: int = 0  # and if it is one of so many most similar ones; 0: all. 4 where most boxes have one size
     label_smoothing: float = 0.0
     hsv_h: float = 0.015  # largest relative change of hue, saturation, value
     hsv_s: float = 0.7

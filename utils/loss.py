@@ -52,8 +52,9 @@ class Matches:
 
 class RatioAssigner:
     """A target belongs to those anchors, of all heads, whose width and height differ from its own by less than the factor
-    `anchor_t`, to the `most` most similar ones of them, and to the most similar anchor if there is none. The cell that
-    holds its centre predicts it, and those neighbours whose decoded centres can reach it (none where scale_x_y is 1).
+    `anchor_t`, to the `most` most similar ones of them (0: to all), and to the most similar anchor if there is none. The
+    cell that holds its centre predicts it, and those neighbours whose decoded centres can reach it (none where scale_x_y
+    is 1).
     """
 
     def __init__(self, anchor_t: float = Hyp.anchor_t, most: int = Hyp.most_anchors) -> None:
@@ -64,7 +65,7 @@ class RatioAssigner:
         anchors = torch.cat([g.anchors for g in grids])
         ratio = boxes[:, None, 2:] / anchors
         ratio = torch.maximum(ratio, 1 / ratio).amax(-1)  # (n, all anchors)
-        most_similar = ratio.argsort(dim=1, stable=True)[:, : self.most]
+        most_similar = ratio.argsort(dim=1, stable=True)[:, : self.most or len(anchors)]
         chosen = torch.zeros_like(ratio, dtype=torch.bool).scatter(1, most_similar, True) & (ratio < self.anchor_t)
         nearest = F.one_hot(ratio.argmin(1), len(anchors)).bool() if len(boxes) else chosen
         chosen |= nearest & ~chosen.any(1, keepdim=True)
