@@ -193,9 +193,14 @@ def change_anchors(defs: Defs, data: DataConfig, args: argparse.Namespace) -> di
     sets = {"old": before, "new": used_anchors(defs)}
     if sizes is None or not len(sizes):
         return {name: {"sizes": a.tolist()} for name, a in sets.items()}
+    print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
+    return _compare(sets, sizes, classes)
+
+
+def _compare(sets: dict[str, np.ndarray], sizes: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    """Print and return how well old and new anchors fit boxes, and say when most of these have one size."""
     fits = {name: fit(sizes, a) for name, a in sets.items()}
     weighed = {name: fit(sizes, a, weights=rarity(classes)).mean_iou for name, a in sets.items()}
-    print(f"anchors for {len(sizes)} boxes at {defs.net.width}x{defs.net.height}:")
     rows = [[n, _spelled(a), *(f"{v:.4f}" for v in (fits[n].recall, fits[n].mean_iou, weighed[n]))] for n, a in sets.items()]
     print(format_table(["anchors", "width,height", "best possible recall", "mean best IoU", "rare classes weighed"], rows))
     share = concentration(sizes, sets["new"])
