@@ -54,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    text = read_text(args.cfg, "cfg")
+    text = read_text(args.cfg, "cfg", comments="#;")
     original, data = parse_cfg(args.cfg), read_data(args.data)
     if not original.yolo_indices():
         raise UserError(f"{args.cfg}: has no [yolo] layer, so there are no classes to change")
@@ -152,7 +152,7 @@ def _masks_follow(heads: list[Yolo]) -> bool:
 def read_anchors(text: str) -> np.ndarray:
     """(n, 2) widths and heights: those in the file `text`, or those that it lists. Raises UserError for anything else."""
     named = os.path.isfile(text)
-    content = re.sub(r"#.*", "", read_text(text, "list of anchors")) if named else text
+    content = re.sub(r"#.*", "", read_text(text, "list of anchors", comments="#")) if named else text
     what = text if named else "--anchors"
     try:
         numbers = [float(word) for word in re.split(r"[,;\s]+", content) if word]

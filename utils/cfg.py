@@ -44,7 +44,7 @@ def parse_cfg(source: str | Path) -> Defs:
     value of the wrong type, a reference to a layer that isn't there (or not yet).
     """
     is_text = isinstance(source, str) and "\n" in source
-    text, name = (source, "cfg") if is_text else (read_text(source, "cfg"), str(source))
+    text, name = (source, "cfg") if is_text else (read_text(source, "cfg", comments="#;"), str(source))
     sections = [_parse_section(*s, name) for s in _split_sections(text, name)]
     if not sections or not isinstance(sections[0], Net):
         raise UserError(f"{name}: a cfg begins with a [net] section; this file doesn't")
@@ -230,7 +230,7 @@ def read_data(path: str | Path) -> DataConfig:
 def data_options(path: str | Path) -> dict[str, str]:
     """The `key=value` lines of a .data file; UserError for a missing file and for a line that is none."""
     options: dict[str, str] = {}
-    for number, raw in enumerate(read_text(path, ".data file").splitlines(), 1):
+    for number, raw in enumerate(read_text(path, ".data file", comments="#", paths=True).splitlines(), 1):
         line = raw.split("#", 1)[0].strip()
         if not line:
             continue

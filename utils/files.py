@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.encodings import UnknownEncoding, decode
 from utils.errors import UserError
 
 
@@ -73,13 +75,27 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_text(path: str | Path, what: str = "file") -> str:
-    """The text of `path`; raises UserError naming the path when it is missing or not text."""
+def read_text(path: str | Path, what: str = "file", *, comments: str = "", paths: bool = False) -> str:
+    """The text of `path`, in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    comments: characters that begin a comment, in which any bytes may stand; paths: each line is or names a file, whose
+    name may be any bytes (they become what os.fsdecode makes of them).
+    Raises UserError naming the path when it is missing or not text, and the likely encoding when that is another one.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return decode(Path(path).read_bytes(), comments, paths=paths)
     except FileNotFoundError:
         raise UserError(f"{path}: this {what} does not exist; check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: this is not a text file, so it is no {what}") from None
-    except OSError as error:
-        raise UserError(f"{path}: this {what} cannot be read ({error.strerror})") from None
+    except UnknownEncoding as error:
+        raise UserError(_mistaken(path, what, error)) from None
+    except (OSError, ValueError) as error:  # the latter for names with a NUL byte
+        raise UserError(f"{path}: this {what} cannot be read ({getattr(error, 'strerror', error)})") from None
+
+
+def _mistaken(path: str | Path, what: str, error: UnknownEncoding) -> str:
+    """Where the text stops being UTF-8, what it seems to be, and the command that makes UTF-8 of it."""
+    if not error.encoding:
+        return f"{path}: this is not a text file, so it is no {what}"
+    utf8 = Path(path).with_stem(f"{Path(path).stem}-utf8")
+    command = f"iconv -f {error.encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(utf8))}"
+    return f"{path}:{error.line}: isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]}); convert it: {command}"

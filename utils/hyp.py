@@ -114,7 +114,7 @@ def preset(finetune: bool, quantized: bool) -> dict[str, float]:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    text = read_text(path, "--hyp file")
+    text = read_text(path, "--hyp file", comments="#")
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)

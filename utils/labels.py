@@ -54,7 +54,7 @@ def image_paths(source: str | Path, problems: Problems) -> list[str]:
         if not found:
             raise UserError(f"{source}: there are no images in this folder")
         return sorted(found)
-    lines = [line.strip() for line in read_text(source, "list of images").splitlines()]
+    lines = [line.strip() for line in read_text(source, "list of images", paths=True).splitlines()]
     listed = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not listed:
         raise UserError(f"{source}: this list of images is empty")

@@ -101,7 +101,7 @@ def _members(path: str, files: list[str], missing: dict[str, str]) -> list[str]:
     root = os.path.dirname(above) if os.path.basename(above).lower() == "imagesets" else above
     by_stem = {folded(stem_of(file)): file for file in files if file.startswith(root + os.sep)}
     found = []
-    for number, line in enumerate(read_text(path, "list of pictures").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "list of pictures", paths=True).splitlines(), 1):
         names = _spellings(line.strip())
         known = next((by_stem[name] for name in map(folded, names) if name in by_stem), None)
         if known:
