@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from utils.cfg import read_data, write_cfg
+from utils.class_term import CLASS_TERM
 from utils.cli import (
     Loaded,
     Parser,
@@ -226,6 +227,7 @@ def checkpoint(loaded: Loaded, model: Darknet, args: argparse.Namespace) -> dict
     return {
         "epoch": -1, "model": model.cpu().state_dict(), "cfg": write_cfg(model.defs), "cfg_name": model.defs.name,
         "names": loaded.names, "settings": pictures, "seen": model.seen, "quantization": model.quantization.to_dict(),
+        CLASS_TERM: True,
     }  # fmt: skip
 
 

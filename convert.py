@@ -12,6 +12,7 @@ import torch
 
 from models import Darknet
 from utils.cfg import write_cfg
+from utils.class_term import CLASS_TERM
 from utils.cli import Loaded, Parser, load_model, run
 from utils.errors import UserError
 from utils.files import replacing, write_text
@@ -35,6 +36,8 @@ def main(args: argparse.Namespace) -> Path:
     """
     out = target(args.weights, args.out)
     loaded = load_model(args.cfg, args.weights)
+    if loaded.report.message:
+        print(loaded.report.message)
     if loaded.model.quantization:
         raise UserError(f"{args.weights}: is quantized ({loaded.model.quantization}), which a .weights file can't hold; "
                         "export.py makes an int8 ONNX file of it, or an FPGA dump")  # fmt: skip
@@ -82,6 +85,7 @@ def checkpoint(loaded: Loaded) -> dict[str, Any]:
         "cfg_name": loaded.model.defs.name,
         "settings": {"img_size": loaded.img_size} | loaded.settings,
         "seen": loaded.model.seen,
+        CLASS_TERM: True,
     }  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from utils.layers import YoloHead
 from utils.loss import RatioAssigner
 
 
-def yolo_head(**options) -> YoloHead:
-    return YoloHead(Yolo(mask=(0,), anchors=(8.0, 4.0), classes=2, num=1, **options))
+def yolo_head(classes: int = 2, **options) -> YoloHead:
+    return YoloHead(Yolo(mask=(0,), anchors=(8.0, 4.0), classes=classes, num=1, **options))
 
 
 def observed(student, teacher=None, maps=(), targets=(), **options) -> Observed:
@@ -53,6 +53,11 @@ def test_1_is_hintons_divergence_of_whole_vectors():
     o = observed([[[[S, T]]]], [[[[T, T]]]])
     p, q = (np.exp(np.array(v) / 3) / np.exp(np.array(v) / 3).sum() for v in (T, S))
     assert KDSTR[1](o)["kd_out"].item() == pytest.approx(VECTORS * 9 * (p * np.log(p / q)).sum() / 2, rel=1e-5)
+
+
+def test_one_class_is_learned_too():
+    o = observed([[[[S[:6]]]]], [[[[[*S[:5], 4.0]]]]], classes=1)
+    assert objectness_and_classes(o)["kd_cls"].item() == pytest.approx(5 * bernoulli_kl(S[5], 4.0), rel=1e-5)
 
 
 def test_objectness_and_classes_are_binary_divergences_weighted_with_the_teachers_objectness():

@@ -199,10 +199,15 @@ def test_label_smoothing() -> None:
     assert parts["cls"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_class_has_no_class_loss() -> None:
+def test_one_class_is_trained_as_each_of_many() -> None:
+    """Its scores are objectness times class probability, so the probability has to become 1, as in Darknet."""
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.5, 0.5]])
-    _, parts = detection_loss(head([[32.0, 32.0]], classes=1))([torch.ones(1, 1, 2, 2, 6)], targets, (64, 64))
-    assert parts["cls"] == 0
+    raw = torch.ones(1, 1, 2, 2, 6, requires_grad=True)
+    loss, parts = detection_loss(head([[32.0, 32.0]], classes=1))([raw], targets, (64, 64))
+    assert parts["cls"].item() == pytest.approx(softplus(-1.0) * HYP.cls * 3 * math.sqrt(1 / 80), rel=1e-5)
+    loss.backward()
+    assert raw.grad[0, 0, 1, 1, 5] < 0  # towards 1 where the object is,
+    assert raw.grad[..., 5].count_nonzero() == 1  # and nowhere else
 
 
 def test_extreme_values_give_finite_gradients() -> None:

@@ -109,7 +109,7 @@ def whole_vectors(o: Observed) -> Terms:
 def objectness_and_classes(o: Observed) -> Terms:
     """binary_kl of the objectness, mean over each map, coarser heads weighing less as in the detection loss; and of the
     classes, mean over classes, weighted with the teacher's objectness (Mehta & Ozturk 2018): what an empty cell thinks of
-    classes is noise. One class is no question."""
+    classes is noise."""
     obj, cls, total = o.student[0].new_zeros(()), o.student[0].new_zeros(()), o.student[0].new_zeros(())
     finest = min(o.strides)
     for head, student, teacher, confidence, stride in zip(
@@ -117,8 +117,7 @@ def objectness_and_classes(o: Observed) -> Terms:
     ):
         divergence = binary_kl(logits(head, student)[..., 4:], logits(head, teacher)[..., 4:], o.temperature)
         obj = obj + 4 * (finest / stride) ** 2 * divergence[..., 0].mean()
-        if head.classes > 1:
-            cls = cls + (confidence * divergence[..., 1:].mean(-1)).sum()
+        cls = cls + (confidence * divergence[..., 1:].mean(-1)).sum()
         total += confidence.sum()
     _, obj_weight, cls_weight = o.weights
     count = mean_over_processes(total).clamp(min=1e-3)

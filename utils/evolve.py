@@ -91,7 +91,7 @@ GENES: dict[str, Gene] = {
 def genes(args: argparse.Namespace, classes: int) -> dict[str, Gene]:
     """Those that a training with these arguments depends on."""
     idle = {"lr0", "warmup_bias_lr"} if args.adam else {"lr0_adam"}
-    idle |= {"cls", "cls_weights", "label_smoothing"} if classes == 1 else set()
+    idle |= {"cls_weights"} if classes == 1 else set()  # one class outweighs no other
     idle |= {"hsv_h", "hsv_s"} if args.gray_scale else set()
     idle |= {"mosaic"} if args.rect else set()
     return {name: gene for name, gene in GENES.items() if name not in idle}

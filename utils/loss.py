@@ -115,8 +115,8 @@ class DetectionLoss:
     box: the head's iou_loss, mean over its matches. obj: binary cross-entropy with the matched box's IoU as the label
     (0 elsewhere), mean over the map, a head's share falling with the square of its stride as its number of cells does;
     a prediction that overlaps a target by more than the cfg's ignore_thresh without being matched isn't pushed to 0, as
-    in Darknet (`ignore=False` pushes it). cls: binary cross-entropy, mean over matches and classes; absent for 1 class;
-    after `weigh_classes` a match counts as much as hyp.cls_weights makes its class count.
+    in Darknet (`ignore=False` pushes it). cls: binary cross-entropy, mean over matches and classes; after
+    `weigh_classes` a match counts as much as hyp.cls_weights makes its class count.
     Parts are summed over heads and weighted by hyp.box, hyp.obj, hyp.cls, kept independent of heads, classes and size.
 
     With torch.distributed, matches are averaged over all processes' counts: the mean of the processes' losses (so of
@@ -201,10 +201,9 @@ class DetectionLoss:
         )
 
     def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (n, classes), labels (n,) -> sum of binary cross-entropies, 0 where there is only one class."""
+        """logits (n, classes), labels (n,) -> sum of binary cross-entropies. One class is no exception, as in Darknet: scores
+        are objectness times class probability, so a probability that nothing trains would make noise of them."""
         classes = logits.shape[1]
-        if classes == 1:
-            return logits.new_zeros(())
         smoothing = self.hyp.label_smoothing
         wanted = F.one_hot(labels, classes).to(logits) * (1 - smoothing) + smoothing / 2
         weight = None if self.class_weights is None else self.class_weights.to(logits)[labels, None]

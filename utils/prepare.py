@@ -12,6 +12,7 @@ from utils.balance import class_counts, image_weights
 from utils.cfg import DataConfig, read_data
 from utils.check_subject import Subject
 from utils.check_table import quick_warnings
+from utils.class_term import mend_class_term
 from utils.cli import Loaded, load_model, sees_gray
 from utils.datasets import create_loader
 from utils.devices import training_dtype
@@ -86,7 +87,10 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     if checkpoint:
         run.restore(checkpoint)
         for network in (run.model, run.weights):
+            mended = mend_class_term(network, checkpoint)
             refuse_broken(network, "--resume")
+        if mended:
+            say(mended)
     setup = Setup(run, loader, valid, data, settings)
     if args.image_weights:
         setup.weigh_images()

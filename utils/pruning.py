@@ -85,6 +85,8 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     limits = check_arguments(args)
     data = read_data(args.data) if args.data else None
     loaded = cli.load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    if loaded.report.message:
+        print(loaded.report.message)
     if loaded.model.quantization:
         raise UserError(f"{args.weights}: is quantized; prune the float network first, then quantize what is left of it "
                         "(PTQ.py, or train.py --quantized)")  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg import write_cfg
+from utils.class_term import CLASS_TERM
 from utils.errors import UserError
 from utils.training import Run
 from utils.weights import load_checkpoint, save_checkpoint
@@ -76,6 +77,7 @@ def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str,
         "hyp": dataclasses.asdict(run.hyp),
         "settings": settings,
         "quantization": run.model.quantization.to_dict() if run.model.quantization else None,
+        CLASS_TERM: True,
         "args": vars(args),
         "finished": finished,
     }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.class_term import mend_class_term
 from utils.definitions import Defs, Yolo
 from utils.errors import UserError
 from utils.files import replacing
@@ -277,7 +278,8 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
         if name in state and not any(name.startswith(f"module_list.{s}.") for s in skipped):
             tensor.copy_(state[name])
     model.seen = int(checkpoint.get("seen", 0))
-    message = f"heads at layers {sorted(skipped)} start anew: their number of classes differs" if skipped else ""
+    anew = f"heads at layers {sorted(skipped)} start anew: their number of classes differs" if skipped else ""
+    message = "; ".join(filter(None, (anew, mend_class_term(model, checkpoint, skipped))))
     return LoadReport(message, len(model.module_list) - len(skipped), sorted(skipped))
 
 
