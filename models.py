@@ -15,6 +15,7 @@ from utils.definitions import Defs
 from utils.devices import inference_dtype
 from utils.errors import UserError
 from utils.layers import Convolution, YoloHead, build_layer
+from utils.memory import ADDRESSABLE, available_memory, check_memory
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.shapes import input_channels, max_stride, output_shapes
 
@@ -44,6 +45,8 @@ class Darknet(nn.Module):
         check_img_size(height, self.max_stride)
         check_img_size(width, self.max_stride)
         shapes = output_shapes(self.defs, height, width)
+        limit = ADDRESSABLE if torch.empty(0).is_meta else available_memory()
+        check_memory(self.defs, shapes, (self.defs.net.channels, height, width), limit)
         self.module_list = nn.ModuleList(
             build_layer(self.defs, i, input_channels(self.defs, shapes, i)[0]) for i in range(len(self.defs))
         )

@@ -78,7 +78,7 @@ def test_largest_stride(shared):
         (NET + "[convolutional]\nfilters=0\n", r"must be at least 1"),
         (NET + conv(14) + "[yolo]\nmask=0,5\nanchors=1,2, 3,4\nclasses=2\n", r"layer 1 \[yolo\]: mask \(0, 5\) needs anchors"),
         (NET + conv(7) + "[yolo]\nmask=0\nanchors=1,-2\nclasses=2\n", r"layer 1 \[yolo\]: anchors .* above 0"),
-        (NET + conv(8) + "[route]\nlayers=\n", r"layer 1 \[route\]: names no layer to read"),
+        (NET + conv(8) + "[route]\nlayers=,\n", r"layer 1 \[route\]: names no layer to read"),
     ],
 )
 def test_bad_text_is_one_line_that_names_the_place(text, said):

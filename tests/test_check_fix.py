@@ -6,6 +6,7 @@ import pytest
 
 from tests.planted import FAULTS, TRAIN
 from utils import check_fix
+from utils.cfg import read_data
 from utils.converters.write import place_image
 from utils.errors import UserError
 
@@ -49,8 +50,15 @@ def test_fix_writes_the_same_boxes(copy):
     assert (clean / "train.txt").read_text().split() == [str(clean / line) for line in listed]
     with pytest.raises(UserError, match=r"bccd-clean: is there already and not empty; .* --out"):
         copy.check("--fix")
-    with pytest.raises(UserError, match=r"a # begins a comment"):
-        copy.check("--fix", "--out", "clean#2")
+    with pytest.raises(UserError, match=r"can't hold a line break"):
+        check_fix.check_folder(Path("clean\n2"))
+
+
+def test_a_fix_in_a_folder_whose_name_has_signs_of_comments(copy):
+    copy.check("--fix", "--out", "clean#2;new")
+    data = read_data("clean#2;new/clean#2;new.data")
+    assert str(data.train) == str((copy.folder / "clean#2;new" / "train.txt").resolve())
+    assert data.train.is_file()
 
 
 def test_an_interrupted_fix_leaves_nothing_and_can_be_run_again(copy, monkeypatch):

@@ -269,7 +269,7 @@ def test_cache_changes_nothing_but_the_reading(tmp_path):
 
 def test_cache_that_does_not_fit(tmp_path, monkeypatch, capfd):
     source = make_set(tmp_path, [(8, 8)])
-    monkeypatch.setattr("utils.datasets._available_memory", lambda: 10_000)
+    monkeypatch.setattr("utils.datasets.available_memory", lambda: 10_000)
     assert loader(source, cache_images=True).dataset.cache is None
     assert "reading from disk instead" in capfd.readouterr().err
 

@@ -19,22 +19,27 @@ The text is checked here, once: kinds, keys' types, references between layers. W
 """
 
 import dataclasses
-import math
+import os
 import re
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.cfg_values import convert
 from utils.definitions import SECTIONS, Convolutional, Defs, LayerDef, Net, Route, ScaleChannels, Shortcut, Yolo, absolute
-from utils.errors import UserError
+from utils.errors import UserError, remark
 from utils.files import read_text
+from utils.option_list import OptionList, lines_of, remark_repeated, split_lines, split_option
 
 LEAST = dict.fromkeys(("filters", "size", "stride", "stride_x", "stride_y", "groups", "dilation", "out_channels"), 1)
 LEAST |= dict.fromkeys(("reduction", "hidden", "classes", "num"), 1) | {"padding": 0, "group_id": 0}
-UNSUPPORTED = ("binary", "xnor", "share_index", "deform", "rotate", "stretch", "stretch_sway", "sway")  # of a convolution
+MOST_CLASSES = 1_000_000  # of a .data file: more is a slip of the keyboard, and their names alone would fill the memory
+UNSUPPORTED: dict[type[LayerDef], tuple[str, ...]] = {
+    Convolutional: ("binary", "xnor", "share_index", "deform", "rotate", "stretch", "stretch_sway", "sway"),
+    Yolo: ("share_index", "from"),
+}
 
 
 def parse_cfg(source: str | Path) -> Defs:
@@ -45,7 +50,9 @@ def parse_cfg(source: str | Path) -> Defs:
     """
     is_text = isinstance(source, str) and "\n" in source
     text, name = (source, "cfg") if is_text else (read_text(source, "cfg", comments="#;"), str(source))
-    sections = [_parse_section(*s, name) for s in _split_sections(text, name)]
+    repeated: list[str] = []
+    sections = [_parse_section(*s, name) for s in _split_sections(text, name, repeated)]
+    remark_repeated(name, repeated)
     if not sections or not isinstance(sections[0], Net):
         raise UserError(f"{name}: a cfg begins with a [net] section; this file doesn't")
     defs = Defs(sections[0], sections[1:], name)
@@ -59,68 +66,54 @@ def parse_cfg(source: str | Path) -> Defs:
     return defs
 
 
-def _split_sections(text: str, name: str) -> Iterator[tuple[str, int, int, dict[str, tuple[str, int]]]]:
-    """Yield (kind, layer index, line of the header, {key: (value, line)})."""
-    kind, start, index, options = "", 0, -2, {}
-    for number, raw in enumerate(text.splitlines(), 1):
+def _split_sections(text: str, name: str, repeated: list[str]) -> Iterator[tuple[str, int, int, OptionList]]:
+    """Yield (kind, layer index, line of the header, options); `repeated`: see OptionList."""
+    kind, start, index, options = "", 0, -2, OptionList(repeated)
+    for number, raw in lines_of(text):
         line = re.split(r"[#;]", raw, maxsplit=1)[0].strip()
-        if not line:
-            continue
         if line.startswith("[") and line.endswith("]"):
             if kind:
                 yield kind, index, start, options
-            kind, start, index, options = line[1:-1].strip(), number, index + 1, {}
+            kind, start, index, options = "".join(line[1:-1].split()), number, index + 1, OptionList(repeated)
             continue
-        key, equals, value = line.partition("=")
-        if not equals or not kind:
-            raise UserError(f"{name}:{number}: expected `[section]` or `key=value`, found: {line[:60]}")
-        options[key.strip()] = (value.strip(), number)
+        if line.startswith("[") or not kind:
+            raise UserError(f"{name}:{number}: expected a [section], found: {line[:60]}")
+        key, value = split_option(line, f"{name}:{number}")
+        if not value.strip():
+            remark(f"{name}:{number}: {key}= has no value, so it counts as not given, as in Darknet")
+        options.add(key, value.strip(), number)
     if kind:
         yield kind, index, start, options
 
 
-def _parse_section(kind: str, index: int, line: int, options: dict[str, tuple[str, int]], name: str) -> LayerDef:
+def _parse_section(kind: str, index: int, line: int, options: OptionList, name: str) -> LayerDef:
     where = f"{name}:{line}: layer {index} [{kind}]"
     kind = kind.lower()
     if kind not in SECTIONS:
         raise UserError(f"{where}: this kind of layer is not supported; supported: {', '.join(sorted(SECTIONS))}")
     known, values, extra = _fields(SECTIONS[kind]), {}, {}
     for key, (text, number) in options.items():
-        attribute = _attribute(key)
-        if attribute not in known:
+        if key not in known:
             extra[key] = text
             continue
+        attribute, wanted = known[key]
+        place = f"{name}:{number}: layer {index} [{kind}]: {key}={text[:60]}"
         try:
-            values[attribute] = _convert(text, known[attribute])
-        except ValueError:
-            expected = getattr(known[attribute], "__name__", str(known[attribute]))
-            raise UserError(f"{name}:{number}: layer {index} [{kind}]: {key}={text}: not a value of type {expected}") from None
+            values[attribute] = convert(key, text, wanted, place)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
     try:
         return SECTIONS[kind](**values, extra=extra, given=tuple(options), line=line)
     except TypeError:
-        missing = ", ".join(k.rstrip("_") for k in ("layers", "from_") if k in known and k not in values)
+        missing = ", ".join(k for k in ("layers", "from") if k in known and known[k][0] not in values)
         raise UserError(f"{where}: the key `{missing}` is missing") from None
 
 
-def _fields(cls: type[LayerDef]) -> dict[str, Any]:
-    """Attribute name -> type of the keys that a section knows."""
+def _fields(cls: type[LayerDef]) -> dict[str, tuple[str, Any]]:
+    """Key in a .cfg -> (attribute, type) of those that a section knows; Python keeps `from` for itself."""
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name not in ("extra", "given", "line")}
-
-
-def _attribute(key: str) -> str:
-    return "from_" if key == "from" else key
-
-
-def _convert(text: str, kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(item(t) for t in re.split(r"[,\s]+", text.strip(", \t")) if t)
-    if kind is str:
-        return text.lower()
-    return kind(text)
+    names = (f.name for f in dataclasses.fields(cls) if f.name not in ("extra", "given", "line"))
+    return {name.rstrip("_"): (name, hints[name]) for name in names}
 
 
 def _check_layer(defs: Defs, index: int) -> None:
@@ -134,19 +127,26 @@ def _check_layer(defs: Defs, index: int) -> None:
         value = getattr(d, key, None)
         if value is not None and value < least:
             raise UserError(f"{defs.where(index)}: {key}={value}: must be at least {least}")
-    for key in (k for k in UNSUPPORTED if isinstance(d, Convolutional) and d.extra.get(k, "0") not in ("0", "")):
-        raise UserError(f"{defs.where(index)}: {key}={d.extra[key]} is not supported")
+    for key in (k for kind, keys in UNSUPPORTED.items() if isinstance(d, kind) for k in keys):
+        if d.extra.get(key, "0") != "0":
+            raise UserError(f"{defs.where(index)}: {key}={d.extra[key]} is not supported")
+    for source in (s for s in defs.sources(index) if s >= 0 and isinstance(defs[s], Yolo)):
+        raise UserError(f"{defs.where(index)}: reads layer {source}, a [yolo], whose output is boxes; put a [route] before it")
     if isinstance(d, Yolo):
         _check_yolo(defs, index, d)
 
 
 def _check_yolo(defs: Defs, index: int, d: Yolo) -> None:
-    if not d.mask:
+    if not d.mask and 2 * d.num <= len(d.anchors):
         d.mask = tuple(range(d.num))
-    if len(d.anchors) % 2 or max(d.mask) * 2 + 1 >= len(d.anchors) or min(d.mask) < 0:
-        raise UserError(f"{defs.where(index)}: mask {d.mask} needs anchors that aren't there ({len(d.anchors)} numbers)")
-    if not all(0 < side < math.inf for side in d.anchors):
+    if not d.mask or len(d.anchors) % 2 or max(d.mask) * 2 + 1 >= len(d.anchors) or min(d.mask) < 0:
+        mask = f"mask {d.mask}" if d.mask else f"num={d.num}"
+        raise UserError(f"{defs.where(index)}: {mask} needs anchors that aren't there ({len(d.anchors)} numbers)")
+    if not all(side >= 0 for side in d.anchors):
         raise UserError(f"{defs.where(index)}: anchors are widths and heights in pixels, so each must be above 0")
+    if 0 in d.anchors:
+        remark(f"{defs.where(index)}: an anchor's side of 0 pixels, with which no box can be learned, is read as 1")
+        d.anchors = tuple(side or 1.0 for side in d.anchors)
 
 
 def write_cfg(defs: Defs) -> str:
@@ -155,21 +155,24 @@ def write_cfg(defs: Defs) -> str:
 
 
 def _write_section(d: LayerDef) -> str:
-    known = _fields(type(d))
+    known = {key: attribute for key, (attribute, _) in _fields(type(d)).items()}
     defaults = {f.name: f.default for f in dataclasses.fields(d)}
-    given = [_attribute(k) for k in d.given if _attribute(k) in known or k in d.extra]
-    changed = [k for k in known if k not in given and getattr(d, k) != defaults[k]]
+    given = [k for k in d.given if k in known or k in d.extra]
+    changed = [k for k, attribute in known.items() if k not in given and getattr(d, attribute) != defaults[attribute]]
     lines = [f"[{d.kind}]"]
     for key in (*given, *changed, *(k for k in d.extra if k not in given)):
-        value = getattr(d, key) if key in known else d.extra[key]
+        value = getattr(d, known[key]) if key in known else d.extra[key]
         if value is not None:
-            lines.append(f"{key.rstrip('_')}={_format(value, key)}")
+            lines.append(f"{key}={_format(value, key)}")
     return "\n".join(lines) + "\n"
 
 
 def _format(value: Any, key: str) -> str:
+    if isinstance(value, float):
+        short = f"{value:.9g}"
+        return short if float(short) == value else repr(value)
     if not isinstance(value, tuple):
-        return f"{value:.9g}" if isinstance(value, float) else str(value)
+        return str(value)
     numbers = [_format(v, "") for v in value]
     if key == "anchors":  # width,height pairs, as Darknet's own files have them
         return ", ".join(f"{w},{h}" for w, h in zip(numbers[::2], numbers[1::2], strict=True))
@@ -215,9 +218,9 @@ def read_data(path: str | Path) -> DataConfig:
     Raises UserError for a missing file or key and for a count of names that isn't `classes`.
     """
     options = data_options(path)
-    if not options.get("classes", "").isdecimal() or int(options["classes"]) < 1:
-        raise UserError(f"{path}: needs a line `classes=N` with the number of classes")
-    classes = int(options.pop("classes"))
+    classes = class_count(options.pop("classes", ""))
+    if not classes:
+        raise UserError(f"{path}: needs a line `classes=N` with the number of classes, at most {MOST_CLASSES:,}")
     base = Path(path).parent
     listed = options.pop("names", "")
     names = read_names(find_file(listed, base)) if listed else [str(i) for i in range(classes)]
@@ -227,25 +230,35 @@ def read_data(path: str | Path) -> DataConfig:
     return DataConfig(Path(path), classes, names, train, valid, options)
 
 
+def class_count(text: str) -> int:
+    """The number that `classes=` of a .data file states; 0 where it can't be one."""
+    count = int(text) if text.isdecimal() and len(text) < 20 else 0
+    return count if count <= MOST_CLASSES else 0
+
+
 def data_options(path: str | Path) -> dict[str, str]:
     """The `key=value` lines of a .data file; UserError for a missing file and for a line that is none."""
-    options: dict[str, str] = {}
-    for number, raw in enumerate(read_text(path, ".data file", comments="#", paths=True).splitlines(), 1):
-        line = raw.split("#", 1)[0].strip()
-        if not line:
-            continue
-        key, equals, value = line.partition("=")
-        if not equals:
-            raise UserError(f"{path}:{number}: expected `key=value`, found: {line[:60]}")
-        options[key.strip()] = value.strip()
-    return options
+    options = OptionList()
+    for number, line in lines_of(read_text(path, ".data file")):
+        key, value = split_option(line, f"{path}:{number}")
+        options.add(key, _without_comment(value, Path(path).parent), number)
+    remark_repeated(str(path), options.repeated)
+    return {key: value for key, (value, _) in options.items()}
+
+
+def _without_comment(value: str, base: Path) -> str:
+    """A value without the ` # comment` behind it: a file's name may hold a #, so the longest part that is there is one."""
+    ends = [len(value), *(m.start() for m in reversed(list(re.finditer(r"\s[#;]", value))))]
+    parts = [value[:end].strip() for end in ends]
+    return next((part for part in parts if part and os.path.exists(find_file(part, base))), parts[-1])
 
 
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line, in the order of their ids."""
-    return [line.strip() for line in read_text(path, ".names file").splitlines() if line.strip()]
+    return [line.strip() for line in split_lines(read_text(path, ".names file")) if line.strip()]
 
 
 def find_file(name: str, base: Path) -> Path:
     """`name` as it stands if it exists, else beside the file that mentions it; the first spelling if neither does."""
-    return Path(name) if Path(name).exists() or not (base / name).exists() else base / name
+    beside = base / name
+    return Path(name) if os.path.exists(name) or not os.path.exists(beside) else beside  # False, too, for what is no path

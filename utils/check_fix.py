@@ -64,8 +64,8 @@ def check_folder(out: Path) -> None:
     """Raises UserError for a folder that a cleaned copy can't be written to."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already and not empty; choose another folder with --out")
-    if "#" in str(out.resolve()):
-        raise UserError(f"{out.resolve()}: a # begins a comment in a .data file; choose a folder without one with --out")
+    if "\n" in str(out.resolve()):
+        raise UserError(f"{str(out.resolve())!r}: a line of a .data file can't hold a line break; choose another with --out")
     check_writable(out / "images")
 
 

@@ -10,7 +10,8 @@ from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.cli import load_model
 from utils.definitions import Convolutional, Defs
-from utils.errors import UserError
+from utils.errors import UserError, noting_remarks
+from utils.memory import available_memory, check_memory
 from utils.shapes import max_stride, output_shapes
 from utils.weights import broken_tensors
 
@@ -52,8 +53,9 @@ def geometry(subject: Subject) -> Iterator[Finding]:
     defs = subject.defs
     if defs is None or not defs.yolo_indices() or _wrong_filters(defs):
         return
+    net = defs.net
     try:
-        output_shapes(defs)
+        check_memory(defs, output_shapes(defs), (net.channels, net.height, net.width), available_memory())
         check_img_size(subject.img_size, max_stride(defs))
     except UserError as error:
         yield finding_of(error)
@@ -147,7 +149,8 @@ def weights(subject: Subject) -> Iterator[Finding]:
         return
     size = subject.img_size or None
     try:
-        loaded = load_model(subject.cfg, subject.weights, size, unchecked=True)
+        with noting_remarks():  # they are findings already
+            loaded = load_model(subject.cfg, subject.weights, size, unchecked=True)
     except UserError as error:
         yield _misfit(subject, error)
         return
@@ -169,7 +172,8 @@ def weights(subject: Subject) -> Iterator[Finding]:
 def _misfit(subject: Subject, error: UserError) -> Finding:
     """Weights that don't fit: of no use, or a start for training all the same."""
     try:
-        load_model(subject.cfg, subject.weights, subject.img_size or None, pretrained=True, prefix=True, unchecked=True)
+        with noting_remarks():
+            load_model(subject.cfg, subject.weights, subject.img_size or None, pretrained=True, prefix=True, unchecked=True)
     except UserError:
         return finding_of(error, "use the cfg they belong to")
     found = finding_of(error)

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from utils.cfg import DataConfig, data_options, find_file, read_names
+from utils.cfg import DataConfig, class_count, data_options, find_file, read_names
 from utils.check_files import content_hash, survey
 from utils.check_subject import ERROR, WARNING, Finding, Split, Subject, finding_of
 from utils.cli import choose_cfg
-from utils.errors import UserError
+from utils.errors import UserError, noting_remarks
 from utils.files import read_text
+from utils.option_list import split_lines
 from utils.weights import is_checkpoint, load_checkpoint
 
 ANY_CLASS = 1 << 31  # where nobody says how many classes there are, every id passes
@@ -33,11 +34,14 @@ def read_subject(
 ) -> Subject:
     """The dataset of a .data file, looked through completely (see utils.check_files.survey), and a network's definitions."""
     subject = Subject(stretch=stretch, cfg=cfg, weights=weights)
-    _read_network(subject, img_size)
-    try:
-        subject.data = _read_data(data, subject.found)
-    except UserError as error:
-        subject.found.append(finding_of(error, "mend this line"))
+    with noting_remarks() as remarks:
+        _read_network(subject, img_size)
+        try:
+            subject.data = _read_data(data, subject.found)
+        except UserError as error:
+            subject.found.append(finding_of(error, "mend this line"))
+    subject.found += [finding_of(text, "write it as it is meant", WARNING) for text in remarks]
+    if subject.data is None:
         return subject
     for name in SPLITS:
         source = getattr(subject.data, name)
@@ -59,9 +63,8 @@ def _read_data(path: str, found: list[Finding]) -> DataConfig:
     base = Path(path).parent
     listed = options.pop("names", "")
     names = _read_names(find_file(listed, base), found) if listed else []
-    text = options.pop("classes", "")
-    classes = int(text) if text.isdecimal() else 0
-    if classes < 1:
+    classes = class_count(options.pop("classes", ""))
+    if not classes:
         remedy = f"add a line `classes={len(names) or 'N'}`"
         found.append(Finding(ERROR, "a .data without a usable line `classes=`", 1, path, remedy))
         classes = len(names)
@@ -76,7 +79,7 @@ def _read_data(path: str, found: list[Finding]) -> DataConfig:
 def _read_names(path: Path, found: list[Finding]) -> list[str]:
     try:
         names = read_names(path)
-        lines = read_text(path, ".names file").rstrip().splitlines()
+        lines = split_lines(read_text(path, ".names file").rstrip())
     except UserError as error:
         found.append(finding_of(error, "mend `names=`"))
         return []

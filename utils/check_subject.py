@@ -32,10 +32,10 @@ class Finding:
         return f"{self.what}: {self.count} (first: {self.first}); {self.remedy}"
 
 
-def finding_of(error: UserError, remedy: str = "mend it") -> Finding:
-    """An error that stands for a message `place: what is wrong`."""
+def finding_of(error: UserError | str, remedy: str = "mend it", severity: str = ERROR) -> Finding:
+    """A finding that stands for a message `place: what is wrong`."""
     where, _, what = str(error).partition(": ")
-    return Finding(ERROR, what or where, 1, where if what else "-", remedy)
+    return Finding(severity, what or where, 1, where if what else "-", remedy)
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from models import Darknet
 from utils.cfg import DataConfig, parse_cfg
 from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
-from utils.errors import UserError
+from utils.errors import Remark, UserError
 from utils.files import check_writable, write_text
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
@@ -57,6 +59,7 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
     """Parse the command line and run `main`; a UserError ends in one line on stderr and exit status 2."""
     args = parser.parse_args()
     reuse_memory()
+    _print_remarks(parser.prog)
     try:
         if getattr(args, "json", ""):
             check_writable(args.json)
@@ -67,6 +70,21 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
     except KeyboardInterrupt as interrupt:
         print(f"\n{parser.prog}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_remarks(prog: str) -> None:
+    """Show each Remark once, as one line, from now on; of several training processes, the first one's."""
+    shown: set[str] = set()
+    show_other = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, Remark):
+            show_other(message, category, *place, **more)
+        elif str(message) not in shown and os.environ.get("RANK", "0") == "0":
+            shown.add(str(message))
+            print(f"{prog}: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
 
 
 def natural(text: str) -> int:

@@ -30,6 +30,7 @@ from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.imagesize import image_size
 from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, read_labels
+from utils.memory import available_memory
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
 
@@ -240,7 +241,7 @@ class DetectionDataset(Dataset):
         channels = 1 if self.gray else 3
         ratios = 1.0 if self.stretch else self.shapes.min(1) / self.shapes.max(1)
         needed = int(np.sum(np.broadcast_to(ratios, len(self)) * self.img_size**2 * channels))
-        available = _available_memory()
+        available = available_memory()
         if available is not None and needed > 0.8 * available:
             needs = f"{needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free"
             tqdm.write(f"--cache-images: {needs}; reading from disk instead", file=sys.stderr)
@@ -255,15 +256,6 @@ def _imread(path: str, gray: bool) -> np.ndarray | None:
         return cv2.imread(path, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     except cv2.error:  # larger than OpenCV's limit, for one
         return None
-
-
-def _available_memory() -> int | None:
-    """Bytes that can still be used without swapping (Linux); None where the system doesn't say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def rect_size(shapes: np.ndarray, img_size: int, stride: int) -> Size:

@@ -220,7 +220,8 @@ SECTIONS: dict[str, type[LayerDef]] = {
     for c in (Net, Convolutional, Depthwise, SqueezeExcite, BatchNorm, MaxPool, LocalAvgPool, AvgPool, Upsample, Route,
               Shortcut, ScaleChannels, Sam, Reorg, Reorg3d, Dropout, Yolo)
 }  # fmt: skip
-SECTIONS |= {"network": Net, "conv": Convolutional, "max": MaxPool, "avg": AvgPool}  # Darknet's short names
+# Darknet's short names.
+SECTIONS |= {"network": Net, "conv": Convolutional, "max": MaxPool, "avg": AvgPool, "local_avg": LocalAvgPool}
 
 
 @dataclass

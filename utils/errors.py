@@ -1,4 +1,8 @@
-"""The one exception that stands for a user's mistake."""
+"""A user's mistake, and what a user should know: both are one line that names the place."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -6,3 +10,24 @@ class UserError(Exception):
 
     `utils.cli.run` prints it to stderr and exits with status 2; everything else that is raised is a defect of ours.
     """
+
+
+class Remark(UserWarning):
+    """What was read all the same, but perhaps not as it was meant; `utils.cli.run` prints it to stderr, once."""
+
+
+def remark(text: str) -> None:
+    """Warn of something in a user's file, `place: what`, that stops nothing."""
+    warnings.warn(text, Remark, stacklevel=2)
+
+
+@contextmanager
+def noting_remarks() -> Iterator[list[str]]:
+    """Yield a list that takes the remarks of the block instead of the user's terminal; other warnings are shown after it."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Remark)
+        yield texts
+    texts += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, Remark))
+    for other in (w for w in caught if not issubclass(w.category, Remark)):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)

@@ -56,7 +56,7 @@ def max_stride(defs: Defs) -> int:
     """
     size, heads = 1024, defs.yolo_indices()
     shapes = output_shapes(defs, size, size)
-    stride = size // min((shapes[i][1] for i in heads), default=size // 32)
+    stride = max(size // min((shapes[i][1] for i in heads), default=size // 32), 1)
     for multiple in (stride, 2 * stride, 4 * stride):
         with contextlib.suppress(UserError):
             output_shapes(defs, size + multiple, size + multiple)
@@ -75,6 +75,8 @@ def _convolution(d: Convolutional, inputs: list[Shape]) -> Shape:
 
 def _pool(d: MaxPool, inputs: list[Shape]) -> Shape:
     if d.maxpool_depth:
+        if d.out_channels > inputs[0][0]:
+            raise ValueError(f"can't make {d.out_channels} channels of {inputs[0][0]}; maxpool_depth only has fewer or as many")
         return d.out_channels, *inputs[0][1:]
     return _windows(d, inputs[0], d.total_padding - d.window)
 

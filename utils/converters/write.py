@@ -188,7 +188,7 @@ def _write_lists(items: list[Item], names: list[str], out: Path, result: Annotat
         for split in item.splits:
             lists[split].append(f"images/{item.target}\n")
             boxes.update({(name, split): count for name, count in own.items()})
-    name = out.resolve().name.replace("#", "_")  # begins a comment in a .data file
+    name = out.resolve().name
     for split in SPLITS:
         if lists[split] or split != TEST:
             write_text(out / f"{split}.txt", "".join(sorted(lists[split])))

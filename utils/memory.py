@@ -1,0 +1,58 @@
+"""How much memory there is, and how much of it a network needs at least: known before anything is built."""
+
+import math
+from pathlib import Path
+
+from utils.definitions import BatchNorm, Convolutional, Defs, Depthwise, LayerDef, SqueezeExcite
+from utils.errors import UserError
+from utils.shapes import Shape, input_channels
+
+BYTES = 4  # of a float32
+ADDRESSABLE = 2**62  # bytes: more than this can't even be counted by PyTorch
+# What a container may use: cgroups of version 2 and 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be used without swapping (Linux); None where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min((*free, *_container_limits()), default=None)
+
+
+def _container_limits() -> list[int]:
+    texts = [Path(path).read_text().strip() for path in _LIMITS if Path(path).is_file()]
+    return [int(text) for text in texts if text.isdecimal()]  # or `max`
+
+
+def weight_count(d: LayerDef, channels: int) -> int:
+    """Values that a .weights file holds for a layer that reads `channels` channels, but for a [shortcut]'s few."""
+    if isinstance(d, Convolutional):
+        groups = channels if isinstance(d, Depthwise) else d.groups
+        return d.filters * (channels // groups * d.size**2 + (4 if d.batch_normalize else 1))
+    if isinstance(d, SqueezeExcite):
+        return 2 * channels * d.inner_width(channels)
+    return 4 * channels if isinstance(d, BatchNorm) else 0
+
+
+def check_memory(defs: Defs, shapes: list[Shape], image: Shape, limit: int | None) -> None:
+    """Raise UserError, naming the largest layer, for a network that needs more than `limit` bytes (None: nobody knows) for
+    its weights and the maps that one layer reads and writes of one picture of the size `image`: less is never enough.
+    """
+    if limit is None:
+        return
+    weights = [weight_count(d, input_channels(defs, shapes, i)[0]) for i, d in enumerate(defs)]
+    outputs = [math.prod(shape) for shape in shapes]
+    read = [sum(math.prod(image) if s < 0 else outputs[s] for s in set(defs.sources(i))) for i in range(len(defs))]
+    needed = BYTES * (sum(weights) + max(map(sum, zip(read, outputs, strict=True)), default=0))
+    if needed > limit:
+        largest = max(range(len(defs)), key=lambda i: weights[i] + outputs[i])
+        channels, height, width = shapes[largest]
+        raise UserError(
+            f"{defs.where(largest)}: this network needs {needed / 2**30:,.1f} GiB of memory at {image[2]}x{image[1]}, no more "
+            f"than {limit / 2**30:,.1f} can be used; this layer, the largest, has {weights[largest]:,} weights and an output "
+            f"of {width}x{height}x{channels}: make it, or the picture, smaller"
+        )
