@@ -37,6 +37,7 @@ from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
+from utils.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.weights import save_checkpoint
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
@@ -49,7 +50,7 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help=".data file: train= pictures calibrate, valid= pictures judge")
     add_model_arguments(parser)
-    parser.add_argument("--calib", type=int, default=128, metavar="N", help="training pictures to calibrate on")
+    parser.add_argument("--calib", type=whole(1, 1_000_000), default=128, metavar="N", help="training pictures to calibrate on")
     parser.add_argument("--observer", choices=list(OBSERVERS), default="mse",
                         help="range of a map: minmax all of it, moving its average, percentile without the outermost 0.01 %%, "
                         "mse that with the least rounding error")  # fmt: skip
@@ -58,12 +59,12 @@ def get_parser() -> Parser:
                         help="make up in the biases for what rounded kernels take away (Nagel et al. 2019); if not given, "
                         "where it brings the raw maps nearer to the float network's")  # fmt: skip
     parser.add_argument("--sensitivity", action="store_true", help="which layers hurt most: a table")
-    parser.add_argument("--max-drop", type=float, metavar="D",
+    parser.add_argument("--max-drop", type=SHARE, metavar="D",
                         help="write nothing if mAP@0.5 falls by more; if not given, if half of it is lost")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="checkpoint to write; default: beside --weights, *_ptq.pt")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch")
     add_picture_arguments(parser)
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
     add_device_arguments(parser)
     parser.set_defaults(precision="fp32")  # what quantized networks compute in, so that nothing else is compared
     return parser
@@ -103,10 +104,6 @@ def check_arguments(args: argparse.Namespace) -> Settings:
     """The settings; UserError for arguments that can't be used."""
     if not args.weights:
         raise UserError("name the trained network with --weights FILE")
-    if min(args.calib, args.batch_size) < 1 or args.workers < 0:
-        raise UserError("--calib and --batch-size must be at least 1, --workers at least 0")
-    if args.max_drop is not None and not 0 <= args.max_drop <= 1:
-        raise UserError(f"--max-drop {args.max_drop:g}: is a difference of mAP@0.5, between 0 and 1")
     return settings_of(args, GOOGLE, args.observer)
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from models import Darknet
 from utils.cfg import parse_cfg
-from utils.cli import Parser, add_device_arguments, format_table, natural, run, write_json
+from utils.cli import Parser, add_device_arguments, format_table, run, write_json
 from utils.datasets import Batch, create_loader
 from utils.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.distributed import World
 from utils.engine import normalise
-from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.measure import layer_macs
+from utils.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
 
@@ -41,19 +41,17 @@ PICTURE_SIZE = (480, 640)
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     parser.add_argument("--cfg", required=True, help="the network to measure")
-    parser.add_argument("--img-size", type=int, default=416, help="side of the network's input in pixels")
-    parser.add_argument("--batch-size", type=int, default=16, help="of training, and of inference besides single pictures")
-    parser.add_argument("--steps", type=int, default=5, help="repetitions of which the median counts")
-    parser.add_argument("--workers", type=int, default=2, help="processes that feed the image pipeline")
+    parser.add_argument("--img-size", type=IMG_SIZE, default=416, help="side of the network's input in pixels")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="of training, and of inference besides single ones")
+    parser.add_argument("--steps", type=whole(1, 10_000), default=5, help="repetitions of which the median counts")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that feed the image pipeline")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--seed", type=natural, default=0, help="of weights, pictures and boxes")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and boxes")
     add_device_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if min(args.batch_size, args.steps, args.workers + 1) < 1:
-        raise UserError("--batch-size and --steps must be at least 1, --workers at least 0")
     torch.manual_seed(args.seed)
     device = select_device(args.device)
     model = Darknet(parse_cfg(args.cfg), args.img_size)

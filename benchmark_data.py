@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import Parser, format_table, natural, run, write_json
+from utils.cli import Parser, format_table, run, write_json
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
 from utils.files import make_folder
+from utils.ranges import PROCESSES, SEED, whole
 
 PICTURE_SIZE = (48, 64)  # height, width: only the header is read
 ROOT = Path(__file__).resolve().parent
@@ -29,18 +30,16 @@ ROOT = Path(__file__).resolve().parent
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--format", choices=sorted(WRITERS), default="visdrone", help="how the generated files are annotated")
-    parser.add_argument("--files", type=natural, default=100_000, help="pictures, each with an annotation file")
-    parser.add_argument("--boxes", type=natural, default=10, help="a picture")
-    parser.add_argument("--workers", type=natural, default=usable_cores(), help="processes that convert")
+    parser.add_argument("--files", type=whole(1, 10_000_000), default=100_000, help="pictures, each with an annotation file")
+    parser.add_argument("--boxes", type=whole(1, 10_000), default=10, help="a picture")
+    parser.add_argument("--workers", type=PROCESSES, default=usable_cores(), help="processes that convert")
     parser.add_argument("--folder", type=Path, help="where to write the files, which are removed again (default: the system's)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the boxes")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the boxes")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if min(args.files, args.boxes, args.workers) < 1:
-        raise UserError("--files, --boxes and --workers must be at least 1")
     with tempfile.TemporaryDirectory(dir=make_folder(args.folder) if args.folder else None) as folder:
         source, out = Path(folder, "raw"), Path(folder, "converted")
         generate(source, args)

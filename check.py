@@ -20,9 +20,10 @@ from utils.check_network import anchor_figures
 from utils.check_read import read_subject
 from utils.check_subject import ERROR, SEVERITIES, Finding, Subject
 from utils.check_table import findings_table, run_checks
-from utils.cli import Parser, add_model_arguments, format_table, natural, run, write_json
+from utils.cli import Parser, add_model_arguments, format_table, run, write_json
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
+from utils.ranges import PROCESSES
 from utils.weights import is_checkpoint, is_onnx
 
 
@@ -34,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--decode", action="store_true", help="decode every picture: finds damage inside, takes longer")
     parser.add_argument("--fix", action="store_true", help="write a cleaned copy: labels, links to the pictures, a new .data")
     parser.add_argument("--out", default="", metavar="DIR", help="folder of --fix, a new one; default: <data>-clean beside it")
-    parser.add_argument("--workers", type=natural, default=usable_cores(), help="processes; 1: none besides this one")
+    parser.add_argument("--workers", type=PROCESSES, default=usable_cores(), help="processes; 1: none besides this one")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
@@ -72,8 +73,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"{args.weights}: carries no cfg; name the one it belongs to with --cfg")
     if args.out and not args.fix:
         raise UserError(f"--out {args.out} is where --fix writes; add --fix")
-    if args.img_size is not None and args.img_size < 1:
-        raise UserError(f"--img-size {args.img_size}: must be at least 1")
 
 
 def check(args: argparse.Namespace, data: str) -> tuple[Subject, list[Finding]]:

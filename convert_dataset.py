@@ -4,11 +4,11 @@ python convert_dataset.py voc --src ../shared/data/bccd --out data/bccd
 python convert_dataset.py coco --src ../shared/data/coco128 --out data/coco128
 """
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from utils.cfg import read_names
-from utils.cli import Parser, natural, run, write_json
+from utils.cli import Parser, run, write_json
 from utils.converters.base import Options
 from utils.converters.crew import usable_cores
 from utils.converters.formats import FORMATS
@@ -16,6 +16,7 @@ from utils.converters.picture import draw_report
 from utils.converters.report import describe, figures
 from utils.converters.write import Report, convert
 from utils.errors import UserError
+from utils.ranges import NOT_ALL, PROCESSES
 
 
 def get_parser() -> ArgumentParser:
@@ -28,22 +29,11 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("--copy", action="store_true", help="copy images instead of hard-linking them")
     parser.add_argument("--skip-difficult", action="store_true", help="voc, dior: leave out objects marked as difficult")
     parser.add_argument("--only", default="", metavar="PART", help="use only annotation files with PART in their path (2017)")
-    parser.add_argument("--valid-share", type=share, default=0.0, help="part of the pictures to hold out for validation, "
+    parser.add_argument("--valid-share", type=NOT_ALL, default=0.0, help="part of the pictures to hold out for validation, "
                         "where the source has no validation set")  # fmt: skip
-    parser.add_argument("--workers", type=natural, default=usable_cores(), help="processes; 1: none besides this one")
+    parser.add_argument("--workers", type=PROCESSES, default=usable_cores(), help="processes; 1: none besides this one")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
-
-
-def share(text: str) -> float:
-    """argparse type: at least 0, less than 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise ArgumentTypeError(f"{text} is not a share from 0 up to, but not including, 1")
-    return value
 
 
 def main(args: Namespace) -> Report:

@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.files import make_folder, replacing
 from utils.graph import ChannelGraph
 from utils.plots import plot_gammas
+from utils.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.sparsity import gamma_values, penalised_channels
 
 DATA = "data/shapes/shapes.data"
@@ -29,10 +30,10 @@ CFG = "cfg/yolov3tiny/yolov3-tiny.cfg"
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--out", default="output/demo", help="folder of the results")
-    parser.add_argument("--img-size", type=int, default=224, help="side of the network's input in pixels")
-    parser.add_argument("--epochs", type=int, nargs=3, default=[36, 32, 18], metavar="N", help="baseline, sparse, finetune")
-    parser.add_argument("--percent", type=float, default=0.5, help="share of the channels to prune")
-    parser.add_argument("--s", type=float, default=0.036, help="strength of the sparsity penalty")
+    parser.add_argument("--img-size", type=IMG_SIZE, default=224, help="side of the network's input in pixels")
+    parser.add_argument("--epochs", type=EPOCHS, nargs=3, default=[36, 32, 18], metavar="N", help="baseline, sparse, finetune")
+    parser.add_argument("--percent", type=NOT_ALL, default=0.5, help="share of the channels to prune")
+    parser.add_argument("--s", type=POSITIVE, default=0.036, help="strength of the sparsity penalty")
     return parser
 
 

@@ -28,7 +28,6 @@ from utils.cli import (
     add_device_arguments,
     add_inference_arguments,
     add_model_arguments,
-    check_thresholds,
     format_table,
     run,
     sees_gray,
@@ -41,6 +40,7 @@ from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
 from utils.onnx_model import load_detector
+from utils.ranges import SHARE, whole
 from utils.sources import Frame, Frames, Item, find_items, libraries_silenced, shown
 
 MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
@@ -55,9 +55,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, help="image, folder, pattern, list, video, camera number or stream address")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of the results")
     parser.add_argument("--names", default="", help=".names file; default: those of --data or of the checkpoint")
-    parser.add_argument("--conf-thres", type=float, default=0.3, help="least objectness x class probability of a box")
-    parser.add_argument("--iou-thres", type=float, default=0.6, help="overlap above which the less confident box goes")
-    parser.add_argument("--classes", type=int, nargs="+", help="show only these classes, given by number")
+    parser.add_argument("--conf-thres", type=SHARE, default=0.3, help="least objectness x class probability of a box")
+    parser.add_argument("--iou-thres", type=SHARE, default=0.6, help="overlap above which the less confident box goes")
+    parser.add_argument("--classes", type=whole(0, 65535), nargs="+", help="show only these classes, given by number")
     parser.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too")
     parser.add_argument("--augment", action="store_true", help="also look at mirrored and smaller copies")
     parser.add_argument("--fourcc", default="mp4v", help="codec of written videos")
@@ -85,7 +85,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    check_thresholds(args)
     if len(args.fourcc) != 4:
         raise UserError(f"--fourcc {args.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
     if not args.weights:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg import DataConfig, read_data
-from utils.cli import Loaded, Parser, add_picture_arguments, load_model, natural, run, write_json
+from utils.cli import Loaded, Parser, add_picture_arguments, load_model, run, write_json
 from utils.errors import UserError
+from utils.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
 
 MAX_DROP = 0.02
-NMS_FLAGS = {"conf_thres": 0.3, "iou_thres": 0.6, "max_det": 300}
+NMS_FLAGS = {"conf_thres": (0.3, SHARE), "iou_thres": (0.6, SHARE), "max_det": (300, whole(1, 1_000_000))}
+TILE = whole(1, 65536)
 
 
 def onnx(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def get_parser() -> Parser:
                         help="416, 320x416 or 320 416 (height, width); default: the checkpoint's, else the cfg's")  # fmt: skip
     parser.add_argument("--static", action="store_true", help="onnx: inputs of this size only, as many accelerators want it")
     parser.add_argument("--batch", type=batch, default="dynamic", help="onnx: pictures an input holds: a number, or dynamic")
-    parser.add_argument("--opset", type=int, default=18, help="onnx: version of the operators")
+    parser.add_argument("--opset", type=whole(1, 99), default=18, help="onnx: version of the operators")
     outputs = parser.add_mutually_exclusive_group()
     for name, text in (("decode", "boxes in pixels with probabilities, as PyTorch's network gives them (the default)"),
                        ("raw", "the [yolo] layers' maps, before any sigmoid"),
@@ -65,23 +67,23 @@ def get_parser() -> Parser:
         outputs.add_argument(f"--{name}", **constant, const={"decode": "decoded"}.get(name, name), help=f"onnx: {text}")
     for flag, text in (("conf_thres", "least confidence of a box"), ("iou_thres", "overlap above which a box goes"),
                        ("max_det", "boxes a picture")):  # fmt: skip
-        usual = NMS_FLAGS[flag]
-        parser.add_argument(f"--{flag.replace('_', '-')}", type=type(usual), default=None,
+        usual, limits = NMS_FLAGS[flag]
+        parser.add_argument(f"--{flag.replace('_', '-')}", type=limits, default=None,
                             help=f"onnx --nms: {text}; {usual} if not given")  # fmt: skip
-    parser.add_argument("--max-drop", type=float, default=None,
+    parser.add_argument("--max-drop", type=SHARE, default=None,
                         help=f"onnx --data: how much mAP@0.5 may be lost against PyTorch's float network; {MAX_DROP} if not "
                         "given")  # fmt: skip
     parser.add_argument("--reorder", action="store_true",
                         help="fpga: kernels in the order in which an accelerator reads them that computes --tm filters and "
                         "--tn input channels at once")  # fmt: skip
-    parser.add_argument("--tm", type=count, default=0, metavar="N", help="fpga --reorder: filters in a tile")
-    parser.add_argument("--tn", type=count, default=0, metavar="N", help="fpga --reorder: input channels in a tile")
-    parser.add_argument("--check-size", type=count, default=0, metavar="N",
+    parser.add_argument("--tm", type=TILE, default=0, metavar="N", help="fpga --reorder: filters in a tile")
+    parser.add_argument("--tn", type=TILE, default=0, metavar="N", help="fpga --reorder: input channels in a tile")
+    parser.add_argument("--check-size", type=IMG_SIZE, default=0, metavar="N",
                         help="fpga: side of the pictures that the dump is tried on; about 96 if not given")  # fmt: skip
     parser.add_argument("--vectors", action="store_true",
                         help="fpga: also vectors.npz: a picture and every step's integers, to test hardware with")  # fmt: skip
     add_picture_arguments(parser)
-    parser.add_argument("--workers", type=natural, default=2, help="onnx --data: processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="onnx --data: processes that read pictures")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
@@ -91,23 +93,14 @@ def pixels(text: str) -> list[int]:
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(p.isdecimal() for p in parts):
         raise argparse.ArgumentTypeError(f"{text} is neither a side in pixels nor HEIGHTxWIDTH")
-    return [int(p) for p in parts]
-
-
-def count(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+    return [IMG_SIZE(p) for p in parts]
 
 
 def batch(text: str) -> int | None:
     """argparse type: a number of pictures, None for `dynamic`."""
     if text == "dynamic":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is neither a number of pictures nor `dynamic`")
-    return int(text)
+    return BATCH_SIZE(text)
 
 
 def refuse_foreign(args: argparse.Namespace) -> None:
@@ -126,8 +119,6 @@ def check_max_drop(args: argparse.Namespace) -> None:
         args.max_drop = MAX_DROP
     elif not args.data:
         raise UserError("--max-drop is about mAP@0.5 on the valid= pictures of --data; add that")
-    elif not 0 <= args.max_drop <= 1:
-        raise UserError(f"--max-drop {args.max_drop:g}: is a difference of mAP@0.5, between 0 and 1")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,11 +18,12 @@ import numpy as np
 from models import check_img_size
 from utils.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concentration, fit, label_sizes, rarity
 from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
-from utils.cli import Parser, format_table, natural, run, write_json
+from utils.cli import Parser, format_table, run, write_json
 from utils.datasets import scan
 from utils.definitions import Convolutional, Defs, Yolo
 from utils.errors import UserError
 from utils.files import read_text, write_text
+from utils.ranges import IMG_SIZE, SEED
 from utils.shapes import max_stride, output_shapes
 
 
@@ -45,9 +46,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--anchors", default="keep", metavar="keep|kmeans|LIST|FILE",
                         help="kmeans: fit them to the train boxes, those of rare classes weighing more; or width,height pairs "
                         "in pixels of the input; or a file with such")  # fmt: skip
-    parser.add_argument("--img-size", type=int, help="input side in pixels, also written into the cfg (default: the cfg's)")
+    parser.add_argument("--img-size", type=IMG_SIZE, help="input side in pixels, written into the cfg, too (default: its own)")
     parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, pictures show them")
-    parser.add_argument("--seed", type=natural, default=0, help="of the clustering")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the clustering")
     parser.add_argument("--out", type=Path, help="default: <cfg>-<data>.cfg beside the cfg")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser

@@ -21,7 +21,6 @@ from utils.cli import (
     add_device_arguments,
     add_inference_arguments,
     add_model_arguments,
-    check_thresholds,
     format_table,
     run,
     sees_gray,
@@ -35,6 +34,7 @@ from utils.files import write_text
 from utils.measure import network_size
 from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, json_ground_truth
 from utils.onnx_model import OnnxModel, load_detector
+from utils.ranges import BATCH_SIZE, SHARE, WORKERS
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -45,13 +45,13 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help=".data file; its valid= pictures are evaluated")
     add_model_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--conf-thres", type=float, default=0.001, help="detections below this confidence don't count")
-    parser.add_argument("--iou-thres", type=float, default=0.6, help="NMS drops boxes that overlap a better one by more")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch")
+    parser.add_argument("--conf-thres", type=SHARE, default=0.001, help="detections below this confidence don't count")
+    parser.add_argument("--iou-thres", type=SHARE, default=0.6, help="NMS drops boxes that overlap a better one by more")
     parser.add_argument("--task", choices=["test", "benchmark"], default="test", help="benchmark: over several image sizes")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: mirrored and at two smaller scales")
     parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
     add_inference_arguments(parser)
     add_device_arguments(parser)
     return parser
@@ -59,7 +59,6 @@ def get_parser() -> Parser:
 
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
-    check_thresholds(args)
     data = read_data(args.data)
     loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:

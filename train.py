@@ -7,12 +7,11 @@ torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_device_arguments, add_model_arguments, natural, write_json
+from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
 from utils.cli import run as run_script
 from utils.distill import add_distillation_arguments, check_distillation_arguments
 from utils.distributed import joined
@@ -25,6 +24,7 @@ from utils.metrics import Evaluation, GroundTruth, json_ground_truth
 from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
+from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, WORKERS, Range, whole
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.train_epoch import train_one_epoch
@@ -39,17 +39,21 @@ def get_parser() -> Parser:
     parser.add_argument("--data", default="", help=".data file: classes, names, train, valid")
     add_model_arguments(parser)
     parser.add_argument("-pt", "--pretrained", **flag, help="weights may be a backbone's, or have heads for other classes")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch, of all processes together")
-    parser.add_argument("--accumulate", type=int, default=0, help="batches an optimizer step; 0: up to the nominal batch")
-    parser.add_argument("--s", type=float, default=0.0, help="sparse training: strength of the penalty on gammas")
+    parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all pictures are seen")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, of all processes together")
+    parser.add_argument("--accumulate", type=whole(0, 65536), default=0, help="batches a step; 0: up to the nominal batch")
+    parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="sparse training: strength of the penalty on gammas")
     parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
                         help="gammas to penalise: 0 normal and regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
     parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="constant",
                         help="of --s: global-decay: from half of the epochs on s/100; local-decay: from half on the smallest "
                         "gammas keep s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
-    parser.add_argument("--sparse-keep", type=float, default=0.85, help="local-decay: share of the gammas that keep s")
-    parser.add_argument("--sparse-target", type=float, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end")
+    parser.add_argument(
+        "--sparse-keep", type=NOT_ALL_OR_NONE, default=0.85, help="local-decay: share of the gammas that keep s"
+    )
+    parser.add_argument(
+        "--sparse-target", type=NOT_ALL_OR_NONE, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end"
+    )
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
     parser.add_argument(
@@ -74,7 +78,7 @@ def get_parser() -> Parser:
     parser.add_argument("--maxabsscaler", "-mas", **flag, help="pictures in -1..1 instead of 0..1")
     parser.add_argument("--cache-images", **flag, help="keep decoded pictures in memory")
     parser.add_argument("--hyp", default="", metavar="FILE", help="hyper-parameters, JSON or `name: value` lines")
-    parser.add_argument("--evolve", nargs="?", type=int, const=100, metavar="N",
+    parser.add_argument("--evolve", nargs="?", type=whole(1, 100_000), const=100, metavar="N",
                         help="train N times (100), each time with hyper-parameters mutated from the best so far in evolve.txt; "
                         "the same command goes on with it")  # fmt: skip
     parser.add_argument("--adam", **flag, help="AdamW instead of SGD")
@@ -87,8 +91,8 @@ def get_parser() -> Parser:
     parser.add_argument("--weights-dir", default="weights", help="folder of last.pt and best.pt")
     parser.add_argument("--results-dir", default=".", help="folder of results.txt and results.png")
     parser.add_argument("--logdir", default="runs", help="folder of TensorBoard's files; '' for none")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures")
-    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and their order")
     add_device_arguments(parser)
     return parser
 
@@ -133,12 +137,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("name the dataset with --data FILE.data")
     if "/" in args.name:
         raise UserError(f"--name {args.name}: goes into file names; choose folders with --weights-dir and --results-dir")
-    if args.epochs < 1 or args.batch_size < 1:
-        raise UserError(f"--epochs {args.epochs} --batch-size {args.batch_size}: both must be at least 1")
-    if min(args.s, args.workers, args.accumulate) < 0:
-        raise UserError("--s, --workers and --accumulate can't be negative")
-    if not math.isfinite(args.s):
-        raise UserError(f"--s {args.s}: must be a number")
     if args.s > 0 and args.prune < 0:
         raise UserError(f"--s {args.s:g} needs --prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning")
     dynamic = args.sparse_schedule == "dynamic"
@@ -148,8 +146,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.sparse_schedule != "constant" and args.prune < 0:
         raise UserError(f"--sparse-schedule {args.sparse_schedule} needs --prune: 0 for normal or regular, 1 for shortcut or "
                         "slim, 2 for layer pruning")  # fmt: skip
-    if not (0 < args.sparse_keep < 1 and 0 < args.sparse_target < 1):
-        raise UserError("--sparse-keep and --sparse-target are shares: above 0 and below 1")
     for flag, schedule in (("sparse_keep", "local-decay"), ("sparse_target", "dynamic")):
         if getattr(args, flag) != get_parser().get_default(flag) and args.sparse_schedule != schedule:
             raise UserError(f"--{flag.replace('_', '-')} only means something with --sparse-schedule {schedule}; add that")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a s
 from utils.cli import Parser, run
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
+from utils.ranges import SEED, whole
 
 NAMES = ("circle", "square", "triangle", "star")
 MIN_VISIBLE = 0.3  # an object of which less can be seen has no label
@@ -32,17 +33,15 @@ def get_parser() -> ArgumentParser:
     """The command line."""
     parser = Parser(description="Draw the embedded dataset of coloured shapes")
     parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to write")
-    parser.add_argument("--images", type=int, default=300, help="number of pictures, a fifth of them for validation")
-    parser.add_argument("--size", type=int, default=320, help="side of a picture in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another dataset")
+    parser.add_argument("--images", type=whole(5, 1_000_000), default=300, help="how many, a fifth of them for validation")
+    parser.add_argument("--size", type=whole(64, 8192), default=320, help="side of a picture in pixels")
+    parser.add_argument("--seed", type=SEED, default=0, help="another seed, another dataset")
     parser.add_argument("--force", action="store_true", help="redraw pictures that are there already")
     return parser
 
 
 def main(args: Namespace) -> Path:
     """Draw what is missing; returns the path of shapes.data."""
-    if args.images < 5 or args.size < 64 or args.seed < 0:
-        raise UserError("--images must be at least 5, --size at least 64 and --seed not negative")
     files = _small_files(args.images, args.size, args.seed)
     data = args.out / "shapes.data"
     if not args.force and _is_whole(args.out, files, args.images):

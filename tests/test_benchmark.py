@@ -8,7 +8,6 @@ import torch
 
 import benchmark
 from tests.tiny import RESIDUAL
-from utils.errors import UserError
 
 
 def run(tmp_path: Path, *arguments: str) -> dict:
@@ -46,8 +45,3 @@ def test_both_ways_take_turns_and_warm_ups_do_not_count(monkeypatch: pytest.Monk
     found = benchmark.compare(lambda: order.append("a"), lambda: order.append("b"), 3, torch.device("cpu"))
     assert found == {"plain_s": 2, "suite_s": 20, "ratio": 0.1}
     assert "".join(order) == "ab" * 5
-
-
-def test_senseless_counts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--batch-size and --steps must be at least 1"):
-        run(tmp_path, "--batch-size", "0")

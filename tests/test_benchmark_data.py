@@ -29,8 +29,6 @@ def test_memory_and_processor_time_are_known():
 
 
 def test_mistakes(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--files, --boxes and --workers must be at least 1"):
-        benchmark_data.main(arguments("--files", 0))
     monkeypatch.setattr(benchmark_data, "ROOT", tmp_path)
     (tmp_path / "convert_dataset.py").write_text("import sys; sys.exit(f'{sys.argv[3]}: does not exist')")
     with pytest.raises(UserError, match="convert_dataset.py visdrone .* failed: .*gone: does not exist"):

@@ -148,8 +148,8 @@ def test_rare_classes_and_those_that_valid_lacks(copy):
         ("--data bccd.data --cfg none.cfg", "--cfg none.cfg: there is no such file"),
         ("--data bccd.data --weights net.weights", "net.weights: carries no cfg"),
         ("--data bccd.data --out x", "--out x is where --fix writes"),
-        ("--data bccd.data --img-size 0", "at least 1"),
-        ("--data bccd.data --workers -1", "not a whole number"),
+        ("--data bccd.data --img-size 0", "--img-size: 0: must be a whole number, 1 to 8192"),
+        ("--data bccd.data --workers -1", "--workers: -1: must be a whole number, 1 to 256"),
         ("", "--data"),
     ],
 )

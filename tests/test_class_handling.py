@@ -229,7 +229,7 @@ def test_cls_weights_come_from_the_labels(here, capsys):  # noqa: F811
     assert plain["box"] == weighted["box"]
     assert plain["cls"] != weighted["cls"]
     (here / "h.yaml").write_text("cls_weights: 1.5\n")
-    with pytest.raises(UserError, match="cls_weights=1.5 must be between 0 and 1"):
+    with pytest.raises(UserError, match="cls_weights=1.5: must be a number, 0 to 1"):
         train_with("--epochs 1 --hyp h.yaml")
 
 

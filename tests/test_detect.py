@@ -168,7 +168,6 @@ def test_a_checkpoint_brings_names_and_settings(tmp_path: Path, model_files: lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--conf-thres", "30"], "--conf-thres 30.0: must lie between 0 and 1"),
         (["--fourcc", "mp4"], "--fourcc mp4: a codec's code has four characters"),
         (["--classes", "0", "2"], r"--classes 2: the network has the classes 0\.\.1"),
         (["--img-size", "60"], "--img-size 60: this network needs a multiple of 16"),

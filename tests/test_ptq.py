@@ -193,13 +193,10 @@ def test_a_network_that_detects_too_little_is_refused_with_the_guilty_layers(her
     [
         ("--weights=", "name the trained network with --weights"),
         ("--weights none.pt", "none.pt"),
-        ("--calib 0", "at least 1"),
-        ("--max-drop 2", "--max-drop 2"),
         ("--out x.weights", "must end in .pt"),
         ("--out weights/last.pt", "overwrite its own source"),
         ("--FPGA --a-bit 32", "--a-bit 32: with --FPGA"),
         ("--img-size 33", "--img-size 33"),
-        ("--img-size 0", "--img-size 0: this network needs"),
     ],
 )
 def test_mistakes_are_named(here, flags, message):

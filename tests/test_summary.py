@@ -58,12 +58,6 @@ def test_table_and_figures(tmp_path, capsys):
         main(get_parser().parse_args(["--cfg", str(tmp_path / "net.cfg"), "--img-size", "63"]))
 
 
-def test_a_size_of_no_pixels_is_refused(tmp_path):
-    (tmp_path / "net.cfg").write_text(DIALECT)
-    with pytest.raises(UserError, match="--img-size 0: must be at least 1"):
-        main(get_parser().parse_args(["--cfg", str(tmp_path / "net.cfg"), "--img-size", "0"]))
-
-
 def test_models_is_a_script_too(tmp_path):
     (tmp_path / "net.cfg").write_text(DIALECT)
     command = [sys.executable, str(ROOT / "models.py"), "--cfg", str(tmp_path / "net.cfg"), "--img_size", "32"]

@@ -239,7 +239,7 @@ def class_count(text: str) -> int:
 def data_options(path: str | Path) -> dict[str, str]:
     """The `key=value` lines of a .data file; UserError for a missing file and for a line that is none."""
     options = OptionList()
-    for number, line in lines_of(read_text(path, ".data file")):
+    for number, line in lines_of(read_text(path, ".data file", comments="#;", paths=True)):
         key, value = split_option(line, f"{path}:{number}")
         options.add(key, _without_comment(value, Path(path).parent), number)
     remark_repeated(str(path), options.repeated)

@@ -18,6 +18,7 @@ from utils.errors import Remark, UserError
 from utils.files import check_writable, write_text
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
+from utils.ranges import IMG_SIZE, Range
 from utils.weights import (
     LoadReport,
     checkpoint_classes,
@@ -30,11 +31,19 @@ from utils.weights import (
 )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that tells the range of a number, too."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = super()._get_help_string(action)
+        return f"{text} [{action.type}]" if isinstance(action.type, Range) else text
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with `-` and `_` interchangeable in long flags, and errors of one line."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -87,17 +96,10 @@ def _print_remarks(prog: str) -> None:
     warnings.showwarning = show
 
 
-def natural(text: str) -> int:
-    """argparse type of seeds: a whole number, at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
-
-
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
     parser.add_argument("--weights", default="", help=".weights or .pt file")
-    parser.add_argument("--img-size", type=int, default=None,
+    parser.add_argument("--img-size", type=IMG_SIZE, default=None,
                         help="side of the network's input in pixels; default: the checkpoint's, else the cfg's")  # fmt: skip
 
 
@@ -207,14 +209,6 @@ def sees_gray(model: Darknet) -> bool:
     if channels not in (1, 3):
         raise UserError(f"{model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]")
     return channels == 1
-
-
-def check_thresholds(args: argparse.Namespace) -> None:
-    """Raise UserError unless --conf-thres and --iou-thres, where they were given, lie between 0 and 1."""
-    for flag in ("conf_thres", "iou_thres"):
-        value = getattr(args, flag)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must lie between 0 and 1")
 
 
 def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: dict[str, Any] | None) -> Defs:

@@ -23,6 +23,7 @@ from utils.distributed import mean_over_processes
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.origin import origin_of, surviving_ids
+from utils.ranges import POSITIVE
 from utils.shapes import output_shapes
 from utils.weights import is_checkpoint
 
@@ -39,8 +40,8 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--t_cfg", default="", help="teacher's .cfg; not needed with a .pt checkpoint, which carries its own")
     parser.add_argument("--t_weights", default="", help="teacher's .weights or .pt: distil from it")
     parser.add_argument("--KDstr", type=int, choices=list(KDSTR), help=f"what to distil: {STRATEGIES}")
-    parser.add_argument("--kd-weight", type=float, default=1.0, help="what the distillation terms are multiplied with")
-    parser.add_argument("--kd-temperature", type=float, help="of the softened distributions; default: 3, for --KDstr 6: 1")
+    parser.add_argument("--kd-weight", type=POSITIVE, default=1.0, help="what the distillation terms are multiplied with")
+    parser.add_argument("--kd-temperature", type=POSITIVE, help="of the softened distributions; default: 3, for --KDstr 6: 1")
 
 
 def check_distillation_arguments(args: argparse.Namespace) -> None:
@@ -51,8 +52,6 @@ def check_distillation_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--t_weights needs --KDstr: {STRATEGIES}")
     if args.t_cfg and not args.t_weights:
         raise UserError(f"--t_cfg {args.t_cfg} needs the teacher's weights: --t_weights FILE")
-    if args.kd_weight <= 0 or (args.kd_temperature is not None and args.kd_temperature <= 0):
-        raise UserError("--kd-weight and --kd-temperature must be above 0")
 
 
 @dataclass(frozen=True)

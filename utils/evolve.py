@@ -125,8 +125,6 @@ class EvolutionFiles:
 
 def check_evolution(args: argparse.Namespace) -> None:
     """Raises UserError for arguments that evolution can't be used with."""
-    if args.evolve < 1:
-        raise UserError(f"--evolve {args.evolve}: must be at least 1 training")
     if args.resume:
         raise UserError("--evolve goes on by itself when it finds its evolve.txt; leave out --resume")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -183,8 +181,7 @@ def _mutated(name: str, gene: Gene, value: float, step: float) -> float:
     outside the range counts as its nearest end."""
     place = gene.place(min(max(value, gene.low), gene.high)) + step
     place = min(max(1 - abs(1 - abs(place)), 0.0), 1.0)
-    least, most = LIMITS.get(name, (0.0, math.inf))
-    return min(max(gene.value(place), least), most)
+    return min(max(gene.value(place), LIMITS[name].least), LIMITS[name].most)
 
 
 def _trained(args: argparse.Namespace, hyp: dict[str, float], scratch: Path, train: Train, first: bool) -> dict[str, float]:

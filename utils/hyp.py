@@ -1,35 +1,26 @@
 """Hyper-parameters: every number that shapes training, in one place."""
 
+import argparse
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_text
+from utils.ranges import SHARE, Range, whole
 
-# What a value may be; 0 and above for the others.
-LIMITS: dict[str, tuple[float, float]] = dict.fromkeys(
-    (
-        "momentum",
-        "lrf",
-        "warmup_momentum",
-        "label_smoothing",
-        "cls_weights",
-        "hsv_h",
-        "hsv_s",
-        "hsv_v",
-        "translate",
-        "flipud",
-        "fliplr",
-        "mosaic",
-    ),
-    (0.0, 1.0),
+# What a value may be.
+LIMITS: dict[str, Range] = (
+    dict.fromkeys(("lr0", "lr0_adam", "warmup_bias_lr", "weight_decay"), Range(0, 100))
+    | dict.fromkeys(("lrf", "momentum", "warmup_momentum", "label_smoothing", "cls_weights", "hsv_h", "hsv_s", "hsv_v"), SHARE)
+    | dict.fromkeys(("translate", "flipud", "fliplr", "mosaic"), SHARE)
+    | dict.fromkeys(("box", "obj", "cls"), Range(0, 1e4))
+    | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
+    | {"clip_grad": Range(1e-6, 1e6), "anchor_t": Range(1, 1000), "most_anchors": whole(0, 1000)}
+    | {"degrees": Range(0, 180), "scale": Range(0, 0.95), "shear": Range(0, 80), "close_mosaic": whole(0, 1_000_000)}
 )
-LIMITS |= dict.fromkeys(("nominal_batch", "anchor_t"), (1, math.inf))
-LIMITS |= {"scale": (0.0, 0.95), "clip_grad": (1e-6, math.inf)}
 
 
 @dataclass
@@ -87,17 +78,9 @@ class Hyp:
         if name not in kinds:
             raise UserError(f"{origin}: {name} is not a hyper-parameter; there are: {', '.join(kinds)}")
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"{origin}: {name}={value} is not a number") from None
-        least, most = LIMITS.get(name, (0.0, math.inf))
-        if not least <= number <= most or not math.isfinite(number):
-            limits = f"between {least:g} and {most:g}" if math.isfinite(most) else f"at least {least:g}, and finite"
-            raise UserError(f"{origin}: {name}={value} must be {limits}")
-        kind = type(getattr(self, name))
-        if kind is int and not number.is_integer():
-            raise UserError(f"{origin}: {name}={value} must be a whole number")
-        setattr(self, name, kind(number))
+            setattr(self, name, LIMITS[name](str(value)))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{origin}: {name}={error}") from None
 
 
 # train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind

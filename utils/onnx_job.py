@@ -104,11 +104,6 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
     nms = {k: v for k in ("conf_thres", "iou_thres", "max_det") if (v := getattr(args, k)) is not None}
     if nms and args.outputs != "nms":
         raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
-    for flag in ("conf_thres", "iou_thres"):
-        if not 0 <= nms.get(flag, 0) <= 1:
-            raise UserError(f"--{flag.replace('_', '-')} {nms[flag]}: must lie between 0 and 1")
-    if nms.get("max_det", 1) < 1:
-        raise UserError(f"--max-det {nms['max_det']}: must be at least 1")
     return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, args.outputs, **nms)
 
 

@@ -81,8 +81,6 @@ class Pruner:
         shortcuts None: the strategy's own number, or all blocks where there are fewer.
         """
         name, usual = self.model.defs.name, STRATEGIES[self.strategy].shortcuts
-        if not 0 <= percent < 1:
-            raise UserError(f"--percent {percent:g}: give a share of the channels, at least 0 and below 1")
         if percent and not self.pool.any():
             raise UserError(f"{name}: {self.strategy} pruning finds no channel that may go; try shortcut or slim")
         wanted = min(usual, len(self.blocks)) if shortcuts is None else shortcuts

@@ -17,7 +17,8 @@ from utils.masks import POLICIES, Limits
 from utils.measure import network_size
 from utils.plots import plot_channels, plot_sweep
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
-from utils.search import Goal, goal_of, largest_amount, smallest_amount, sweep
+from utils.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
+from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.weights import save_weights
 
 DEAD_MAP50 = 0.05  # a masked mAP@0.5 below this share of the original's is called dead
@@ -44,20 +45,20 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     _add_amounts(parser, strategy)
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--layer_keep", type=float, default=defaults.layer_keep, help="share of every layer that stays at least"
+        "--layer_keep", type=SHARE, default=defaults.layer_keep, help="share of every layer that stays at least"
     )
-    limits.add_argument("--min-channels", type=int, default=1, help="channels that every layer keeps at least")
-    limits.add_argument("--round-to", type=int, default=POLICIES[defaults.policy].round_to, metavar="N",
+    limits.add_argument("--min-channels", type=whole(1, 65536), default=1, help="channels that every layer keeps at least")
+    limits.add_argument("--round-to", type=whole(1, 1024), default=POLICIES[defaults.policy].round_to, metavar="N",
                         help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
-    parser.add_argument("--bn-recal", type=int, default=0, metavar="N",
+    parser.add_argument("--bn-recal", type=whole(0, 1_000_000), default=0, metavar="N",
                         help="after pruning measure batch normalisation's statistics again on N training pictures")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures a batch, for the evaluation")
-    parser.add_argument("--workers", type=int, default=2, help="processes that load pictures")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, for the evaluation")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that load pictures")
     cli.add_device_arguments(parser)
     cli.add_inference_arguments(parser)
     parser.set_defaults(strategy=strategy)
@@ -67,17 +68,15 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
 def _add_amounts(parser: cli.Parser, strategy: str) -> None:
     defaults = STRATEGIES[strategy]
     usual = f"{defaults.shortcuts}, or all if there are fewer" if defaults.shortcuts else "0"
-    parser.add_argument("--shortcuts", "--shortcut", type=int, default=argparse.SUPPRESS, metavar="N",
+    parser.add_argument("--shortcuts", "--shortcut", type=whole(0, 10_000), default=argparse.SUPPRESS, metavar="N",
                         help=f"residual blocks to drop, the weakest first (default: {usual})")  # fmt: skip
     amounts = parser.add_argument_group("how many channels (layer_prune: blocks)").add_mutually_exclusive_group()
-    amounts.add_argument(
-        "--percent", type=float, default=defaults.percent, help="share of the prunable channels to remove, 0..1"
-    )
-    amounts.add_argument("--max-drop", type=float, metavar="D",
+    amounts.add_argument("--percent", type=NOT_ALL, default=defaults.percent, help="share of the prunable channels to remove")
+    amounts.add_argument("--max-drop", type=SHARE, metavar="D",
                          help="with --data: as many as cost at most D of mAP@0.5 before any finetuning")  # fmt: skip
-    amounts.add_argument("--target-params", default="", metavar="F",
+    amounts.add_argument("--target-params", type=Target, metavar="F",
                          help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
-    amounts.add_argument("--target-macs", default="", metavar="F", help="the same for multiply-accumulates of one picture")
+    amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one picture")
 
 
 def prune(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,10 +129,6 @@ def check_arguments(args: argparse.Namespace) -> Limits:
         raise UserError(f"{'--bn-recal' if args.bn_recal else '--max-drop'} needs --data FILE.data: pictures to measure on")
     if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
         raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
-    if args.bn_recal < 0 or (args.max_drop is not None and args.max_drop < 0):
-        raise UserError("--bn-recal and --max-drop can't be negative")
-    if args.min_channels < 1 or args.round_to < 1 or not 0 <= args.layer_keep <= 1:
-        raise UserError("--min-channels and --round-to must be at least 1, --layer_keep between 0 and 1")
     return Limits(args.min_channels, args.layer_keep, args.round_to)
 
 

@@ -1,6 +1,7 @@
 """How much to prune: the sweep of --dry-run, and the bisections behind --target-params, --target-macs and --max-drop."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +23,37 @@ class Goal:
     value: float
 
 
-def parse_target(text: str, before: int, flag: str) -> float:
-    """`0.2`: that share of `before` is left; `2.5M`, `800k`, `3000000`: that many. UserError for anything else."""
-    number, unit = (text[:-1], UNITS[text[-1].lower()]) if text[-1:].lower() in UNITS else (text, 1.0)
-    try:
-        value = float(number) * unit
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise UserError(
-            f"{flag} {text}: give what is to be left: a share such as 0.2, or a number such as 3000000, 2.5M or 1.2G"
-        )
-    return value * before if value < 1 else value
+@dataclass(frozen=True)
+class Target:
+    """argparse type of what is to be left: `0.2`: that share; `2.5M`, `800k`, `3000000`: that many.
+
+    >>> Target("0.2").of(500), Target("2.5M").of(5_000_000)
+    (100.0, 2500000.0)
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.value < math.inf:
+            raise argparse.ArgumentTypeError(
+                f"{self.text or 'nothing'}: give what is to be left: a share such as 0.2, or a number such as 300000 or 2.5M"
+            )
+
+    @property
+    def value(self) -> float:
+        """The number, units counted in; NaN for what isn't one."""
+        unit = UNITS.get(self.text[-1:].lower())
+        try:
+            return float(self.text[:-1] if unit else self.text) * (unit or 1.0)
+        except ValueError:
+            return math.nan
+
+    def of(self, before: int) -> float:
+        """How many are to be left of `before`."""
+        return self.value * before if self.value < 1 else self.value
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def axis(pruner: Pruner, base: Amount, step: float) -> list[Amount]:
@@ -99,7 +119,7 @@ def sweep(pruner: Pruner, base: Amount, img_size: int, accuracy: Callable[[Amoun
 def goal_of(args: argparse.Namespace, before: dict[str, Any]) -> Goal | None:
     """The goal that the command line names, None where it names amounts; `before`: {params, macs, map50} of the original."""
     if args.target_params:
-        return Goal("params", parse_target(args.target_params, before["params"], "--target-params"))
+        return Goal("params", args.target_params.of(before["params"]))
     if args.target_macs:
-        return Goal("macs", parse_target(args.target_macs, before["macs"], "--target-macs"))
+        return Goal("macs", args.target_macs.of(before["macs"]))
     return Goal("map50", before["map50"] - args.max_drop) if args.max_drop is not None else None

@@ -10,8 +10,8 @@ from models import Darknet
 from utils.cfg import parse_cfg
 from utils.cli import Parser, format_table, write_json
 from utils.definitions import Defs
-from utils.errors import UserError
 from utils.measure import layer_macs
+from utils.ranges import IMG_SIZE
 from utils.shapes import Shape, output_shapes
 
 
@@ -58,7 +58,7 @@ def totals(layers: list[LayerSummary]) -> dict[str, float]:
 def get_parser() -> Parser:
     parser = Parser("Show a network layer by layer: sources, shapes, parameters, multiply-accumulates")
     parser.add_argument("--cfg", required=True, help="Darknet .cfg file")
-    parser.add_argument("--img-size", type=int, default=None, help="side of the network's input in pixels; default: the cfg's")
+    parser.add_argument("--img-size", type=IMG_SIZE, default=None, help="side of the input in pixels; default: the cfg's")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
@@ -66,8 +66,6 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print the table; return {cfg, width, height, params, macs, bflops, layers}."""
     defs = parse_cfg(args.cfg)
-    if args.img_size is not None and args.img_size < 1:
-        raise UserError(f"--img-size {args.img_size}: must be at least 1")
     width, height = args.img_size or defs.net.width, args.img_size or defs.net.height
     layers = summarise(defs, height, width)
     total = totals(layers)
