@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from models import Darknet
 from utils.cfg import read_data, write_cfg
+from utils.checkpoint import save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import (
     Loaded,
@@ -38,7 +39,6 @@ from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
 from utils.ranges import BATCH_SIZE, SHARE, WORKERS, whole
-from utils.weights import save_checkpoint
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # pictures on which raw maps are compared

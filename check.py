@@ -23,8 +23,8 @@ from utils.check_table import findings_table, run_checks
 from utils.cli import Parser, add_model_arguments, format_table, run, write_json
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
+from utils.filekinds import is_checkpoint, is_onnx
 from utils.ranges import PROCESSES
-from utils.weights import is_checkpoint, is_onnx
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -12,11 +12,13 @@ import torch
 
 from models import Darknet
 from utils.cfg import write_cfg
+from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Loaded, Parser, load_model, run
 from utils.errors import UserError
+from utils.filekinds import is_checkpoint
 from utils.files import replacing, write_text
-from utils.weights import darknet_tensors, is_checkpoint, load_weights, save_checkpoint, save_weights
+from utils.weights import darknet_tensors, load_weights, save_weights
 
 SUFFIXES = (".weights", ".pt")
 
@@ -76,9 +78,13 @@ def target(weights: str, out: str) -> Path:
 
 def checkpoint(loaded: Loaded) -> dict[str, Any]:
     """What a .pt holds that isn't a run's: weights with their cfg, names and settings, in the dialect's layout."""
-    before = loaded.checkpoint or {}
-    kept = {k: before[k] for k in ("epoch", "best_fitness", "training_results", "hyp", "names") if k in before}
-    return {"epoch": -1, "best_fitness": None, "training_results": None, "hyp": None, "names": None} | kept | {
+    before = loaded.checkpoint or Checkpoint()
+    return {
+        "epoch": before.epoch,
+        "best_fitness": before.best_fitness,
+        "training_results": before.training_results or None,
+        "hyp": before.hyp or None,
+        "names": before.names or None,
         "model": loaded.model.state_dict(),
         "optimizer": None,
         "cfg": write_cfg(loaded.model.defs),

@@ -20,8 +20,9 @@ from models import Darknet
 from utils.cli import Parser, format_table, run
 from utils.download import download
 from utils.errors import UserError
+from utils.filekinds import is_weights
 from utils.files import read_text, replacing, write_text
-from utils.weights import HEADER_BYTES, darknet_tensors, header_bytes, is_weights
+from utils.weights import HEADER_BYTES, darknet_tensors, header_bytes
 
 CFG = Path(__file__).parent / "cfg"
 REDMON = "https://pjreddie.com/media/files/"

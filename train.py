@@ -109,17 +109,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         say = print if world.is_main else _silent
         checkpoint = None
         if args.resume:
-            checkpoint, note = read_last(files.last, args, get_parser().parse_args([]))
-            if checkpoint["finished"]:
+            checkpoint, note = read_last(files.last, args, get_parser())
+            if checkpoint.finished:
                 say(f"{files.last}: this run of {args.epochs} epochs is finished; start a new one with --weights {files.last}")
                 return {}
-            say(note or f"{files.last}: goes on after epoch {checkpoint['epoch'] + 1} of {args.epochs}")
+            say(note or f"{files.last}: goes on after epoch {checkpoint.epoch + 1} of {args.epochs}")
         check_arguments(args)
         for path in (files.last, files.results):
             check_writable(path)
         setup = prepare(args, checkpoint, world, device, say)
         args.board = getattr(args, "board", args.logdir and f"{args.logdir}/{args.name or time.strftime('%Y%m%d-%H%M%S')}")
-        log = RunLog(files.results, args.board, (checkpoint or {}).get("training_results", "")) if world.is_main else None
+        log = RunLog(files.results, args.board, checkpoint.training_results if checkpoint else "") if world.is_main else None
         try:
             return fit(args, files, setup, log, say)
         except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from models import Darknet
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
 from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg
+from utils.checkpoint import Checkpoint
 from utils.distill import KDSTR, Distiller, Link, check_distillation_arguments, links, load_teacher, readings
 from utils.errors import UserError
 from utils.training import Run
@@ -114,7 +115,7 @@ def test_adapters_learn_with_the_student_and_are_resumed(tmp_path):
     assert not any("adapter" in name for name in run.model.state_dict())
     saved = run.state() | {"model": run.weights.state_dict(), "epoch": 0, "seen": 0}
     other = fresh()
-    other.restore(saved)
+    other.restore(Checkpoint.of(saved | {"finished": False}, "last.pt"))
     assert torch.equal(other.distiller.parameters()[0], adapter)
     (group,) = [g for g in other.optimizer.param_groups if g["name"] == "adapters"]
     assert "momentum_buffer" in other.optimizer.state[group["params"][0]]

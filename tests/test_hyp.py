@@ -36,4 +36,4 @@ def test_nonsense_is_one_line(text, said, tmp_path):
 
 
 def test_a_checkpoint_of_another_version_restores_what_it_knows():
-    assert Hyp.restored({"lr0": 0.5, "gone": 1}) == Hyp(lr0=0.5)
+    assert Hyp.restored({"lr0": 0.5, "gone": 1}, "x.pt") == Hyp(lr0=0.5)

@@ -7,6 +7,7 @@ import torch
 from tests.tiny import CSP, RESIDUAL, network
 from utils.blocks import residual_blocks
 from utils.errors import UserError
+from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.sparsity import GammaPenalty, gamma_statistics, gamma_values, penalised_channels, sparsity_warnings
 
@@ -132,7 +133,7 @@ def test_dynamic_goes_on_after_a_restore_as_it_would_have():
     fresh = penalty("dynamic", network(RESIDUAL), s=0.0, epochs=9)
     for gamma, other in zip(fresh.gammas, first.gammas, strict=True):
         gamma.data.copy_(other.data)
-    fresh.restore(first.state())
+    fresh.restore(Fields.of(first.state(), "last.pt"))
     for found in (first, fresh):
         found.start_epoch(1, 1.0, 10.0)
     assert first.strength == fresh.strength != second.strength

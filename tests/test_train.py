@@ -307,7 +307,9 @@ def test_a_run_that_went_wrong_is_not_resumed(here, monkeypatch):
     checkpoint = load_checkpoint("weights/last.pt")
     next(v for k, v in checkpoint["model"].items() if k.endswith("BatchNorm2d.weight"))[1] = np.nan
     save_checkpoint("weights/last.pt", checkpoint)
-    with pytest.raises(UserError, match=r"--resume: tensors with NaN or infinite values: 1, the first is module_list.0.Batch"):
+    with pytest.raises(
+        UserError, match="weights/last.pt: tensors with NaN or infinite values: 1, the first is module_list.0.Batch"
+    ):
         train_with("--epochs 2 --resume")
 
 

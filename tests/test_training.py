@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from models import Darknet
+from utils.checkpoint import Checkpoint
 from utils.distributed import ProcessGroupBatchNorm2d, World, parallel
 from utils.errors import UserError
 from utils.hyp import Hyp
@@ -199,7 +200,7 @@ def test_state_restores_everything_that_changes():
     assert run.note_evaluation(0.5, 0.25)
     assert not run.note_evaluation(0.9, 0.20)
     saved = run.state() | {"model": run.weights.state_dict(), "epoch": 0, "seen": 7}
-    saved = torch.load(_saved(saved), weights_only=True)
+    saved = Checkpoint.of(torch.load(_saved(saved), weights_only=True) | {"finished": False}, "last.pt")
     other.restore(saved)
     advance(run, 2)
     torch.manual_seed(99)  # of no effect: the state of the random numbers is restored with the rest

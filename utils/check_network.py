@@ -160,7 +160,7 @@ def weights(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             ERROR, "tensors with NaN or infinite values", len(broken), first, "go back to weights that were saved before"
         )
-    names = (loaded.checkpoint or {}).get("names")
+    names = loaded.checkpoint.names if loaded.checkpoint else []
     if names and subject.data and len(names) == subject.data.classes and names != subject.data.names:
         place = next(i for i, pair in enumerate(zip(names, subject.data.names, strict=True)) if pair[0] != pair[1])
         what = f"classes that are called otherwise in {subject.weights}"

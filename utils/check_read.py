@@ -11,11 +11,12 @@ import numpy as np
 from utils.cfg import DataConfig, class_count, data_options, find_file, read_names
 from utils.check_files import content_hash, survey
 from utils.check_subject import ERROR, WARNING, Finding, Split, Subject, finding_of
+from utils.checkpoint import read_checkpoint
 from utils.cli import choose_cfg
 from utils.errors import UserError, noting_remarks
+from utils.filekinds import is_checkpoint
 from utils.files import read_text
 from utils.option_list import split_lines
-from utils.weights import is_checkpoint, load_checkpoint
 
 ANY_CLASS = 1 << 31  # where nobody says how many classes there are, every id passes
 SPLITS = ("train", "valid")
@@ -99,8 +100,8 @@ def _read_network(subject: Subject, img_size: int | None) -> None:
         return
     settings = {}
     try:
-        checkpoint = load_checkpoint(subject.weights) if subject.weights and is_checkpoint(subject.weights) else None
-        settings = (checkpoint or {}).get("settings", {})
+        checkpoint = read_checkpoint(subject.weights) if subject.weights and is_checkpoint(subject.weights) else None
+        settings = checkpoint.settings if checkpoint else {}
         subject.defs = choose_cfg(subject.cfg, subject.weights, checkpoint)
         if settings.get("gray"):
             subject.defs.net.channels = 1

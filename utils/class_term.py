@@ -5,10 +5,12 @@ train.py left the class term out for one class, so that in their checkpoints its
 a network that never looked at it, make of it: noise in every score.
 """
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
+
+from utils.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -19,15 +21,14 @@ CERTAIN = 17.0  # a logit whose sigmoid is 1 in float32
 CLASS = 5  # first filter of an anchor's classes
 
 
-def is_untrained(checkpoint: Mapping[str, Any]) -> bool:
+def is_untrained(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint was trained here before one class had a class term, or made of one that was (PTQ.py, convert.py):
     those keep its settings, which weights that come from Darknet don't have."""
-    settings = checkpoint.get("settings")
-    return not checkpoint.get(CLASS_TERM) and isinstance(settings, dict) and settings.keys() >= TRAINED_WITH
+    return not checkpoint.class_term and checkpoint.settings.keys() >= TRAINED_WITH
 
 
 @torch.no_grad()
-def mend_class_term(model: "Darknet", checkpoint: Mapping[str, Any], anew: Collection[int] = ()) -> str:
+def mend_class_term(model: "Darknet", checkpoint: Checkpoint, anew: Collection[int] = ()) -> str:
     """Give the one class that nothing trained the probability 1, in the weights, so that a .weights file written from them is
     right in Darknet too. anew: head convolutions that the checkpoint's values didn't go into.
 

@@ -12,23 +12,27 @@ from typing import Any, NoReturn
 
 from models import Darknet
 from utils.cfg import DataConfig, parse_cfg
+from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import Remark, UserError
+from utils.filekinds import is_checkpoint, is_onnx
 from utils.files import check_writable, write_text
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.ranges import IMG_SIZE, Range
-from utils.weights import (
-    LoadReport,
-    checkpoint_classes,
-    is_checkpoint,
-    is_onnx,
-    load_checkpoint,
-    load_state,
-    load_weights,
-    refuse_broken,
-)
+from utils.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
+
+
+class Arguments(argparse.Namespace):
+    """A command line. `given`: names of the arguments that stand on it, even where they say what is the default; it is no
+    argument itself, so vars() leaves it out."""
+
+    __slots__ = ("given",)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.given: frozenset[str] = frozenset()
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -40,7 +44,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with `-` and `_` interchangeable in long flags, and errors of one line."""
+    """argparse with `-` and `_` interchangeable in long flags, and errors of one line; what it returns is Arguments."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
@@ -48,8 +52,39 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._spelled(a) for a in given], namespace)
+        spelled = [self._spelled(a) for a in (sys.argv[1:] if args is None else args)]
+        found, rest = super().parse_known_args(spelled, Arguments() if namespace is None else namespace)
+        if isinstance(found, Arguments):
+            found.given = self._given(spelled)
+        return found, rest
+
+    def _given(self, arguments: list[str]) -> frozenset[str]:
+        """Names of the arguments that stand on a command line which could be parsed."""
+        defaults = {action: action.default for action in self._actions}
+        try:
+            for action in defaults:
+                action.default = argparse.SUPPRESS
+            found, _ = super().parse_known_args(arguments, argparse.Namespace())
+        finally:
+            for action, default in defaults.items():
+                action.default = default
+        return frozenset(vars(found)) & {action.dest for action in defaults}
+
+    def accepts(self, name: str, value: Any) -> bool:
+        """Whether parsing some command line could have set the argument `name` to `value`."""
+        action = next((a for a in self._actions if a.dest == name), None)
+        if action is None or type(value) not in (str, int, float, bool, type(None)):
+            return False
+        if type(value) is type(action.default) and value == action.default:
+            return True
+        if value is None or action.nargs == 0:
+            return isinstance(value, bool)
+        try:
+            read = self._get_value(action, str(value))
+            self._check_value(action, read)
+        except argparse.ArgumentError:
+            return False
+        return type(read) is type(value) and read == value
 
     def _spelled(self, argument: str) -> str:
         """The flag as it was declared: --img_size -> --img-size, --layer-keep -> --layer_keep."""
@@ -132,7 +167,7 @@ class Loaded:
     model: Darknet
     names: list[str]
     img_size: int
-    checkpoint: dict[str, Any] | None
+    checkpoint: Checkpoint | None
     report: LoadReport
     fixed_size: tuple[int, int] | None = None  # (height, width) of a .onnx that takes no other
 
@@ -144,7 +179,7 @@ class Loaded:
     @property
     def settings(self) -> dict[str, Any]:
         """What the checkpoint was trained with: gray, maxabs, stretch, img_size; empty for other weights."""
-        return (self.checkpoint or {}).get("settings", {})
+        return self.checkpoint.settings if self.checkpoint else {}
 
     @property
     def flags(self) -> list[str]:
@@ -174,8 +209,8 @@ def load_model(
     if weights and is_onnx(weights):
         raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
                         "name the .pt or .weights that it was exported from")  # fmt: skip
-    checkpoint = load_checkpoint(weights) if weights and is_checkpoint(weights) else None
-    settings = (checkpoint or {}).get("settings", {})
+    checkpoint = read_checkpoint(weights) if weights and is_checkpoint(weights) else None
+    settings = checkpoint.settings if checkpoint else {}
     defs = choose_cfg(cfg, weights, checkpoint)
     if gray or settings.get("gray"):
         defs.net.channels = 1
@@ -185,11 +220,11 @@ def load_model(
                         f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
-    if checkpoint is not None and checkpoint.get("quantization"):
-        quantize(model, Settings.from_dict(checkpoint["quantization"]))
+    if checkpoint is not None and checkpoint.quantization:
+        quantize(model, Settings.from_dict(checkpoint.quantization))
     report = LoadReport()
     if checkpoint is not None:
-        report = load_state(model, checkpoint, str(weights), pretrained=pretrained)
+        report = load_state(model, checkpoint, pretrained=pretrained)
     elif weights:
         report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
     if not unchecked:
@@ -197,7 +232,7 @@ def load_model(
     if size == defs.net.width != defs.net.height:
         square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
         report.message = "; ".join(filter(None, (report.message, square)))
-    names = data.names if data else (checkpoint or {}).get("names") or []
+    names = data.names if data else checkpoint.names if checkpoint else []
     if len(names) != classes:  # those of another number of classes are another network's
         names = [str(i) for i in range(classes)]
     return Loaded(model.eval(), names, size, checkpoint, report)
@@ -211,17 +246,25 @@ def sees_gray(model: Darknet) -> bool:
     return channels == 1
 
 
-def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: dict[str, Any] | None) -> Defs:
+def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: Checkpoint | None) -> Defs:
     """The cfg that was given, else the checkpoint's own."""
     if cfg:
         return parse_cfg(cfg)
-    if checkpoint and checkpoint.get("cfg"):
-        defs = parse_cfg(checkpoint["cfg"])
-        defs.name = checkpoint.get("cfg_name") or str(weights)
-        return defs
+    if checkpoint and checkpoint.cfg:
+        return own_cfg(checkpoint)
     if weights:
         raise UserError(f"{weights}: carries no cfg; name the one it belongs to with --cfg")
     raise UserError("name the network with --cfg FILE, or a checkpoint with --weights FILE.pt")
+
+
+def own_cfg(checkpoint: Checkpoint) -> Defs:
+    """The network that a checkpoint says it is; UserError where its text is no cfg."""
+    try:
+        defs = parse_cfg(checkpoint.cfg + "\n")  # what has no line break would be a path
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: its own {error}") from None
+    defs.name = checkpoint.cfg_name or checkpoint.path
+    return defs
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -21,11 +21,13 @@ from utils.devices import PRECISIONS
 from utils.distill_losses import KDSTR, Observed
 from utils.distributed import mean_over_processes
 from utils.errors import UserError
+from utils.fields import Fields
+from utils.filekinds import is_checkpoint
 from utils.graph import ChannelGraph
 from utils.origin import origin_of, surviving_ids
 from utils.ranges import POSITIVE
+from utils.restore import restore_module
 from utils.shapes import output_shapes
-from utils.weights import is_checkpoint
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -339,8 +341,9 @@ class Distiller:
     def state(self) -> dict[str, Any]:
         return {"adapters": self.adapters.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.adapters.load_state_dict(state["adapters"])
+    def restore(self, state: Fields) -> None:
+        """Go on from what `state` gave; UserError where the adapters are others."""
+        restore_module(self.adapters, state.tensors("adapters"), f"{state.origin}: {state.where}adapters")
 
     def describe(self, say: Callable[[str], None]) -> None:
         """Say who teaches what."""

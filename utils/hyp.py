@@ -67,10 +67,12 @@ class Hyp:
         return hyp
 
     @classmethod
-    def restored(cls, values: dict[str, Any]) -> "Hyp":
+    def restored(cls, values: dict[str, Any], origin: str) -> "Hyp":
         """From a checkpoint; what this version doesn't know is left out, what the checkpoint doesn't know is the default."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known})
+        hyp = cls()
+        for name in {f.name for f in dataclasses.fields(cls)} & values.keys():
+            hyp.set(name, values[name], origin)
+        return hyp
 
     def set(self, name: str, value: Any, origin: str) -> None:
         """Override one value, given as a number or its text; `origin` names the file in the error."""

@@ -55,8 +55,19 @@ def read_results(text: str) -> dict[str, np.ndarray]:
     columns = lines[0].split() if lines else []
     if columns[: len(COLUMNS)] != list(COLUMNS):
         raise UserError("these are not the results of a training: the header line differs")
-    values = np.array([[float(v) for v in line.split()] for line in lines[1:]]).reshape(-1, len(columns))
+    rows = [_numbers(line, len(columns), number) for number, line in enumerate(lines[1:], 2)]
+    values = np.array(rows).reshape(-1, len(columns))
     return dict(zip(columns, values.T, strict=True))
+
+
+def _numbers(line: str, count: int, number: int) -> list[float]:
+    try:
+        values = [float(v) for v in line.split()]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise UserError(f"these are not the results of a training: line {number} doesn't hold {count} numbers")
+    return values
 
 
 class RunLog:

@@ -14,9 +14,11 @@ from models import check_img_size
 from utils.augment import FILL, fitted_size
 from utils.boxes import decode, predict_at
 from utils.cfg import DataConfig, parse_cfg
+from utils.checkpoint import Checkpoint
 from utils.cli import Loaded, load_model
 from utils.errors import UserError
-from utils.weights import LoadReport, is_onnx
+from utils.filekinds import is_onnx
+from utils.weights import LoadReport
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -168,7 +170,7 @@ def load_detector(
     size = img_size if img_size is not None else max(model.size)
     check_img_size(size, model.max_stride)
     names = data.names if data else model.names
-    return Loaded(model, names, size, {"settings": model.settings}, LoadReport(_limits(model)), model.fixed_size)
+    return Loaded(model, names, size, Checkpoint(settings=model.settings), LoadReport(_limits(model)), model.fixed_size)
 
 
 def _limits(model: OnnxModel) -> str:

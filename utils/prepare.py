@@ -3,18 +3,21 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from utils.balance import class_counts, image_weights
-from utils.cfg import DataConfig, read_data
+from utils.cfg import DataConfig, parse_cfg, read_data
 from utils.check_subject import Subject
 from utils.check_table import quick_warnings
+from utils.checkpoint import Checkpoint
 from utils.class_term import mend_class_term
-from utils.cli import Loaded, load_model, sees_gray
+from utils.cli import Loaded, load_model, own_cfg, sees_gray
 from utils.datasets import create_loader
+from utils.definitions import Defs
 from utils.devices import training_dtype
 from utils.distill import Distiller, load_teacher
 from utils.distributed import World
@@ -50,7 +53,7 @@ class Setup:
         dataset.weights = image_weights(dataset.labels, self.data.classes, self.settings.get("class_map50"))
 
 
-def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: World, device: torch.device, say: Say) -> Setup:
+def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: World, device: torch.device, say: Say) -> Setup:
     """Read data, build the network, and restore the run of `checkpoint` if there is one."""
     data = read_data(args.data)
     if args.single_cls:
@@ -59,14 +62,14 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
     rates = preset(args.finetune, quantized=bool(loaded.model.quantization and args.weights))
-    hyp = Hyp.restored(checkpoint["hyp"]) if checkpoint else Hyp.load(args.hyp, rates)
+    hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, rates)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
     if loaded.report.message:
         say(loaded.report.message)
     if loaded.model.quantization:
         say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(args.epochs)} on")
-    settings = checkpoint["settings"] if checkpoint else picture_settings(args, loaded)
+    settings = checkpoint.settings if checkpoint else picture_settings(args, loaded)
     teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
     loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
     describe_data(data, loaded, settings, loader, valid, say)
@@ -88,7 +91,7 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
         run.restore(checkpoint)
         for network in (run.model, run.weights):
             mended = mend_class_term(network, checkpoint)
-            refuse_broken(network, "--resume")
+            refuse_broken(network, checkpoint.path)
         if mended:
             say(mended)
     setup = Setup(run, loader, valid, data, settings)
@@ -97,14 +100,10 @@ def prepare(args: argparse.Namespace, checkpoint: dict[str, Any] | None, world: 
     return setup
 
 
-def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] | None) -> Loaded:
+def load(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint | None) -> Loaded:
     """The network, with the weights to begin with; those of a resumed run are restored later."""
     if checkpoint:
-        loaded = load_model(checkpoint["cfg"], "", checkpoint["settings"]["img_size"], data)
-        loaded.model.defs.name = checkpoint["cfg_name"]
-        if checkpoint.get("quantization"):
-            quantize(loaded.model, Settings.from_dict(checkpoint["quantization"]))
-        return loaded
+        return load_resumed(args, data, checkpoint)
     start = {"pretrained": args.pretrained, "prefix": args.pretrained, "gray": args.gray_scale}
     loaded = load_model(args.cfg, args.weights, args.img_size, None if args.single_cls else data, **start)
     heads = {head.classes for head in loaded.model.heads}
@@ -116,6 +115,30 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: dict[str, Any] 
     if wanted:
         loaded.model = requantize(loaded.model, wanted, args.weights)
     return loaded
+
+
+def load_resumed(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint) -> Loaded:
+    """The network of an interrupted run; UserError for a --data or a --cfg that belongs to another."""
+    if checkpoint.names and data.names != checkpoint.names:
+        pairs = zip_longest(checkpoint.names, data.names, fillvalue="none")
+        number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(f"{data.path}: class {number} is {ours}, but {theirs} in the run of {checkpoint.path}: another dataset")
+    defs = own_cfg(checkpoint)
+    if "cfg" in getattr(args, "given", ()) and _as_seen(parse_cfg(args.cfg), checkpoint) != defs:
+        raise UserError(f"--cfg {args.cfg}: describes another network than {checkpoint.path}, which carries its own; leave it "
+                        "out, or start a new run without --resume")  # fmt: skip
+    loaded = load_model(checkpoint.cfg + "\n", "", checkpoint.settings["img_size"], data)
+    loaded.model.defs.name = defs.name
+    if checkpoint.quantization:
+        quantize(loaded.model, Settings.from_dict(checkpoint.quantization))
+    return loaded
+
+
+def _as_seen(defs: Defs, checkpoint: Checkpoint) -> Defs:
+    """A cfg as a run with these settings reads it."""
+    if checkpoint.settings["gray"]:
+        defs.net.channels = 1
+    return defs
 
 
 def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:

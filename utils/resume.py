@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg import write_cfg
+from utils.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
+from utils.cli import Parser
 from utils.errors import UserError
+from utils.fields import described
 from utils.training import Run
-from utils.weights import load_checkpoint, save_checkpoint
 
 # What belongs to this call rather than to the run: taken from the command line even with --resume.
 OF_THIS_CALL = {"resume", "device", "workers", "cache_images", "json", "name", "weights_dir", "results_dir"}
+# What the run reads from where it lies, and goes on reading.
+PLACES = {"data", "t_cfg", "t_weights"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,24 +43,55 @@ class RunFiles:
         return self._path(self.results_folder, "results", ".txt")
 
 
-def read_last(path: Path, args: argparse.Namespace, defaults: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with.
+def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Checkpoint, str]:
+    """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with, but
+    for those of OF_THIS_CALL, and for the PLACES that are given: things may have moved.
 
-    Raises UserError when there is no such file, or it holds weights without a run.
+    Raises UserError when there is no such file, when it holds weights without a run, and where a PLACE has nothing any more.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")
-    checkpoint = load_checkpoint(path)
-    if "finished" not in checkpoint:
+    checkpoint = read_checkpoint(path)
+    if checkpoint.finished is None:
         raise UserError(f"{path}: holds weights but no run to --resume; start a new run from it with --weights {path}")
+    given = getattr(args, "given", frozenset())
     ignored = []
-    for name, value in checkpoint["args"].items():
-        if name in OF_THIS_CALL:
+    for name, value in _arguments(checkpoint, parser).items():
+        if name in OF_THIS_CALL or (name in PLACES and name in given):
             continue
-        if getattr(args, name, value) not in (value, getattr(defaults, name, value)):
+        if name in given and getattr(args, name) != value:
             ignored.append(f"--{name.replace('_', '-')} {value}")
         setattr(args, name, value)
+    if not checkpoint.finished:
+        _check_places(path, args, given)
+        _check_state(checkpoint)
     return checkpoint, f"--resume goes on as the run began: {', '.join(ignored)}" if ignored else ""
+
+
+def _arguments(checkpoint: Checkpoint, parser: Parser) -> dict[str, Any]:
+    """The run's command line; those that this version's train.py doesn't have are left out."""
+    known = vars(parser.parse_args([]))
+    odd = next((n for n, v in checkpoint.args.items() if n in known and not parser.accepts(n, v)), None)
+    if odd:
+        raise UserError(f"{checkpoint.path}: its run's --{odd.replace('_', '-')} can't be {described(checkpoint.args[odd])}: "
+                        "the file is damaged")  # fmt: skip
+    board = {"board": checkpoint.args["board"]} if isinstance(checkpoint.args.get("board"), str) else {}
+    return {name: value for name, value in checkpoint.args.items() if name in known} | board
+
+
+def _check_places(path: Path, args: argparse.Namespace, given: frozenset[str]) -> None:
+    """UserError for what the run reads and isn't where it was; for what was given, its own reader says that."""
+    for name in PLACES - given:
+        place, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if place and not Path(place).exists():
+            raise UserError(f"{path}: its run's {flag} {place} does not exist any more; say with {flag} where it is now")
+
+
+def _check_state(checkpoint: Checkpoint) -> None:
+    """UserError where what a run needs to go on isn't there."""
+    needed = ("train_model", "optimizer", "scaler", "scheduler", "rng", "settings", "hyp", "cfg", "args")
+    checkpoint.run.required("what --resume needs", *needed)
+    checkpoint.run.fields("settings").required("what --resume needs", "img_size", "gray", "maxabs", "stretch")
 
 
 def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str, Any], results: str,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.blocks import residual_blocks
 from utils.errors import UserError
+from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, candidates
 
@@ -118,9 +119,13 @@ class GammaPenalty:
         """What a resumed run needs besides the weights."""
         return {"strength": self.strength, "last": self._last, "push": self._push, "pushes": self._pushes}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.strength, self._last = state["strength"], dict(state["last"])
-        self._push, self._pushes = state["push"], list(state["pushes"])
+    def restore(self, state: Fields) -> None:
+        """Go on from what `state` gave; UserError where it isn't that."""
+        self.strength, self._push = state.number("strength", least=0), state.number("push", least=0)
+        last, self._pushes = state.fields("last"), state.floats("pushes", least=0)
+        self._last = {name: last.number(name) for name in ("quantile", "done")} if last.values else {}
+        if len(self._pushes) != 2:
+            raise state.wrong("pushes", "two numbers")
 
 
 def gamma_values(model: "Darknet", channels: dict[int, np.ndarray]) -> np.ndarray:

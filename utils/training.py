@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from utils.checkpoint import Checkpoint
 from utils.distributed import World, parallel
 from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.loss import DetectionLoss
 from utils.quantized.transform import freeze, freeze_epoch
+from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
 from utils.sparsity import GammaPenalty
 
 if TYPE_CHECKING:
@@ -160,12 +162,12 @@ class Run:
         self.forward = parallel(self.model, device, world)
         self.loss = DetectionLoss(self.model, hyp)
         self.accumulate = plan.accumulate or max(1, round(hyp.nominal_batch / plan.batch_size))
-        epoch_steps = math.ceil(plan.batches / self.accumulate)
+        self.epoch_steps = math.ceil(plan.batches / self.accumulate)
         step_images = plan.batch_size * self.accumulate
         # lr0 is meant for the gradient of a sum over the nominal batch; larger batches are averaged down to it
         self.loss_factor = plan.batch_size * min(1.0, hyp.nominal_batch / step_images)
         self.optimizer = build_optimizer(self.model, hyp, plan.adam, step_images)
-        self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, epoch_steps, self.accumulate)
+        self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, self.epoch_steps, self.accumulate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
         self.penalty = sparsity_penalty(self.model, plan, hyp.momentum)
@@ -259,30 +261,44 @@ class Run:
             "train_model": self.model.state_dict(),
             "ema": {"updates": int(self.ema.n_averaged)} if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"step": self.step},
+            "scheduler": {"step": self.step, "epoch_steps": self.epoch_steps},
             "scaler": self.scaler.state_dict(),
             "penalty": self.penalty.state() if self.penalty else None,
             "distiller": self.distiller.state() if self.distiller else None,
             "best": self.best,
-            "rng": _random_state(),
+            "rng": random_state(),
         }
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continue where the run that wrote this checkpoint stood."""
-        self.model.load_state_dict(checkpoint["train_model"])
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where the run that wrote this checkpoint stood.
+
+        Where an epoch has another number of optimizer steps than it had, as with a set of pictures that has grown, the
+        schedule goes on from the same share of its way. Raises UserError for a checkpoint that doesn't hold such a run; this
+        one can't be used then.
+        """
+        state, origin = checkpoint.run, checkpoint.path
+        restore_module(self.model, state.tensors("train_model"), f"{origin}: train_model")
         if self.ema:
-            self.ema.module.load_state_dict(checkpoint["model"])
-            self.ema.n_averaged.fill_(checkpoint["ema"]["updates"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        if self.penalty and checkpoint.get("penalty"):
-            self.penalty.restore(checkpoint["penalty"])
-        if self.distiller and checkpoint.get("distiller"):
-            self.distiller.restore(checkpoint["distiller"])
-        self.step, self.epoch = checkpoint["scheduler"]["step"], checkpoint["epoch"] + 1
-        self.best, self.model.seen = checkpoint["best"], checkpoint["seen"]
+            restore_module(self.ema.module, checkpoint.tensors, f"{origin}: model")
+            self.ema.n_averaged.fill_(state.fields("ema").whole("updates"))
+        restore_optimizer(self.optimizer, state.fields("optimizer"))
+        restore_scaler(self.scaler, state.fields("scaler"))
+        if self.penalty and "penalty" in state:
+            self.penalty.restore(state.fields("penalty"))
+        if self.distiller and "distiller" in state:
+            self.distiller.restore(state.fields("distiller"))
+        done = state.fields("scheduler").required("a whole number", "step")
+        steps = done.whole("epoch_steps", default=self.epoch_steps, least=1)
+        self.step = min(round(done.whole("step") * self.epoch_steps / steps), self.schedule.total)
+        self.epoch, self.model.seen = checkpoint.epoch + 1, checkpoint.seen
+        if self.epoch >= self.plan.epochs:
+            raise state.wrong("epoch", f"less than {self.plan.epochs - 1}, the last of this run")
+        best = state.fields("best")
+        if best.values:
+            best.required("a number", "epoch", "map50", "map")
+            self.best = {"epoch": best.whole("epoch"), "map50": best.number("map50"), "map": best.number("map")}
         if self.world.is_main:
-            _set_random_state(checkpoint["rng"])
+            restore_random_state(state.fields("rng"))
         else:  # only the first process's state is saved; the others must not draw what it draws
             torch.manual_seed(self.plan.seed + 1000 * self.epoch + self.world.rank)
 
@@ -298,14 +314,3 @@ def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float) -> GammaPena
 def fitness(figures: dict[str, float]) -> float:
     """What best.pt is the best in: mostly mAP@0.5:0.95, with a share of mAP@0.5."""
     return 0.1 * figures["map50"] + 0.9 * figures["map"]
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

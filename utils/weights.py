@@ -1,23 +1,27 @@
-"""Darknet .weights files and .pt checkpoints.
+"""A model's tensors: out of Darknet .weights files and .pt checkpoints, and into .weights files.
 
 One ordered walk over a model's tensors (`darknet_tensors`) serves loading and saving. Formats are told apart by
-content, never by suffix.
+content (utils.filekinds), never by suffix; what else a checkpoint holds is read by utils.checkpoint.
 """
 
-import pickle
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.checkpoint import load_checkpoint as load_checkpoint
+from utils.checkpoint import save_checkpoint as save_checkpoint
 from utils.class_term import mend_class_term
 from utils.definitions import Defs, Yolo
 from utils.errors import UserError
+from utils.filekinds import first_bytes, is_checkpoint, is_weights
+from utils.filekinds import is_onnx as is_onnx
 from utils.files import replacing
 
 if TYPE_CHECKING:
@@ -28,8 +32,6 @@ VERSION = (0, 2, 5)
 # profilers leave behind.
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 OWN_CFG = "use the cfg it was trained with"
-# What torch.load raises for a file that was cut short or written over, depending on where.
-DAMAGES = (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
 HEADER_BYTES = 20  # three int32 of version, one int64 of images seen
 
 
@@ -49,36 +51,6 @@ def darknet_tensors(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
             yield index, tensor
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether the file is a PyTorch checkpoint (a zip archive, or the pickle of old versions)."""
-    return _first_bytes(path)[:2] in (b"PK", b"\x80\x02")
-
-
-def is_weights(path: str | Path) -> bool:
-    """Whether the file begins like Darknet weights: three small version numbers."""
-    head = _first_bytes(path)
-    return len(head) >= 16 and all(0 <= v < 1000 for v in struct.unpack("<3i", head[:12]))
-
-
-def is_onnx(path: str | Path) -> bool:
-    """Whether the file begins like an ONNX model: protobuf's field 1, a small version number, then another field."""
-    head = _first_bytes(path)
-    return len(head) >= 3 and head[0] == 0x08 and 3 <= head[1] < 32 and head[2] in (0x12, 0x1A, 0x3A, 0x42)
-
-
-def _first_bytes(path: str | Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(20)
-    except FileNotFoundError:
-        raise UserError(f"{path}: these weights do not exist; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not head:
-        raise UserError(f"{path}: is empty; get the file again")
-    return head
-
-
 def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:
     """Load a Darknet .weights file or a .pt checkpoint, told apart by content, into `model`.
 
@@ -87,7 +59,7 @@ def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False
     Raises UserError, with the model unchanged, for anything else that doesn't fit.
     """
     if is_checkpoint(path):
-        return load_state(model, load_checkpoint(path), str(path), pretrained=pretrained)
+        return load_state(model, read_checkpoint(path), pretrained=pretrained)
     if not is_weights(path):
         raise UserError(f"{path}: neither a Darknet .weights file nor a .pt checkpoint")
     seen, values = _read_values(path)
@@ -104,7 +76,7 @@ def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False
 
 def header_bytes(path: str | Path) -> int:
     """Bytes before the first value of a .weights file: the width of its counter of images depends on the version."""
-    major, minor, _ = struct.unpack("<3i", _first_bytes(path)[:12])
+    major, minor, _ = struct.unpack("<3i", first_bytes(path)[:12])
     return 20 if major * 10 + minor >= 2 else 16
 
 
@@ -204,61 +176,20 @@ def save_weights(model: "Darknet", path: str | Path, seen: int | None = None) ->
             file.write(tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).data)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a .pt checkpoint on the CPU without running code from it.
-
-    A plain state dict becomes {"model": it}. Raises UserError for a damaged file, and for one that holds more than data.
-    """
-    if not is_checkpoint(path):
-        raise UserError(f"{path}: not a .pt checkpoint")
-    try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({_gist(error)})") from None
-    except DAMAGES as error:
-        raise UserError(f"{path}: damaged or truncated ({_gist(error)})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no state dict")
-    return data if "model" in data else {"model": data.get("state_dict", data)}
-
-
-def _numpy_numbers() -> list[Any]:
-    """What a checkpoint may name beside tensors: NumPy numbers and arrays of them, which older ones of the dialect keep as
-    best_fitness; their makers also under the names that NumPy 1 gave them."""
-    makers = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)
-    aliases = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in makers for core in ("core", "_core")]
-    return [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, *aliases]
-
-
-def _gist(error: Exception) -> str:
-    """The beginning of a library's message, on one line."""
-    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-
-
-def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; UserError where it can't be written."""
-    with replacing(path) as temporary:
-        try:
-            torch.save(data, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"{path}: cannot be written ({_gist(error)}); is the disk full?") from None
-
-
 @torch.no_grad()
-def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretrained: bool = False) -> LoadReport:
-    """Copy a checkpoint's state dict into `model`; shapes must agree but for heads with other classes when `pretrained`.
+def load_state(model: "Darknet", checkpoint: Checkpoint, *, pretrained: bool = False) -> LoadReport:
+    """Copy a checkpoint's tensors into `model`; shapes must agree but for heads with other classes when `pretrained`.
 
     Raises UserError naming the tensor and both shapes, with the model unchanged.
     """
-    if checkpoint.get("quantization") and model.quantization is None:
+    state, path = checkpoint.tensors, checkpoint.path
+    if checkpoint.quantization and model.quantization is None:
         raise UserError(f"{path}: holds a quantized network; give the float weights that it was made from")
-    state = _state_dict(checkpoint, path)
     own = model.state_dict()
     heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}
     skipped = set()
     for name, tensor in own.items():
-        if name.endswith(COUNTERS):
+        if name not in state and name.endswith(COUNTERS):
             continue
         if name not in state:
             raise UserError(f"{path}: has no {name} {tuple(tensor.shape)}, which this cfg needs; {OWN_CFG}")
@@ -277,7 +208,7 @@ def load_state(model: "Darknet", checkpoint: dict[str, Any], path: str, *, pretr
     for name, tensor in own.items():
         if name in state and not any(name.startswith(f"module_list.{s}.") for s in skipped):
             tensor.copy_(state[name])
-    model.seen = int(checkpoint.get("seen", 0))
+    model.seen = checkpoint.seen
     anew = f"heads at layers {sorted(skipped)} start anew: their number of classes differs" if skipped else ""
     message = "; ".join(filter(None, (anew, mend_class_term(model, checkpoint, skipped))))
     return LoadReport(message, len(model.module_list) - len(skipped), sorted(skipped))
@@ -297,19 +228,6 @@ def refuse_broken(model: nn.Module, path: str | Path) -> None:
     if broken:
         raise UserError(f"{path}: tensors with NaN or infinite values: {len(broken)}, the first is {broken[0]}; go back to "
                         "weights that were saved before the training went wrong")  # fmt: skip
-
-
-def _state_dict(checkpoint: dict[str, Any], path: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, under the names they have here: DataParallel and others put `module.` before each."""
-    state = checkpoint["model"]
-    tensors = {n: v for n, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not tensors:
-        raise UserError(f"{path}: holds no weights (its optimizer may have been stripped, or it is another program's)")
-    prefixes = {n.split("module_list.", 1)[0] for n in tensors if "module_list." in n}
-    if len(prefixes) != 1:
-        return tensors
-    (prefix,) = prefixes
-    return {n.removeprefix(prefix): v for n, v in tensors.items()}
 
 
 def _is_weight(defs: Defs, name: str) -> bool:
