@@ -26,13 +26,14 @@ from utils.cli import (
     sees_gray,
     write_json,
 )
-from utils.datasets import create_loader
+from utils.datasets import DetectionDataset, create_loader
 from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.files import write_text
+from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.measure import network_size
-from utils.metrics import COCO_IDS, Evaluation, GroundTruth, coco_results, json_ground_truth
+from utils.metrics import COCO_IDS, Evaluation, coco_results
 from utils.onnx_model import OnnxModel, load_detector
 from utils.ranges import BATCH_SIZE, SHARE, WORKERS
 
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
 def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
     """Evaluate at one image size; with --save-json also write the detections."""
     loader = valid_loader(args, loaded, data, img_size)
-    truth = json_ground_truth(data, loader.dataset.paths)
+    truth = json_ground_truth(data, loader.dataset)
     result = evaluate(
         loaded.model, loader, loaded.names, device=select_device(args.device), precision=args.precision,
         conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
@@ -86,7 +87,7 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
     size = network_size(Darknet, loaded.model.defs, img_size)
     result.params, result.macs = size["params"], size["macs"]
     if args.save_json:
-        save_detections(result, truth, loader.dataset.paths, len(loaded.names))
+        save_detections(result, truth, loader.dataset, len(loaded.names))
     return result
 
 
@@ -99,17 +100,16 @@ def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img
     )  # fmt: skip
 
 
-def save_detections(result: Evaluation, truth: GroundTruth | None, paths: list[str], classes: int) -> None:
+def save_detections(result: Evaluation, truth: GroundTruth | None, dataset: DetectionDataset, classes: int) -> None:
     """COCO's result format. Without a COCO json, picture ids are the numbers that the file names are (as COCO's are), or
     else count the pictures, and category ids are COCO's for 80 classes, or else count from 1."""
-    if truth is not None:
-        image_ids, category_ids = truth.image_ids, truth.category_ids
-    else:
-        stems = [Path(p).stem for p in paths]
+    if truth is None:
+        truth = dataset_ground_truth(dataset.labels, dataset.shapes, classes)
+        stems = [Path(p).stem for p in dataset.paths]
         numbers = {int(s) for s in stems if s.isdecimal()}
-        image_ids = [int(s) for s in stems] if len(numbers) == len(stems) else list(range(len(stems)))
-        category_ids = COCO_IDS if classes == len(COCO_IDS) else list(range(1, classes + 1))
-    write_text(DETECTIONS, json.dumps(coco_results(result.detections, image_ids, category_ids)))
+        truth.image_ids = [int(s) for s in stems] if len(numbers) == len(stems) else truth.image_ids
+        truth.category_ids = COCO_IDS if classes == len(COCO_IDS) else truth.category_ids
+    write_text(DETECTIONS, json.dumps(coco_results(result.detections, truth)))
     print(f"detections: {DETECTIONS}")
 
 

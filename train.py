@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.evolve import check_evolution, evolve
 from utils.files import check_writable
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
-from utils.metrics import Evaluation, GroundTruth, json_ground_truth
+from utils.metrics import Evaluation
 from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
@@ -156,11 +156,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
     run, started, evaluation = setup.run, time.perf_counter(), None
-    truth = json_ground_truth(setup.data, setup.valid.dataset.paths) if setup.valid is not None else None
     while run.epoch < args.epochs:
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == args.epochs
-        evaluation = measure(setup, truth) if setup.valid is not None and (final or not args.notest) else None
+        evaluation = measure(setup) if setup.valid is not None and (final or not args.notest) else None
         if args.image_weights:
             setup.weigh_images(evaluation)
         gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
@@ -181,11 +180,11 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
     return sum_up(args, files, run, evaluation, time.perf_counter() - started, say)
 
 
-def measure(setup: Setup, truth: GroundTruth | None) -> Evaluation:
+def measure(setup: Setup) -> Evaluation:
     """The evaluation that test.py makes of last.pt."""
     maxabs, weights = setup.settings["maxabs"], setup.run.weights
     return evaluate(
-        weights, setup.valid, setup.data.names, device=setup.run.device, maxabs=maxabs, desc="validation", truth=truth
+        weights, setup.valid, setup.data.names, device=setup.run.device, maxabs=maxabs, desc="validation", truth=setup.truth
     )
 
 

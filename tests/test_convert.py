@@ -326,4 +326,6 @@ def test_one_picture_annotated_twice(tmp_path):
     write_image(tmp_path / "src" / "a.jpg")
     report = convert("coco", tmp_path / "src", tmp_path / "out")
     assert (report.images, report.total_images, report.class_boxes) == ({"train": 1, "valid": 1}, 1, {"x": 1})
-    assert report.problems.counts == {"annotations of a picture that has one already, left out": 1}
+    assert report.problems.counts == {
+        "annotations of a picture that has one already, put together": 1, "duplicate boxes, dropped": 1,
+    }  # fmt: skip

@@ -1,13 +1,13 @@
-"""utils.converters.jsonstream against json.loads."""
+"""utils.jsonstream against json.loads."""
 
 import io
 import json
 
 import pytest
 
-from utils.converters import jsonstream
-from utils.converters.jsonstream import JsonStream
+from utils import jsonstream
 from utils.errors import UserError
+from utils.jsonstream import JsonStream
 
 DOCUMENTS = {
     "list": [{"name": "a", "labels": None}, [], 5, -1.5e10, 'ü\n"]', True, {}],
@@ -39,6 +39,26 @@ def test_items(tmp_path, monkeypatch, name, indent, chunk):
     assert stream.keys == ({""} if name.endswith("list") else set(DOCUMENTS[name]))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_of_unicode(tmp_path, encoding):
+    (tmp_path / "a.json").write_text('["ü行"]', encoding=encoding)
+    assert list(JsonStream(tmp_path / "a.json")) == [("", 0, "ü行")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": [1],\n"b": 2,\n"a": [3]}', r"a.json:3: not valid JSON \('a' stands in it twice\)"),
+        ("[" + "[" * 100_000 + "]" * 100_000 + "]", r"a.json:1: not valid JSON \(it nests too deeply\)"),
+        ("[" + "1" * 10_000 + "]", r"a.json:1: not valid JSON \(Exceeds the limit"),
+    ],
+)
+def test_what_python_has_no_error_of_its_own_for(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        list(JsonStream(tmp_path / "a.json"))
+
+
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 @pytest.mark.parametrize(
     ("text", "line"),
@@ -58,8 +78,11 @@ def test_what_is_no_json(tmp_path, monkeypatch, text, line, chunk):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'["\xff\xfe"]')
+    (tmp_path / "a.json").write_bytes(b"\x89PNG\r\n\xff\0\1\2")
     with pytest.raises(UserError, match="this is not a text file"):
+        list(JsonStream(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_bytes('["行人", "行人"]'.encode("gbk"))
+    with pytest.raises(UserError, match="a.json:1: isn't UTF-8 but, as it looks, gbk"):
         list(JsonStream(tmp_path / "a.json"))
     with pytest.raises(UserError, match="gone.json: this annotation file cannot be read .No such file"):
         list(JsonStream(tmp_path / "gone.json"))
@@ -77,6 +100,7 @@ def test_a_mistake_is_found_without_reading_on(tmp_path, monkeypatch):
     text = '[{"a": 1}, {"a" 1}, ' + '{"a": 1}, ' * 10_000 + "]"
     monkeypatch.setattr(jsonstream, "_CHUNK", 1000)
     monkeypatch.setattr(jsonstream, "open", lambda *_, **__: Counted(text), raising=False)
+    monkeypatch.setattr(JsonStream, "_encoding", lambda _: "utf-8")
     with pytest.raises(UserError, match="Expecting ':' delimiter"):
         list(JsonStream(tmp_path / "a.json"))
     assert reads == [1000]

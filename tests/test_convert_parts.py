@@ -45,11 +45,17 @@ def test_masks_are_no_pictures(tmp_path):
 
 def test_which_of_several_pictures_is_meant():
     pictures = Pictures(["/s/b/x.png", "/s/a/x.jpg", "/s/a/X.png", "/s/y.tar.jpg"])
-    assert pictures.find("x.jpg", nearest("/s/b/x.xml")) == "/s/a/x.jpg"  # the very name
-    assert pictures.find("x", nearest("/s/b/x.xml")) == "/s/b/x.png"
-    assert pictures.find("x", nearest("/s/a/x.xml")) == "/s/a/x.jpg"
-    assert pictures.find("Y.TAR.png", nearest("/s/b")) == "/s/y.tar.jpg"
-    assert pictures.find("y", nearest("/s/b")) is None
+
+    def found(name: str, annotation: str) -> list[str]:
+        return [match.path for match in pictures.matches(name, nearest(annotation))]
+
+    assert found("x.jpg", "/s/b/x.xml") == ["/s/a/x.jpg"]  # the very name
+    assert found("x", "/s/b/x.xml") == ["/s/b/x.png"]
+    assert found("x", "/s/a/x.xml") == ["/s/a/x.jpg"]
+    assert found("elsewhere\\B\\X.jpg", "/s/a/x.xml") == ["/s/b/x.png"]  # its folder says more than its spelling
+    assert found("Y.TAR.png", "/s/b") == ["/s/y.tar.jpg"]
+    assert found("y", "/s/b") == []
+    assert found("x", "/s/x.xml") == ["/s/b/x.png", "/s/a/x.jpg"]
     assert "x.bmp" in pictures
     assert "z" not in pictures
 

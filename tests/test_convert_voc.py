@@ -161,7 +161,7 @@ def test_readers_list_without_reading(tmp_path):
     src = make_voc(tmp_path / "src", {"a": "<"})
     for read in (read_voc, read_dior):
         (entry,) = read(src, Options()).entries
-        assert (entry.image, entry.note) == (f"{src}/JPEGImages/a.jpg", f"{src}/Annotations/a.xml")
+        assert (entry.image, entry.notes) == (f"{src}/JPEGImages/a.jpg", (f"{src}/Annotations/a.xml",))
         with pytest.raises(UserError, match="not valid XML"):
             look(entry, "voc", Options())
 

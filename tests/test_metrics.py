@@ -9,14 +9,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.errors import UserError
-from utils.metrics import (
-    COCO_IDS,
-    coco_ground_truth,
-    coco_results,
-    compute_metrics,
-    dataset_ground_truth,
-)
+from utils.ground_truth import GroundTruth, coco_ground_truth, dataset_ground_truth, make_coco
+from utils.metrics import COCO_IDS, coco_results, compute_metrics
 
 SHAPES = np.array([[100, 200], [50, 50]])
 LABELS = [np.array([[0, 0.25, 0.5, 0.1, 0.2], [0, 0.75, 0.5, 0.1, 0.2]], np.float32), np.zeros((0, 5), np.float32)]
@@ -115,10 +109,9 @@ def test_equal_to_pycocotools(tmp_path, category_ids: list[int]) -> None:
     path = tmp_path / "truth.json"
     categories = [{"id": c, "name": n} for c, n in zip(category_ids, names, strict=True)]
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    results = coco_results(detections, [i["id"] for i in images], category_ids)
-    judge = reference(str(path), results)
-
-    by_json = coco_ground_truth(path, [tmp_path / i["file_name"] for i in images], names)
+    by_json = coco_ground_truth(path, [str(tmp_path / i["file_name"]) for i in images], shapes, names)
+    assert (by_json.image_ids, by_json.category_ids) == ([i["id"] for i in images], category_ids)
+    judge = reference(str(path), coco_results(detections, by_json))
     for truth in (by_json, dataset_ground_truth(labels, shapes, 3)):
         ours = compute_metrics(truth, detections, names)
         assert (ours.map, ours.map50) == pytest.approx(judge.stats[:2].tolist(), abs=1e-6)
@@ -139,7 +132,7 @@ def test_f1_agrees_with_pycocotools_recall() -> None:
     for confidence in np.concatenate([d[:, 4] for d in detections.values()]):
         kept = {i: d[d[:, 4] >= confidence] for i, d in detections.items()}
         with contextlib.redirect_stdout(io.StringIO()):
-            judge = COCOeval(truth.coco, truth.coco.loadRes(coco_results(kept, truth.image_ids, [1])), "bbox")
+            judge = COCOeval(truth.coco, truth.coco.loadRes(coco_results(kept, truth)), "bbox")
             judge.evaluate()
             judge.accumulate()
         recall = judge.eval["recall"][0, 0, 0, 2]
@@ -155,26 +148,15 @@ def test_to_dict_has_the_promised_keys() -> None:
     assert json.loads(json.dumps(result.to_dict()))["targets"] == 2
 
 
-def test_coco_results() -> None:
-    assert coco_results({3: found([10, 20, 30, 60, 0.5, 1])}, [0, 0, 0, 42], [1, 90]) == [
-        {"image_id": 42, "category_id": 90, "bbox": [10, 20, 20, 40], "score": 0.5}
+def test_coco_results_are_in_ids_and_pixels_of_the_users_file() -> None:
+    """Its picture is twice as wide and four times as high; it has no category for the second class."""
+    scales = np.array([[1, 1], [2, 4]])
+    truth = GroundTruth(make_coco(2, 2, []), ["a", "b"], ["cat", None], scales)
+    assert coco_results({1: found([10, 20, 30, 60, 0.5, 0], [1, 2, 3, 4, 0.5, 1])}, truth) == [
+        {"image_id": "b", "category_id": "cat", "bbox": [20, 80, 40, 160], "score": 0.5}
     ]
 
 
 def test_coco_ids_of_the_80_classes() -> None:
     assert len(COCO_IDS) == 80
     assert (COCO_IDS[0], COCO_IDS[11], COCO_IDS[79]) == (1, 13, 90)  # person, stop sign, toothbrush
-
-
-def test_coco_json_errors(tmp_path) -> None:
-    path = tmp_path / "truth.json"
-    with pytest.raises(UserError, match="does not exist"):
-        coco_ground_truth(path, [], [])
-    path.write_text("[1, 2]")
-    with pytest.raises(UserError, match="not a COCO json"):
-        coco_ground_truth(path, [], [])
-    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a/x.jpg"}], "annotations": [], "categories": []}))
-    with pytest.raises(UserError, match=r"lists no picture y\.jpg"):
-        coco_ground_truth(path, [tmp_path / "y.jpg"], [])
-    with pytest.raises(UserError, match="0 categories"):
-        coco_ground_truth(path, [tmp_path / "x.jpg"], ["a"])

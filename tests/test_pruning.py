@@ -282,7 +282,7 @@ def test_a_coco_json_judges_here_too(here):
     (here / "truth.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     with open("d.data", "a") as file:
         file.write("coco_json=truth.json\n")
-    with pytest.raises(UserError, match=r"truth.json: lists no picture 0.png"):
+    with pytest.raises(UserError, match=r"truth.json: lists no picture valid/0.png"):
         prune("normal", "--data d.data")
 
 

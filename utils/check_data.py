@@ -11,9 +11,9 @@ from utils.check_files import KINDS, NO_ROW, usable_rows
 from utils.check_read import ANY_CLASS
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.errors import UserError
+from utils.ground_truth import json_ground_truth
 from utils.imagesize import is_image
 from utils.labels import CLIPPED, label_path
-from utils.metrics import json_ground_truth
 
 SMALLEST, LARGEST = 32, 16384  # pixels: sides of a picture that is neither an icon nor a scan of a wall
 LONGEST = 10.0  # times as long as it is wide
@@ -54,12 +54,15 @@ def corners(subject: Subject) -> Iterator[Finding]:
 
 def coco_annotations(subject: Subject) -> Iterator[Finding]:
     """A coco_json= that doesn't belong to valid, which test.py would measure with."""
-    valid = subject.split("valid")
+    valid, said = subject.split("valid"), list[str]()
     if valid is not None and subject.data.classes:
         try:
-            json_ground_truth(subject.data, valid.paths)
+            json_ground_truth(subject.data, valid, said.append)
         except UserError as error:
             yield finding_of(error, "mend or remove coco_json= in the .data file")
+    for line in said:
+        where, _, what = line.removeprefix("warning: ").partition(": ")
+        yield Finding(WARNING, what, 1, where, "look into coco_json= of the .data file")
 
 
 def orphans(subject: Subject) -> Iterator[Finding]:

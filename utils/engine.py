@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.boxes import augmented_predictions, nms, unletterbox
-from utils.metrics import Evaluation, GroundTruth, compute_metrics, dataset_ground_truth
+from utils.ground_truth import GroundTruth, dataset_ground_truth
+from utils.metrics import Evaluation, compute_metrics
 
 if TYPE_CHECKING:
     from models import Darknet

@@ -13,9 +13,9 @@ from utils.cfg import DataConfig
 from utils.datasets import collate, create_loader, start_worker
 from utils.devices import select_device
 from utils.engine import evaluate
+from utils.ground_truth import json_ground_truth
 from utils.hyp import Hyp
 from utils.measure import costs
-from utils.metrics import json_ground_truth
 from utils.recalibrate import recalibrate
 
 
@@ -30,7 +30,7 @@ class Judge:
     def __post_init__(self) -> None:
         self.device = select_device(self.args.device)
         self.loader = self._loader("valid") if self.data is not None else None
-        self.truth = json_ground_truth(self.data, self.loader.dataset.paths) if self.loader is not None else None
+        self.truth = json_ground_truth(self.data, self.loader.dataset) if self.loader is not None else None
 
     def _loader(self, key: str) -> DataLoader:
         """The pictures of `key` in the .data file, letterboxed as the network was trained."""

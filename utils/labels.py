@@ -38,6 +38,10 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + count
         self.first.setdefault(kind, where)
 
+    def include(self, others: "Problems") -> None:
+        for kind, count in others.counts.items():
+            self.add(kind, others.first[kind], count)
+
     def summary(self) -> str:
         """One line, empty when there was nothing."""
         return "; ".join(f"{kind}: {count} (first: {self.first[kind]})" for kind, count in self.counts.items())

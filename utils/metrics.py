@@ -1,18 +1,13 @@
 """How good detections are: mAP by pycocotools; precision, recall and F1 from its matches."""
 
-import contextlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.cfg import DataConfig, find_file
-from utils.errors import UserError
+from utils.ground_truth import GroundTruth, annotation, make_coco, silent
 
 THRESHOLDS = 1000  # confidences at which F1 is looked at, at most
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # of COCO's 80 classes
@@ -48,90 +43,25 @@ class Evaluation:
         return {k: getattr(self, k) for k in keys}
 
 
-@dataclass
-class GroundTruth:
-    """Annotations as pycocotools wants them, and the ids that it knows the dataset's pictures and classes by."""
-
-    coco: COCO
-    image_ids: list[int]
-    category_ids: list[int]
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """pycocotools prints its progress; here it is noise."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def _coco(images: list[dict], annotations: list[dict], category_ids: list[int]) -> COCO:
-    coco = COCO()
-    coco.dataset = {"images": images, "annotations": annotations, "categories": [{"id": c} for c in category_ids]}
-    with _silent():
-        coco.createIndex()
-    return coco
-
-
-def dataset_ground_truth(labels: list[np.ndarray], shapes: np.ndarray, classes: int) -> GroundTruth:
-    """Ground truth of any dataset: labels, an array a picture (n, 5) of class and cx cy w h as shares of the picture;
-    shapes (pictures, 2): their heights and widths in pixels."""
-    annotations = []
-    for image, (rows, (height, width)) in enumerate(zip(labels, shapes, strict=True)):
-        sides = rows[:, 3:5].astype(np.float64) * (width, height)
-        corners = rows[:, 1:3].astype(np.float64) * (width, height) - sides / 2
-        boxes = np.concatenate((corners, sides), 1).tolist()
-        for category, box in zip(rows[:, 0].astype(int).tolist(), boxes, strict=True):
-            annotations.append(_annotation(len(annotations) + 1, image, category + 1, box) | {"iscrowd": 0})
-    images = [{"id": i, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(shapes)]
-    category_ids = list(range(1, classes + 1))
-    return GroundTruth(_coco(images, annotations, category_ids), list(range(len(images))), category_ids)
-
-
-def coco_ground_truth(path: Path, image_paths: Sequence[str | Path], names: list[str]) -> GroundTruth:
-    """Ground truth of a COCO json whose pictures are found by file name and whose categories by name, else by order.
-
-    Raises UserError when it is no such json, lacks a picture or has another number of categories.
-    """
-    try:
-        with _silent():
-            coco = COCO(str(path))
-        by_name = {Path(image["file_name"]).name: image["id"] for image in coco.dataset["images"]}
-        categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
-    except FileNotFoundError:
-        raise UserError(f"{path}: this COCO json does not exist; check coco_json= in the .data file") from None
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f"{path}: not a COCO json with images, annotations and categories") from None
-    names_of_pictures = [Path(p).name for p in image_paths]
-    missing = next((n for n in names_of_pictures if n not in by_name), None)
-    if missing is not None:
-        raise UserError(f"{path}: lists no picture {missing}; use the json that belongs to valid= in the .data file")
-    if len(categories) != len(names):
-        raise UserError(f"{path}: has {len(categories)} categories, but the .data file has classes={len(names)}")
-    ids = [categories[n] for n in names] if set(names) == set(categories) else sorted(categories.values())
-    return GroundTruth(coco, [by_name[n] for n in names_of_pictures], ids)
-
-
-def json_ground_truth(data: DataConfig, paths: Sequence[str | Path]) -> GroundTruth | None:
-    """COCO's own annotations if the .data file has a line `coco_json=`; None: take the labels. paths: the pictures."""
-    if "coco_json" not in data.extra:
-        return None
-    return coco_ground_truth(find_file(data.extra["coco_json"], data.path.parent), paths, data.names)
-
-
-def _annotation(number: int, image: int, category: int, box: list[float]) -> dict[str, Any]:
-    """box: x y w h in pixels."""
-    return {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
-
-
-def coco_results(detections: dict[int, np.ndarray], image_ids: list[int], category_ids: list[int]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format: image_id, category_id, bbox x y w h, score."""
+def coco_results(detections: dict[int, np.ndarray], truth: GroundTruth) -> list[dict[str, Any]]:
+    """Detections in COCO's result format: image_id, category_id, bbox x y w h, score; ids and pixels are those of the
+    user's file. What it has no category for is left out."""
     results = []
-    for index, rows in sorted(detections.items()):
-        boxes = np.concatenate((rows[:, :2], rows[:, 2:4] - rows[:, :2]), 1).astype(np.float64).tolist()
-        for box, score, category in zip(boxes, rows[:, 4].tolist(), rows[:, 5].astype(int).tolist(), strict=True):
-            result = {"image_id": image_ids[index], "category_id": category_ids[category], "bbox": box, "score": score}
-            results.append(result)
+    for picture, label, box, score in _each(detections):
+        image, category = truth.image_ids[picture], truth.category_ids[label]
+        if truth.scales is not None:
+            box = (np.array(box) * np.tile(truth.scales[picture], 2)).tolist()
+        if category is not None:
+            results.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
     return results
+
+
+def _each(detections: dict[int, np.ndarray]) -> Iterator[tuple[int, int, list[float], float]]:
+    """(picture, class, box x y w h, confidence) of every detection."""
+    for picture, rows in sorted(detections.items()):
+        boxes = np.concatenate((rows[:, :2], rows[:, 2:4] - rows[:, :2]), 1).astype(np.float64).tolist()
+        for box, score, label in zip(boxes, rows[:, 4].tolist(), rows[:, 5].astype(int).tolist(), strict=True):
+            yield picture, label, box, score
 
 
 def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names: list[str]) -> Evaluation:
@@ -139,11 +69,10 @@ def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names
     with the ground truth, by COCOeval with COCO's own limits: IoU 0.5 to 0.95 in steps of 0.05, the 100 best
     detections of a class and picture. Without any ground truth every figure is 0."""
     judge = _judge(truth, detections)
-    place = np.searchsorted(np.sort(truth.category_ids), truth.category_ids)  # COCOeval sorts the categories
-    curve = judge.eval["precision"][:, :, place, 0, -1]  # (IoU, recall, class); -1 where a class has no targets
+    curve = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class); -1 where a class has no targets
     occurs = curve[0, 0] > -1
     average = np.where(occurs, curve.mean(1), 0)  # (IoU, class)
-    rows = [_matches_of(judge, k) for k in place]
+    rows = [_matches_of(judge, k) for k in range(len(names))]
     precision, recall, f1 = _at_best_confidence(rows, occurs)
     columns = {"precision": precision, "recall": recall, "f1": f1, "map50": average[0], "map": average.mean(0)}
     per_class = [
@@ -197,17 +126,15 @@ def _at_best_confidence(rows: list[ClassMatches], occurs: np.ndarray) -> tuple[n
 
 
 def _judge(truth: GroundTruth, detections: dict[int, np.ndarray]) -> COCOeval:
-    results = coco_results(detections, truth.image_ids, truth.category_ids)
     found = [
-        _annotation(i, r["image_id"], r["category_id"], r["bbox"]) | {"score": r["score"], "iscrowd": 0}
-        for i, r in enumerate(results, 1)
+        annotation(number, picture, label, box) | {"score": score}
+        for number, (picture, label, box, score) in enumerate(_each(detections))
     ]
-    images = [{"id": i} for i in truth.image_ids]
-    judge = COCOeval(truth.coco, _coco(images, found, truth.category_ids), "bbox")
-    judge.params.imgIds = truth.image_ids
-    judge.params.catIds = truth.category_ids
+    pictures, classes = len(truth.image_ids), len(truth.category_ids)
+    judge = COCOeval(truth.coco, make_coco(pictures, classes, found), "bbox")
+    judge.params.imgIds, judge.params.catIds = list(range(pictures)), list(range(1, classes + 1))
     judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], judge.params.areaRngLbl[:1]  # all sizes
-    with _silent():
+    with silent():
         judge.evaluate()
         judge.accumulate()
     return judge

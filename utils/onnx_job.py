@@ -21,6 +21,7 @@ from utils.engine import evaluate
 from utils.errors import UserError
 from utils.export_input import input_size, picture_settings
 from utils.files import replacing
+from utils.ground_truth import json_ground_truth
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
 from utils.quantized.transform import quantizers, switched
@@ -67,7 +68,8 @@ class Trial:
         )  # fmt: skip
         own = {"conf_thres": self.plan.conf_thres, "iou_thres": self.plan.iou_thres} if self.plan.outputs == "nms" else {}
         return evaluate(network, loader, self.loaded.names, device=check.CPU, precision="fp32",
-                        maxabs=self.settings["maxabs"], desc=what, **own).map50  # fmt: skip
+                        maxabs=self.settings["maxabs"], desc=what, truth=json_ground_truth(self.data, loader.dataset),
+                        **own).map50  # fmt: skip
 
 
 def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:

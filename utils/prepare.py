@@ -22,6 +22,7 @@ from utils.devices import training_dtype
 from utils.distill import Distiller, load_teacher
 from utils.distributed import World
 from utils.errors import UserError
+from utils.ground_truth import GroundTruth, json_ground_truth
 from utils.hyp import Hyp, preset
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
@@ -35,13 +36,15 @@ Say = Callable[[str], None]
 
 @dataclass
 class Setup:
-    """Everything that the epochs need. settings: how pictures are prepared, which last.pt tells test.py and detect.py."""
+    """Everything that the epochs need. settings: how pictures are prepared, which last.pt tells test.py and detect.py.
+    truth: what detections are compared with instead of the labels of `valid`."""
 
     run: Run
     loader: DataLoader
     valid: DataLoader | None
     data: DataConfig
     settings: dict[str, Any]
+    truth: GroundTruth | None = None
 
     def weigh_images(self, evaluation: Evaluation | None = None) -> None:
         """Draw pictures of rare and, after an evaluation, of badly detected classes more often from the next epoch on. The
@@ -72,6 +75,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     settings = checkpoint.settings if checkpoint else picture_settings(args, loaded)
     teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
     loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
+    truth = json_ground_truth(data, valid.dataset, say) if valid is not None else None
     describe_data(data, loaded, settings, loader, valid, say)
     plan = Plan(
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
@@ -94,7 +98,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
             refuse_broken(network, checkpoint.path)
         if mended:
             say(mended)
-    setup = Setup(run, loader, valid, data, settings)
+    setup = Setup(run, loader, valid, data, settings, truth)
     if args.image_weights:
         setup.weigh_images()
     return setup

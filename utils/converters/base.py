@@ -43,12 +43,14 @@ class Found:
 
 @dataclass(slots=True)
 class Entry:
-    """One picture. `note` is what the format's `parse` makes a Found of: the path of the annotation file, or a Found.
-    No splits: the source doesn't say."""
+    """One picture. Of each of `notes` the format's `parse` makes a Found: the path of an annotation file, or a Found.
+    No splits: the source doesn't say. misfit: see tree.Match.
+    """
 
     image: str
     splits: tuple[str, ...]
-    note: Any
+    notes: tuple[Any, ...]
+    misfit: Any = 0
 
 
 @dataclass

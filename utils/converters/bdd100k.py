@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.converters.base import Annotations, Entry, Found, Options, published_names
-from utils.converters.jsonstream import JsonStream
 from utils.converters.tree import Pictures, Tree, nearest, note_unused, stem_of
 from utils.errors import UserError
+from utils.jsonstream import JsonStream
 
 NAME = "bdd100k"
 RENAMED = {"pedestrian": "person", "bicycle": "bike", "motorcycle": "motor"}  # in the release of 2020
@@ -72,11 +72,11 @@ def _add(name: str, path: str, note: Any, tree: Tree, pictures: Pictures, result
     def preference(picture: str) -> tuple[bool, bool, int]:  # images/10k has some of images/100k again
         return tree.split(os.path.dirname(picture)) != splits, "/100k/" not in tree.relative(picture), near(picture)
 
-    image = pictures.find(name.rpartition("/")[2], preference)
-    if image is None:
+    match = pictures.find(name, preference, f"{path}: {name}")
+    if match is None:
         result.problems.add("annotated images that aren't there, left out", f"{path}: {name}")
     else:
-        result.entries.append(Entry(image, splits, note))
+        result.entries.append(Entry(match.path, splits, (note,), match.misfit))
 
 
 def parse_bdd100k(note: str | Found, options: Options) -> Found:

@@ -12,6 +12,7 @@ from utils.converters.formats import FORMATS
 from utils.errors import UserError
 from utils.imagesize import image_size
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
+from utils.stated import size_of_pixels
 
 OUTSIDE = "boxes outside the picture, left out"
 UNREADABLE = "pictures that cannot be read, left out"
@@ -47,21 +48,22 @@ def known_names(form: str, options: Options) -> Mapping[str, str] | None:
 
 
 def look(entry: Entry, form: str, options: Options) -> Look:
-    """Read the annotation of a picture, measure the picture, clip the boxes and drop those that are of no use.
+    """Read the annotations of a picture, measure the picture, clip the boxes and drop those that are of no use.
 
     Raises UserError for an annotation that cannot be understood.
     """
-    found = FORMATS[form].parse(entry.note, options)
-    result = Look(problems=found.problems)
+    result, notes = Look(), [FORMATS[form].parse(note, options) for note in entry.notes]
     try:
         result.shape = image_size(entry.image)
     except ValueError as error:
-        result.problems = Problems({UNREADABLE: 1}, {UNREADABLE: f"{entry.image}: {error}"})
+        result.problems.add(UNREADABLE, f"{entry.image}: {error}")
         return result
-    _keep_known(found, known_names(form, options), result)
-    if found.names:
-        width, height = _measure(found, entry.image, result)
-        _clean(found, np.array([width, height], np.float64), result)
+    for found in notes:
+        result.problems.include(found.problems)
+        _keep_known(found, known_names(form, options), result)
+        if found.names:
+            width, height = _measure(found, entry.image, result)
+            _clean(found, np.array([width, height], np.float64), result)
     return result
 
 
@@ -81,16 +83,13 @@ def _keep_known(found: Found, known: Mapping[str, str] | None, result: Look) -> 
 
 
 def _measure(found: Found, image: str, result: Look) -> tuple[int, int]:
-    """(width, height) in whose pixels the boxes are: what the annotation states, unless that is the picture's turned over."""
+    """(width, height) in whose pixels the boxes are."""
     height, width = result.shape
-    if found.size in ((width, height), (0, 0)) or min(found.size) < 1:
-        return width, height
-    stated = f"{image}: {width}x{height}, annotated as {found.size[0]}x{found.size[1]}"
-    if found.size == (height, width):
-        result.problems.add("pictures annotated with width and height swapped, taken as they are", stated)
-        return width, height
-    result.problems.add("pictures of another size than annotated, boxes scaled", stated)
-    return found.size
+    corners = np.frombuffer(found.corners).reshape(-1, 2)
+    size, kind = size_of_pixels(found.size, (width, height), tuple(corners.max(0)))
+    if kind:
+        result.problems.add(kind, f"{image}: {width}x{height}, annotated as {found.size[0]}x{found.size[1]}")
+    return size
 
 
 def _clean(found: Found, size: np.ndarray, result: Look) -> None:
@@ -101,19 +100,27 @@ def _clean(found: Found, size: np.ndarray, result: Look) -> None:
         raise UserError(f"{found.where(bad)}: a corner isn't a finite number; mend or remove it")
     clipped = corners.clip(0, size)
     rows = np.concatenate([clipped.mean(1), clipped[:, 1] - clipped[:, 0]], 1) / np.tile(size, 2)
-    written = np.rint(rows / _UNIT)
+    written = _written(rows)
     is_inside = (clipped[:, 0] < clipped[:, 1]).all(1)
     has_area = (corners[:, 0] < corners[:, 1]).all(1) & (~is_inside | (written[:, 2:] > 0).all(1))
     is_clipped = (np.abs(clipped - corners) > _ROUNDING * size).any((1, 2))
-    kept: dict[tuple[str, bytes], int] = {}
+    seen, keep = {(name, row.tobytes()) for name, row in zip(result.names, _written(result.boxes), strict=True)}, []
     for i, name in enumerate(found.names):
-        kind = _verdict(has_area[i], is_inside[i], is_clipped[i])
-        if kind in (None, CLIPPED) and kept.setdefault((name, written[i].tobytes()), i) != i:
-            kind = DUPLICATE
+        kind, box = _verdict(has_area[i], is_inside[i], is_clipped[i]), (name, written[i].tobytes())
+        if kind in (None, CLIPPED):
+            kind = DUPLICATE if box in seen else kind
+            if kind != DUPLICATE:
+                seen.add(box)
+                keep.append(i)
         if kind:
             result.problems.add(kind, found.where(found.numbers[i]))
-    keep = list(kept.values())
-    result.names, result.boxes = [found.names[i] for i in keep], rows[keep]
+    result.names += [found.names[i] for i in keep]
+    result.boxes = np.concatenate([result.boxes, rows[keep]])
+
+
+def _written(rows: np.ndarray) -> np.ndarray:
+    """What a label's numbers are told apart by."""
+    return np.rint(rows / _UNIT)
 
 
 def _verdict(has_area: bool, is_inside: bool, is_clipped: bool) -> str | None:

@@ -1,15 +1,16 @@
 """The files of a raw dataset, and what their names and folders say."""
 
+import filecmp
 import itertools
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.converters.base import TEST, TRAIN, VALID, Annotations, Entry, Options
 from utils.errors import UserError
+from utils.filenames import folded, path_parts, shared_parts, stem_of, without_suffix
 from utils.imagesize import is_image
 from utils.labels import Problems
 
@@ -89,6 +90,13 @@ def split_of(text: str) -> tuple[str, ...]:
     return (_SPLIT_WORDS[words[-1]],) if words else ()
 
 
+class Match(NamedTuple):
+    """A picture, and how badly it fits: of two annotations that match the same picture, the one with less is its own."""
+
+    path: str
+    misfit: tuple[int, bool, Any]
+
+
 class Pictures:
     """Pictures by name; what `folded` ignores, and the suffix, may differ where no picture has the very name."""
 
@@ -98,29 +106,32 @@ class Pictures:
             self._by_stem.setdefault(folded(stem_of(path)), []).append(path)
 
     def __contains__(self, name: str) -> bool:
-        return folded(_without_suffix(name)) in self._by_stem
+        return folded(without_suffix(name)) in self._by_stem
 
-    def find(self, name: str, preference: Callable[[str], Any]) -> str | None:
-        """The picture of this file name, with or without suffix; of several the one with the least `preference`."""
-        found = self._by_stem.get(folded(_without_suffix(name)), [])
-        if len(found) < 2:
-            return found[0] if found else None
-        part = os.path.basename if is_image(name) else stem_of
-        return min(found, key=lambda path: (part(path) != name, preference(path), path))
+    def matches(self, name: str, preference: Callable[[str], Any]) -> list[Match]:
+        """The pictures that `name`, with or without folders and suffix, fits best: those that share most of its folders, then
+        those of the very name, then those with the least `preference`. Several where that doesn't decide."""
+        name = name.replace("\\", "/")
+        folders, _, own = name.rpartition("/")
+        paths = self._by_stem.get(folded(without_suffix(own)), [])
+        parts, part = path_parts(name) if folders else [], os.path.basename if is_image(own) else stem_of
+        misfits = [
+            (-shared_parts(parts, path_parts(path)) if folders else 0, part(path) != own, preference(path)) for path in paths
+        ]
+        return [Match(*pair) for pair in zip(paths, misfits, strict=True) if pair[1] == min(misfits)]
+
+    def find(self, name: str, preference: Callable[[str], Any], place: str) -> Match | None:
+        """The one of `matches`. Raises UserError naming the annotation `place` where several pictures that differ fit alike."""
+        return only(self.matches(name, preference), place)
 
 
-def folded(text: str) -> str:
-    """The same for names that differ in their letters' case or in Unicode's two ways to write an accent."""
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
-
-
-def stem_of(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
-def _without_suffix(name: str) -> str:
-    """`name` less a picture's suffix; what follows another dot belongs to the name."""
-    return os.path.splitext(name)[0] if is_image(name) else name
+def only(matches: list[Match], place: str) -> Match | None:
+    """The first, of which the others must be copies; UserError naming the annotation `place` if they aren't."""
+    for other in matches[1:]:
+        if not filecmp.cmp(matches[0].path, other.path, shallow=False):
+            raise UserError(f"{place}: may be about {matches[0].path} or {other.path}; move one of them away, or rename it "
+                            "and its annotation")  # fmt: skip
+    return matches[0] if matches else None
 
 
 def nearest(path: str) -> Callable[[str], int]:
@@ -145,11 +156,11 @@ def read_paired(source: Path, options: Options, suffix: str, names: list[str]) -
         raise tree.missing(f"annotations/*{suffix}")
     pictures = Pictures(tree.pictures)
     for path in files:
-        image = pictures.find(stem_of(path), nearest(path))
-        if image is None:
+        match = pictures.find(stem_of(path), nearest(path), path)
+        if match is None:
             result.problems.add("annotations without picture, left out", path)
         else:
-            result.entries.append(Entry(image, tree.split(os.path.dirname(path)), path))
+            result.entries.append(Entry(match.path, tree.split(os.path.dirname(path)), (path,), match.misfit))
     return note_unused(tree.pictures, result)
 
 
@@ -163,11 +174,18 @@ def note_unused(pictures: list[str], result: Annotations) -> Annotations:
 
 
 def merge_repeated(entries: list[Entry], problems: Problems) -> list[Entry]:
-    """One entry a picture: the first annotation counts, in the splits of all of them."""
+    """One entry a picture, with the annotations and splits of all that fit it alike, as where a picture is listed twice.
+    Where some fit it better, the others are about another picture of its name, which isn't there."""
     merged: dict[str, Entry] = {}
     for entry in entries:
         first = merged.setdefault(entry.image, entry)
-        if first is not entry:
-            problems.add("annotations of a picture that has one already, left out", entry.image)
-            first.splits = tuple(dict.fromkeys(first.splits + entry.splits))
+        if first is entry:
+            continue
+        if entry.misfit == first.misfit:
+            problems.add("annotations of a picture that has one already, put together", entry.image)
+            first.notes, splits = first.notes + entry.notes, first.splits + entry.splits
+            first.splits = tuple(dict.fromkeys(splits))
+        else:
+            problems.add("annotations that another picture of the same name lacks, left out", entry.image)
+            merged[entry.image] = min(first, entry, key=lambda e: e.misfit)
     return list(merged.values())

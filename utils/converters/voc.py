@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from utils.converters.base import TRAIN, VALID, Annotations, Entry, Found, Options, published_names
-from utils.converters.tree import Pictures, Tree, folded, nearest, note_unused, stem_of
+from utils.converters.tree import Match, Pictures, Tree, folded, nearest, note_unused, only, stem_of
 from utils.errors import UserError
 from utils.files import read_text
 
@@ -47,23 +47,24 @@ def _read(source: Path, options: Options, folders: tuple[str, ...]) -> Annotatio
         if members is not None and path not in members:
             result.problems.add("annotations that no list of pictures names, left out", path)
             continue
-        image = _picture_of(path, pictures)
-        if image is None:
+        match = _picture_of(path, pictures)
+        if match is None:
             result.problems.add("annotations without picture, left out", path)
             continue
-        splits = tree.split(os.path.dirname(path)) or tree.split(os.path.dirname(image)) if members is None else members[path]
-        result.entries.append(Entry(image, splits, path))
+        own = tree.split(os.path.dirname(path)) or tree.split(os.path.dirname(match.path))
+        result.entries.append(Entry(match.path, own if members is None else members[path], (path,), match.misfit))
     return note_unused(tree.pictures, result)
 
 
-def _picture_of(path: str, pictures: Pictures) -> str | None:
-    """The picture called as its annotation, else the one that the annotation names."""
+def _picture_of(path: str, pictures: Pictures) -> Match | None:
+    """The picture called as its annotation; of several, or where there is none, the one that the annotation names."""
     near = nearest(path)
-    image = pictures.find(stem_of(path), near)
-    if image is None:
-        name = _parsed(path).findtext("filename", "").strip().replace("\\", "/")
-        image = pictures.find(name.rpartition("/")[2], near) if name else None
-    return image
+    found = pictures.matches(stem_of(path), near)
+    if len(found) != 1:
+        name = (_parsed(path).findtext(".//filename") or "").strip().replace("\\", "/")
+        named = [match for match in found if os.path.basename(match.path) == name.rpartition("/")[2]]
+        found = named or found or (pictures.matches(name, near) if name else [])
+    return only(found, path)
 
 
 def _listed(tree: Tree, files: list[str], result: Annotations) -> dict[str, tuple[str, ...]] | None:
@@ -135,13 +136,24 @@ def _parsed(path: str) -> ElementTree.Element:
         raise UserError(f"{path}: not valid XML ({error}); mend or remove this file") from None
 
 
+def _annotation(path: str) -> ElementTree.Element:
+    """The <annotation> of an XML file, at its root or wrapped into something else; UserError for several."""
+    root = _parsed(path)
+    found = list(root.iter("annotation"))
+    if len(found) > 1:
+        raise UserError(f"{path}: holds {len(found)} annotations, but VOC has a file for each picture; take them apart")
+    if not found and root.find(".//object") is None:
+        raise UserError(f"{path}: holds no <annotation>, so it is none of VOC; remove it")
+    return found[0] if found else root
+
+
 def parse_voc(note: str, options: Options) -> Found:
     """The objects of one XML file: [xmin, xmax] with width xmax - xmin, in pixels as they stand.
 
     VOC counts pixels from 1 and its last one belongs to the box, but most programs that write its format do neither, and
     the difference is one pixel. Raises UserError for XML that cannot be read and for numbers that are none.
     """
-    root, found = _parsed(note), Found(f"{note}: object ")
+    root, found = _annotation(note), Found(f"{note}: object ")
     found.size = (_pixels(root, "width", note), _pixels(root, "height", note))
     for number, item in enumerate(root.iter("object"), 1):
         if options.skip_difficult and item.findtext("difficult", "0").strip() == "1":

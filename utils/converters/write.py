@@ -80,8 +80,7 @@ def _look_through(
     readable, found, numbers = [], [], dict[str, int]()
     looks = crew.each(functools.partial(look, form=form, options=options), entries, "Reading annotations")
     for entry, seen in zip(entries, looks, strict=True):
-        for kind, count in seen.problems.counts.items():
-            result.problems.add(kind, seen.problems.first[kind], count)
+        result.problems.include(seen.problems)
         if seen.shape is None:
             continue
         readable.append(entry)

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.errors import UserError
+from utils.files import read_text
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
@@ -17,7 +18,8 @@ class JsonStream:
 
     A list at the top gives ("", 0, first item), ("", 1, second item), ...; an object gives the same for each of its values
     that is a list, and (key, -1, value) for each other one. Afterwards `keys` has the keys that were there, "" for a list.
-    Raises UserError naming file and line where it isn't JSON.
+    The file is in UTF-8, UTF-16 or UTF-32, as RFC 8259 and its predecessors allow. Raises UserError naming file and line
+    where it isn't JSON, nests too deeply for Python, or has a key at the top twice, of which other programs see one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,12 +29,17 @@ class JsonStream:
 
     def __iter__(self) -> Iterator[tuple[str, int, Any]]:
         try:
-            with open(self.path, encoding="utf-8-sig") as self._file:
+            with open(self.path, encoding=self._encoding()) as self._file:
                 yield from self._top()
-        except UnicodeDecodeError:
+        except UnicodeError:
+            read_text(self.path, "annotation file")  # which says what encoding it seems to be
             raise UserError(f"{self.path}: this is not a text file, so it is no annotation file") from None
         except OSError as error:
             raise UserError(f"{self.path}: this annotation file cannot be read ({error.strerror})") from None
+
+    def _encoding(self) -> str:
+        with open(self.path, "rb") as file:
+            return "utf-8-sig" if (found := json.detect_encoding(file.read(4))) == "utf-8" else found
 
     def _top(self) -> Iterator[tuple[str, int, Any]]:
         if self._next_is("["):
@@ -51,7 +58,9 @@ class JsonStream:
     def _member(self) -> Iterator[tuple[str, int, Any]]:
         if self._peek() != '"':
             self._fail("Expecting property name enclosed in double quotes", self._at)
-        key = self._value()
+        key, start = self._value(), self._at
+        if key in self.keys:
+            self._fail(f"{key!r} stands in it twice", start)
         self._expect(":")
         self.keys.add(key)
         if self._next_is("["):
@@ -81,6 +90,10 @@ class JsonStream:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _MARGIN
                 if not cut or self._ended:
                     self._fail(error.msg, error.pos)
+            except RecursionError:
+                self._fail("it nests too deeply", self._at)
+            except ValueError as error:  # a number of thousands of digits
+                self._fail(str(error).partition(";")[0], self._at)
             else:
                 if end < len(self._text) or self._ended:  # a number may go on in the next chunk
                     self._at = end
@@ -116,6 +129,6 @@ class JsonStream:
         if not self._next_is(character):
             self._fail(f"Expecting {character!r}", self._at)
 
-    def _fail(self, message: str, position: int) -> None:
+    def _fail(self, message: str, position: int) -> NoReturn:
         line = self._line + self._text.count("\n", 0, position)
         raise UserError(f"{self.path}:{line}: not valid JSON ({message}); was it copied completely?") from None
