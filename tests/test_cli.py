@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -58,6 +59,19 @@ def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
         cli.run(main, cli.Parser("x"))
     assert stop.value.code == status
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "gbk", "utf-8"])
+def test_every_terminal_shows_what_it_can(encoding):
+    """Letters that it lacks, and bytes of names that are no text, come as escapes on both streams and from tqdm."""
+    code = ("from utils.cli import Parser, run; from utils.errors import UserError; from tqdm import tqdm\n"
+            "def main(args):\n    print('é行\\udcff'); tqdm.write('é行\\udcff'); raise UserError('é行\\udcff')\n"
+            "run(main, Parser('x'))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    expected = "é行\udcff".encode(encoding, "backslashreplace")
+    assert done.stdout == (expected + b"\n") * 2
+    assert done.stderr == b"-c: " + expected + b"\n"
+    assert done.returncode == 2
 
 
 def test_a_json_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """What every script's command line shares: arguments, loading a model, tables, and one line for a user's mistake."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -101,6 +102,9 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and run `main`; a UserError ends in one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter, and names of files that are no text
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args()
     reuse_memory()
     _print_remarks(parser.prog)

@@ -70,9 +70,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8."""
+    """Write `text` to `path` atomically, as UTF-8; bytes of names that are none (os.fsdecode) become these bytes again."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def read_text(path: str | Path, what: str = "file", *, comments: str = "", paths: bool = False) -> str:

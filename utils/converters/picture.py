@@ -1,10 +1,10 @@
 """A dataset at a glance: samples with their boxes, how many boxes a class has, how large they are."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from utils.converters.write import Item, Report
 from utils.draw import class_colour
 from utils.files import replacing
+from utils.fonts import families, font_of, legible
 
 SAMPLES = 8
 _NAMED = 12  # boxes of a sample that have their class's name beside them: the largest
@@ -21,17 +22,25 @@ _COCO_SIZES = (32, 96)  # between what COCO's evaluation calls small, medium and
 
 
 def draw_report(report: Report, path: Path) -> None:
-    """Write the picture as PNG."""
+    """Write the picture as PNG, in fonts that have the letters of the names; where none has, with numbers instead."""
+    names, samples = legible(report.names), choose_samples(report.items)
+    titles = [item.target if font_of(item.target) else f"picture {n}" for n, item in enumerate(samples, 1)]
+    with matplotlib.rc_context({"font.family": families([*names, *titles, report.data.stem])}):
+        figure = _figure(report, names, samples, titles)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=80, format="png")
+
+
+def _figure(report: Report, names: Sequence[str], samples: Sequence[Item], titles: Sequence[str]) -> Figure:
     figure = Figure(figsize=(14, 12), layout="constrained")
     grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 1.1))
-    for place, item in zip(np.ndindex(2, 4), choose_samples(report.items), strict=False):
-        _sample(figure.add_subplot(grid[place]), item, report.names)
-    _classes(figure.add_subplot(grid[2, :2]), report)
+    for place, item, title in zip(np.ndindex(2, 4), samples, titles, strict=False):
+        _sample(figure.add_subplot(grid[place]), item, names, title)
+    _classes(figure.add_subplot(grid[2, :2]), names, [report.class_boxes[name] for name in report.names])
     _sizes(figure.add_subplot(grid[2, 2:]), box_sides(report.items))
-    figure.suptitle(f"{report.data.stem}: {report.total_images:,} pictures, {report.class_boxes.total():,} boxes")
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names in an alphabet that matplotlib's font lacks are drawn as frames
-        figure.savefig(temporary, dpi=80, format="png")
+    stem = report.data.stem if font_of(report.data.stem) else "dataset"
+    figure.suptitle(_plain(f"{stem}: {report.total_images:,} pictures, {report.class_boxes.total():,} boxes"))
+    return figure
 
 
 def choose_samples(items: Sequence[Item], count: int = SAMPLES) -> list[Item]:
@@ -53,7 +62,7 @@ def box_sides(items: Sequence[Item]) -> np.ndarray:
     return np.concatenate([np.sqrt(item.boxes[:, 2:].prod(1) * np.prod(item.shape)) for item in items])
 
 
-def _sample(axes: Axes, item: Item, names: Sequence[str]) -> None:
+def _sample(axes: Axes, item: Item, names: Sequence[str], title: str) -> None:
     axes.set_axis_off()
     image = _small_picture(item.image)
     if image is None:
@@ -68,7 +77,7 @@ def _sample(axes: Axes, item: Item, names: Sequence[str]) -> None:
         if i in largest:
             axes.text(*corner, _plain(names[number]), fontsize=6, color="white", va="bottom", clip_on=True,
                       bbox={"facecolor": colour, "pad": 0.5, "linewidth": 0})  # fmt: skip
-    axes.set_title(_plain(item.target if len(item.target) < 30 else f"{item.target[:13]}...{item.target[-13:]}"), fontsize=7)
+    axes.set_title(_plain(title if len(title) < 30 else f"{title[:13]}...{title[-13:]}"), fontsize=7)
 
 
 def _small_picture(path: str) -> np.ndarray | None:
@@ -83,11 +92,10 @@ def _small_picture(path: str) -> np.ndarray | None:
     return cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
 
 
-def _classes(axes: Axes, report: Report) -> None:
-    places = np.arange(len(report.names))
-    counts = [report.class_boxes[name] for name in report.names]
+def _classes(axes: Axes, names: Sequence[str], counts: Sequence[int]) -> None:
+    places = np.arange(len(names))
     axes.bar(places, counts, color=[_colour(number) for number in places.tolist()])
-    axes.set_xticks(places, [_plain(name) for name in report.names], fontsize=9 if len(places) < 25 else 5, rotation=90)
+    axes.set_xticks(places, [_plain(name) for name in names], fontsize=9 if len(places) < 25 else 5, rotation=90)
     axes.set(title="boxes of each class", yscale="symlog", ylim=(0, max(counts) * 2))
     axes.grid(alpha=0.3, axis="y")
 
