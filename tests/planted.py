@@ -191,6 +191,13 @@ FAULTS = {
     "a box in pixels": Fault(
         lambda c: c.add_row(0, "0 320 240 60 60"), "error", "train: boxes in pixels instead of shares", ":ROW (0 320"
     ),
+    "a confidence behind a box": Fault(
+        lambda c: c.add_row(0, "0 .9 .9 .1 .1 .75"), "warning", "train: boxes with a confidence behind them", ":ROW (0 .9"
+    ),
+    "a polygon": Fault(lambda c: c.add_row(0, "0 .9 .9 .95 .9 .9 .95"), "warning", "train: polygons, taken as", ":ROW (0 .9"),
+    "a key given twice": Fault(
+        lambda c: c.append("bccd.data", "classes=4\n"), "warning", "classes=4 is left out: classes=3 stands in", "bccd.data:"
+    ),
     "a box without area": Fault(
         lambda c: c.add_row(0, "0 .5 .5 0 .1"), "warning", "train: boxes without area", ":ROW (0 .5 .5 0"
     ),

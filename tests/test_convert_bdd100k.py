@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.raw import convert, labels, stems, write_image, write_json, write_text
+from utils.converters.base import SWAPPED, Found
+from utils.converters.bdd100k import _add_labels
 from utils.errors import UserError
 
 A, B, C = "0000f77c-6257be58", "b1c66a42-6f7d68ca", "cabc30fc-e7726578"
@@ -139,3 +141,11 @@ def test_what_cannot_be_read(tmp_path, content, message):
     write_text(tmp_path / "src" / "labels.json", json.dumps(content))
     with pytest.raises(UserError, match=message):
         convert("bdd100k", tmp_path / "src", tmp_path / "out")
+
+
+def test_corners_in_the_wrong_order_keep_the_numbers_of_the_labels():
+    found = Found("a: label ")
+    _add_labels([label("car", 9, 2, 3, 4), label("car", 1, 2, 3, 4)], found)
+    _add_labels([{"category": "car"}], found)
+    assert list(found.corners) == [3, 2, 9, 4, 1, 2, 3, 4]
+    assert found.problems.first == {SWAPPED: "a: label 1", "labels without box2d, left out": "a: label 3"}

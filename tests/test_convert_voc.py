@@ -3,7 +3,7 @@
 import pytest
 
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_text
-from utils.converters.base import Options
+from utils.converters.base import SWAPPED, Options
 from utils.converters.look import look
 from utils.converters.voc import parse_voc, read_dior, read_voc
 from utils.errors import UserError
@@ -154,6 +154,15 @@ def test_dior_in_plain_folders_with_other_cases(tmp_path):
     report = convert("dior", src, tmp_path / "out", skip_difficult=True)
     assert labels(tmp_path / "out", "00001")[0].startswith("7 ")
     assert report.problems.counts["boxes of class 'submarine', which isn't among the names, left out"] == 1
+
+
+def test_corners_in_the_wrong_order_change_places(tmp_path):
+    objects = voc_object("x", 60, 10, 20, 50) + voc_object("x", 30, 50, 70, 30) + voc_object("x", 1, 1, 9, 9)
+    (tmp_path / "a.xml").write_text(voc_file(objects))
+    found = parse_voc(str(tmp_path / "a.xml"), Options())
+    assert list(found.corners) == [20, 10, 60, 50, 30, 30, 70, 50, 1, 1, 9, 9]
+    assert found.problems.counts == {SWAPPED: 2}
+    assert found.problems.first[SWAPPED].endswith("a.xml: object 1")
 
 
 def test_readers_list_without_reading(tmp_path):

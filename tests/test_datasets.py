@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from detect import label_lines
 from utils.augment import letterbox
 from utils.datasets import BatchPlan, DetectionDataset, create_loader, rect_size, scan
 from utils.errors import UserError
 from utils.hyp import Hyp
-from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems, image_paths, label_path, parse_labels
+from utils.labels import CLIPPED, CONFIDENCE, DUPLICATE, NO_AREA, POLYGON, Problems, image_paths, label_path, parse_labels
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0, mosaic=0)
 
@@ -84,7 +85,10 @@ def test_empty_label_file(text):
         ("-1 .5 .5 .1 .1", "x.txt:3: class -1, but"),
         ("0.5 .5 .5 .1 .1", "x.txt:3: class 0.5, but"),
         ("0 .5 .5 .1", "x.txt:3: expected 5 numbers .* found 4"),
-        ("0 .5 .5 .1 .1 .9", "x.txt:3: expected 5 numbers .* found 6"),
+        ("0 .5 .5 .1 .1 9", "x.txt:3: expected 5 numbers .* found 6"),
+        ("0 .1 .1 .2 .1 .2 .2 .1", "x.txt:3: expected 5 numbers .* found 8"),
+        ("0 320 .5 .1 .1", "x.txt:3: 320 is no share of the picture, these are pixels; `check.py .* --fix` converts them"),
+        ("0 10 10 90 10 90 70", "x.txt:3: 50.0 is no share of the picture"),
         ("0 .5 nan .1 .1", "x.txt:3: nan is not a number"),
         ("0 .5 inf .1 .1", "x.txt:3: inf is not a number"),
         ("0 .5 x .1 .1", "x.txt:3: x is not a number"),
@@ -93,6 +97,21 @@ def test_empty_label_file(text):
 def test_unusable_label_names_its_line(row, message):
     with pytest.raises(UserError, match=message):
         parse_labels(f"0 .5 .5 .1 .1\n\n{row}\n1 .5 .5 .1 .1\n", "x.txt", 3)
+
+
+def test_confidences_and_polygons_are_read_as_the_boxes_that_they_stand_for():
+    text = "1 .5 .5 .2 .4 .87\n2 .5 .5 .2 .4\n0 .1 .2 .5 .2 .3 .6\n0 .1 .1 .9 .1 .9 .8 .1 .8\n1 .95 .5 .2 .4 1\n"
+    rows, findings = parse_labels(text, "x.txt", 3)
+    boxes = [[1, 0.5, 0.5, 0.2, 0.4], [2, 0.5, 0.5, 0.2, 0.4], [0, 0.3, 0.4, 0.4, 0.4], [0, 0.5, 0.45, 0.8, 0.7]]
+    assert np.allclose(rows, [*boxes, [1, 0.925, 0.5, 0.15, 0.4]])
+    assert findings == [(CONFIDENCE, 1), (POLYGON, 3), (POLYGON, 4), (CONFIDENCE, 5), (CLIPPED, 5)]
+
+
+def test_what_detect_writes_is_read_as_labels():
+    boxes = np.array([[10, 20, 50, 60, 0.5, 1], [0, 0, 100, 80, 1.0, 2]])
+    rows, findings = parse_labels(label_lines(boxes, (80, 100)), "x.txt", 3)
+    assert np.allclose(rows, [[1, 0.3, 0.5, 0.4, 0.5], [2, 0.5, 0.5, 1, 1]])
+    assert findings == [(CONFIDENCE, 1), (CONFIDENCE, 2)]
 
 
 def test_every_row_of_four_numbers_is_an_error():
@@ -158,7 +177,7 @@ def test_scan_skips_what_is_corrupt_and_says_so_once(tmp_path, capfd):
 def test_no_labels_at_all(tmp_path):
     source = make_set(tmp_path, [(8, 8)] * 2)
     for path in (tmp_path / "labels").iterdir():
-        path.write_text("0 7 7 1 1\n")
+        path.write_text("0 1.7 1.7 1 1\n")
     with pytest.raises(UserError, match=rf"no box in any of the 2 label files in {tmp_path}/labels \({NO_AREA}: 2"):
         scan(source, 3)
     for path in (tmp_path / "labels").iterdir():

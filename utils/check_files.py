@@ -20,7 +20,20 @@ from utils.check_subject import ERROR, NOTE, WARNING, Split
 from utils.converters.crew import Crew
 from utils.errors import UserError
 from utils.imagesize import image_size
-from utils.labels import CLIPPED, DUPLICATE, MISSING_IMAGE, NO_AREA, Finding, image_paths, label_path, parse_labels
+from utils.labels import (
+    CLIPPED,
+    CONFIDENCE,
+    DUPLICATE,
+    FAR,
+    MISSING_IMAGE,
+    NO_AREA,
+    POLYGON,
+    Finding,
+    box_fields,
+    image_paths,
+    label_path,
+    parse_labels,
+)
 
 CUT = "pictures cut short"
 CORRUPT = "pictures that cannot be read"
@@ -43,19 +56,20 @@ KINDS: dict[str, tuple[str, str]] = {
     NO_LABEL: (WARNING, "label them; those that show no object get an empty file (--fix writes it)"),
     EMPTY_LABEL: (NOTE, "right if they show no object: they teach what to leave alone"),
     NO_TEXT: (ERROR, "write them as UTF-8 text"),
-    NO_ROW: (ERROR, f"{ROW}: no polygons, no confidences, no commas"),
+    NO_ROW: (ERROR, f"{ROW}, without commas"),
     NOT_FINITE: (ERROR, f"{ROW}, with numbers"),
     NO_CLASS: (ERROR, "ids count from 0; mend them, or classes= and the names"),
     PIXELS: (ERROR, "divide cx and w by the picture's width, cy and h by its height"),
     NO_AREA: (WARNING, "remove them; training drops them"),
     CLIPPED: (WARNING, "look at some: are they `cx cy w h`, not corners? training clips them"),
+    CONFIDENCE: (WARNING, "look at some: are these detections what is to be learned? their confidences count for nothing"),
+    POLYGON: (WARNING, "look at some: are they outlines, or key points? training learns the boxes around them"),
     DUPLICATE: (WARNING, "remove them; training drops them"),
 }
 
 EDGE = 4096  # bytes at both ends of a file that its print is made of
 SHOWN = 40  # characters of a faulty row
 NO_BOXES = np.zeros((0, 5), np.float32)
-FAR = 2.0  # a coordinate above this is no share of a picture's side
 
 
 @dataclass(slots=True)
@@ -183,7 +197,7 @@ def usable_rows(text: str, name: str, shape: tuple[int, int], classes: int) -> t
         pass
     lines, faults = [], []
     for number, line in enumerate(text.split("\n"), 1):
-        fields = line.split()
+        fields, _ = box_fields(line.split())
         kind = _fault(fields, classes) if fields else None
         if kind:
             faults.append((kind, number))

@@ -15,6 +15,9 @@ MISSING_IMAGE = "listed images that aren't there"
 CLIPPED = "boxes clipped to the picture"
 NO_AREA = "boxes without area in the picture, dropped"
 DUPLICATE = "duplicate boxes, dropped"
+CONFIDENCE = "boxes with a confidence behind them, taken without it"
+POLYGON = "polygons, taken as the boxes around them"
+FAR = 2.0  # a coordinate above this is no share of a picture's side
 _ROUNDING = 1e-5  # labels are written with 6 digits: less than this outside the picture is not worth a word
 
 Finding = tuple[str, int]  # what was mended, in which line
@@ -104,21 +107,58 @@ def as_one_class(rows: np.ndarray) -> np.ndarray:
 def parse_labels(text: str, name: str, classes: int) -> tuple[np.ndarray, list[Finding]]:
     """Parse the text of a label file `name`.
 
-    Returns ((n, 5) float32 rows class, cx, cy, w, h within 0..1, what was mended and in which line). Boxes that reach
-    outside are clipped; those without area and repeated ones are dropped. Raises UserError naming the line for a row
-    that isn't five numbers and for a class that isn't 0..classes-1.
+    Returns ((n, 5) float32 rows class, cx, cy, w, h within 0..1, what was mended and in which line). Rows of other forms
+    are read as box_fields does; boxes that reach outside are clipped; those without area and repeated ones are dropped.
+    Raises UserError naming the line for a row of no known form, for pixels and for a class that isn't 0..classes-1.
     """
     rows = [(number, fields) for number, line in enumerate(text.split("\n"), 1) if (fields := line.split())]
     if not rows:
         return np.zeros((0, 5), np.float32), []
-    try:
-        values = np.array([fields for _, fields in rows], np.float64)
-    except ValueError:
-        values = np.zeros((0, 0))
+    values, forms = _values(rows), []
+    if values.shape[1:] != (5,):
+        boxes = [(number, *box_fields(fields)) for number, fields in rows]
+        rows, forms = [(number, fields) for number, fields, _ in boxes], [(form, number) for number, _, form in boxes if form]
+        values = _values(rows)
     ids = values[:, :1]
-    if values.shape[1:] != (5,) or not np.isfinite(values).all() or ((ids < 0) | (ids >= classes) | (ids % 1 != 0)).any():
+    if (
+        values.shape[1:] != (5,)
+        or not np.isfinite(values).all()
+        or (values[:, 1:] > FAR).any()
+        or ((ids < 0) | (ids >= classes) | (ids % 1 != 0)).any()
+    ):
         raise UserError(next(filter(None, (_mistake(*row, name, classes) for row in rows))))
-    return _mended(values, [number for number, _ in rows])
+    labels, findings = _mended(values, [number for number, _ in rows])
+    return labels, forms + findings
+
+
+def _values(rows: list[tuple[int, list[str]]]) -> np.ndarray:
+    """(n, fields a row) float64; empty where the rows aren't numbers, or not the same number of them."""
+    try:
+        return np.array([fields for _, fields in rows], np.float64)
+    except ValueError:
+        return np.zeros((0, 0))
+
+
+def box_fields(fields: list[str]) -> tuple[list[str], str | None]:
+    """A row as `class cx cy w h`, and as what its other form was read, if it has one.
+
+    Six numbers, the last within 0..1, are a box and its confidence, as detect.py --save-txt writes them; an odd number from
+    seven on are a class and the corners x y of a polygon, as files for segmentation have them.
+
+    >>> box_fields("3 0.1 0.2 0.5 0.2 0.3 0.6".split())
+    (['3', '0.3', '0.4', '0.4', '0.39999999999999997'], 'polygons, taken as the boxes around them')
+    """
+    try:
+        values = [float(text) for text in fields]
+    except ValueError:
+        return fields, None
+    if len(values) == 6 and 0 <= values[5] <= 1:
+        return fields[:5], CONFIDENCE
+    if len(values) < 7 or len(values) % 2 == 0:
+        return fields, None
+    sides = [(min(side), max(side)) for side in (values[1::2], values[2::2])]
+    numbers = [*((low + high) / 2 for low, high in sides), *(high - low for low, high in sides)]
+    return [fields[0], *map(repr, numbers)], POLYGON
 
 
 def _mistake(number: int, fields: list[str], name: str, classes: int) -> str | None:
@@ -135,6 +175,9 @@ def _mistake(number: int, fields: list[str], name: str, classes: int) -> str | N
             return f"{where}: {text[:30]} is not a number; expected `class cx cy w h`"
     if float(fields[0]) not in range(classes):
         return f"{where}: class {fields[0]}, but the .data has classes={classes} (0..{classes - 1})"
+    far = next((text for text in fields[1:] if float(text) > FAR), None)
+    if far:
+        return f"{where}: {far[:30]} is no share of the picture, these are pixels; `check.py --data ... --fix` converts them"
     return None
 
 

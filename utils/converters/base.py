@@ -9,6 +9,7 @@ from typing import Any
 from utils.cfg import read_names
 from utils.labels import Problems
 
+SWAPPED = "boxes whose corners are in the wrong order, put right"
 TRAIN, VALID, TEST = "train", "valid", "test"
 SPLITS = (TRAIN, VALID, TEST)
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -34,8 +35,20 @@ class Found:
         self.numbers.append(number)
         self.corners.extend(corners)
 
+    def add_corners(self, name: str, number: int, first: tuple[float, float], last: tuple[float, float]) -> None:
+        """The box between two corners (x, y); the first is to be the upper left one, and is made it."""
+        (x1, y1), (x2, y2) = first, last
+        if x1 > x2 or y1 > y2:
+            self.problems.add(SWAPPED, self.where(number))
+        self.add(name, number, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+
     def where(self, number: int) -> str:
         return f"{self.place}{number}"
+
+    @property
+    def seen(self) -> int:
+        """Objects so far, those that were left out included."""
+        return len(self.numbers) + sum(count for kind, count in self.problems.counts.items() if kind != SWAPPED)
 
     def leave_out(self, kind: str, number: int) -> None:
         self.problems.add(kind, self.where(number))

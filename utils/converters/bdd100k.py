@@ -93,7 +93,7 @@ def parse_bdd100k(note: str | Found, options: Options) -> Found:
 
 
 def _add_labels(labels: Any, found: Found) -> None:
-    for number, label in enumerate(labels or (), len(found.numbers) + sum(found.problems.counts.values()) + 1):
+    for number, label in enumerate(labels or (), found.seen + 1):
         _add_label(label, number, found)
 
 
@@ -103,7 +103,7 @@ def _add_label(label: Mapping[str, Any], number: int, found: Found) -> None:
         category, box = label["category"], label.get("box2d")
         if box:
             x1, y1, x2, y2 = (float(box[side]) for side in _SIDES)
-            found.add(RENAMED.get(category, category), number, (x1, y1, x2, y2))
+            found.add_corners(RENAMED.get(category, category), number, (x1, y1), (x2, y2))
         elif _DRAWN.match(category):
             found.leave_out("lanes and drivable areas, left out", number)
         else:

@@ -151,7 +151,8 @@ def parse_voc(note: str, options: Options) -> Found:
     """The objects of one XML file: [xmin, xmax] with width xmax - xmin, in pixels as they stand.
 
     VOC counts pixels from 1 and its last one belongs to the box, but most programs that write its format do neither, and
-    the difference is one pixel. Raises UserError for XML that cannot be read and for numbers that are none.
+    the difference is one pixel. Corners in the wrong order change places. Raises UserError for XML that cannot be read and
+    for numbers that are none.
     """
     root, found = _annotation(note), Found(f"{note}: object ")
     found.size = (_pixels(root, "width", note), _pixels(root, "height", note))
@@ -161,7 +162,8 @@ def parse_voc(note: str, options: Options) -> Found:
         elif item.find("bndbox") is None:
             found.leave_out("objects without bndbox, left out", number)
         else:
-            found.add(" ".join(item.findtext("name", "").split()), number, _corners(item, found.where(number)))
+            xmin, ymin, xmax, ymax = _corners(item, found.where(number))
+            found.add_corners(" ".join(item.findtext("name", "").split()), number, (xmin, ymin), (xmax, ymax))
     return found
 
 
