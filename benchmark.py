@@ -28,6 +28,7 @@ from utils.distributed import World
 from utils.engine import normalise
 from utils.hyp import Hyp
 from utils.measure import layer_macs
+from utils.pictures import write_picture
 from utils.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
@@ -175,7 +176,7 @@ def write_pictures(folder: Path, seed: int) -> None:
         coarse = generator.integers(0, 256, (24, 32, 3), np.uint8)
         smooth = cv2.resize(coarse, PICTURE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
         noise = generator.normal(0, 8, smooth.shape)
-        cv2.imwrite(str(folder / f"{number}.jpg"), (smooth + noise).clip(0, 255).astype(np.uint8))
+        write_picture(folder / f"{number}.jpg", (smooth + noise).clip(0, 255).astype(np.uint8))
         boxes = generator.uniform((0.3, 0.3, 0.1, 0.1), (0.7, 0.7, 0.5, 0.5), (BOXES, 4))
         (folder / f"{number}.txt").write_text("".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in boxes))
 

@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from utils.cli import Parser, format_table, load_model, run, write_json
 from utils.draw import image_grid
 from utils.errors import UserError
-from utils.files import make_folder, replacing
+from utils.files import make_folder
 from utils.graph import ChannelGraph
+from utils.pictures import read_picture, write_picture
 from utils.plots import plot_gammas
 from utils.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.sparsity import gamma_values, penalised_channels
@@ -93,10 +92,8 @@ def draw_pictures(out: Path, pruned: dict[str, Any]) -> dict[str, Path]:
     gammas, grid = out / "gammas.png", out / "detections.png"
     plot_gammas({name: gamma_values(model, channels) for name, model in models.items()}, gammas)
     found = sorted(p for p in (out / "detections").rglob("*") if p.suffix.lower() in (".jpg", ".png"))[:12]
-    images = [image for image in (cv2.imread(str(p)) for p in found) if image is not None]
-    with replacing(grid) as temporary:
-        if not cv2.imwrite(str(temporary), image_grid(images, 4)):
-            raise UserError(f"{grid}: cannot be written")
+    images = [image for image in map(read_picture, found) if image is not None]
+    write_picture(grid, image_grid(images, 4))
     return {
         "training curves": out / "results_baseline.png",
         "gammas before and after sparse training": gammas,

@@ -40,12 +40,13 @@ from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
 from utils.onnx_model import load_detector
+from utils.pictures import write_picture
 from utils.ranges import SHARE, whole
-from utils.sources import Frame, Frames, Item, find_items, libraries_silenced, shown
+from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
 
 MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
 TRAINED = Path("weights/best.pt")  # what train.py leaves
-WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
+WRITABLE = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -182,7 +183,7 @@ class Results:
         picture = draw_boxes(frame.image, boxes, names)
         path = self.paths[frame.item.name]
         if frame.item.kind == "image":
-            self._write_image(path, picture)
+            write_picture(path, picture)
         else:
             self._write_frame(path, frame, picture)
         if self.args.save_txt:
@@ -193,20 +194,13 @@ class Results:
             if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
                 raise _Quit
 
-    def _write_image(self, path: Path, picture: np.ndarray) -> None:
-        with replacing(path) as temporary:
-            if not cv2.imwrite(str(temporary), picture):
-                raise UserError(f"{path}: OpenCV cannot write this picture")
-
     def _write_frame(self, path: Path, frame: Frame, picture: np.ndarray) -> None:
         """The first frame of a video opens its file and closes the one before."""
         if frame.number == 1:
             self.video.close()
             temporary = self.video.enter_context(replacing(path))
             size = (picture.shape[1], picture.shape[0])
-            codec = cv2.VideoWriter_fourcc(*self.args.fourcc)
-            with libraries_silenced():
-                self.writer = cv2.VideoWriter(str(temporary), codec, frame.fps, size)
+            self.writer = open_writer(temporary, self.args.fourcc, frame.fps, size)
             self.video.callback(self.writer.release)
             if not self.writer.isOpened():
                 raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write {path.suffix} with it; try mp4v or MJPG")

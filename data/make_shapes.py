@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
 from utils.cli import Parser, run
-from utils.errors import UserError
-from utils.files import make_folder, replacing, write_text
+from utils.files import make_folder, write_text
+from utils.pictures import write_picture
 from utils.ranges import SEED, whole
 
 NAMES = ("circle", "square", "triangle", "star")
@@ -85,9 +85,7 @@ def _stem(number: int) -> str:
 
 
 def _write_picture(out: Path, number: int, image: np.ndarray, labels: np.ndarray) -> None:
-    with replacing(out / "images" / f"{_stem(number)}.jpg") as path:
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
-            raise UserError(f"{path}: can't be written")
+    write_picture(out / "images" / f"{_stem(number)}.jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     rows = (f"{int(row[0])} " + " ".join(f"{value:.6f}" for value in row[1:]) for row in labels)
     write_text(out / "labels" / f"{_stem(number)}.txt", "".join(f"{row}\n" for row in rows))
 

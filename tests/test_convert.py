@@ -186,7 +186,7 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     }  # fmt: skip
     assert report.problems.first[look.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
     assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 7"
-    assert report.problems.first[look.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: not a JPEG picture inside"
+    assert report.problems.first[look.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: cut short"
     assert report.problems.first["pictures without annotation, left out"] == f"{src}/JPEGImages/alone.png"
     assert labels(tmp_path / "out", "a") == ["0 0.175000 0.300000 0.250000 0.400000"]
     assert labels(tmp_path / "out", "swapped") == ["0 0.175000 0.300000 0.250000 0.400000"]

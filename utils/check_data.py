@@ -12,8 +12,8 @@ from utils.check_read import ANY_CLASS
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.errors import UserError
 from utils.ground_truth import json_ground_truth
-from utils.imagesize import is_image
 from utils.labels import CLIPPED, label_path
+from utils.picturekinds import is_beside
 
 SMALLEST, LARGEST = 32, 16384  # pixels: sides of a picture that is neither an icon nor a scan of a wall
 LONGEST = 10.0  # times as long as it is wide
@@ -39,7 +39,7 @@ def boxes(subject: Subject) -> Iterator[Finding]:
     for split in subject.splits:
         if not any(map(len, split.labels)):
             looked = label_path(split.paths[0]) if split.paths else split.source
-            remedy = "write labels as images/x.jpg -> labels/x.txt, or beside the pictures"
+            remedy = "write labels as images/x.jpg -> labels/x.txt, JPEGImages/x.jpg -> labels/x.txt, or beside the pictures"
             yield Finding(ERROR, f"{split.name}: no usable box in any of the pictures", len(split.paths), str(looked), remedy)
 
 
@@ -77,7 +77,7 @@ def orphans(subject: Subject) -> Iterator[Finding]:
             labels.add(os.path.abspath(label))
     found = []
     for folder, pictures in used.items():
-        stems = {os.path.splitext(name)[0] for p in pictures for name in os.listdir(p) if is_image(name)}
+        stems = {os.path.splitext(name)[0] for p in pictures for name in os.listdir(p) if not is_beside(name)}
         names = sorted(name for name in _text_files(folder) if os.path.splitext(name)[0] not in stems)
         paths = [os.path.join(folder, name) for name in names]
         found += [p for p in paths if os.path.abspath(p) not in labels and _holds_labels(p)]

@@ -8,18 +8,16 @@ Unlike utils.datasets.scan, which stops at the first row that training can't use
 import functools
 import hashlib
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from utils.check_subject import ERROR, NOTE, WARNING, Split
 from utils.converters.crew import Crew
 from utils.errors import UserError
-from utils.imagesize import image_size
+from utils.imagesize import CUT_SHORT, NO_END, measure
 from utils.labels import (
     CLIPPED,
     CONFIDENCE,
@@ -27,13 +25,18 @@ from utils.labels import (
     FAR,
     MISSING_IMAGE,
     NO_AREA,
+    NO_PICTURE,
     POLYGON,
+    TWO_PLACES,
     Finding,
     box_fields,
     image_paths,
     label_path,
+    note_two_places,
+    open_labels,
     parse_labels,
 )
+from utils.pictures import FEWER_BITS, libraries_silenced, read_picture
 
 CUT = "pictures cut short"
 CORRUPT = "pictures that cannot be read"
@@ -53,6 +56,10 @@ KINDS: dict[str, tuple[str, str]] = {
     CUT: (ERROR, "get these files again; training leaves them out"),
     CORRUPT: (ERROR, "get these files again; training leaves them out"),
     DAMAGED: (ERROR, "get these files again; training would see gray or noise"),
+    NO_PICTURE: (NOTE, "convert those that are pictures in a format that OpenCV can't read, such as HEIC"),
+    NO_END: (NOTE, "nothing has to be done here; other programs may refuse them"),
+    **dict.fromkeys(FEWER_BITS.values(), (NOTE, "right unless they are that dark; other programs see them nearly black")),
+    TWO_PLACES: (WARNING, "remove those that are out of date"),
     NO_LABEL: (WARNING, "label them; those that show no object get an empty file (--fix writes it)"),
     EMPTY_LABEL: (NOTE, "right if they show no object: they teach what to leave alone"),
     NO_TEXT: (ERROR, "write them as UTF-8 text"),
@@ -102,6 +109,7 @@ def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool
                 split.labels.append(seen.rows)
                 shapes.append(seen.shape)
                 prints.append(seen.print)
+    note_two_places(split.paths, split.problems)
     split.shapes, split.prints = np.array(shapes, np.int64).reshape(-1, 2), np.array(prints, np.uint64)
     return split
 
@@ -118,30 +126,24 @@ def look(path: str, classes: int, decode: bool) -> Look:
 def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> tuple[int, int] | None:
     """(height, width), or None for a picture that can't be used, which is then noted."""
     try:
-        shape = image_size(path)
+        height, width, remark = measure(path)
     except ValueError as error:
-        problems.append((CUT if str(error) == "cut short" else CORRUPT, f"{path} ({error})"))
+        problems.append((CUT if str(error) == CUT_SHORT else CORRUPT, f"{path} ({error})"))
         return None
+    if remark:
+        problems.append((remark, path))
     complaint = _decoding_complaint(path) if decode else ""
     if complaint:
         problems.append((DAMAGED, f"{path} ({complaint})"))
         return None
-    return shape
+    return height, width
 
 
 def _decoding_complaint(path: str) -> str:
     """What the decoder says against a picture. libjpeg says it on stderr only, and gives a picture that is half gray."""
-    sys.stderr.flush()
     with tempfile.TemporaryFile() as said:
-        kept = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            image = cv2.imread(path)
-        except cv2.error as error:  # larger than OpenCV's limit, for one
-            return error.err
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+        with libraries_silenced(said.fileno()):
+            image = read_picture(path)
         said.seek(0)
         words = said.read().decode(errors="replace").strip().splitlines()
     return words[0] if words else "" if image is not None else "not a picture that OpenCV can read"
@@ -166,15 +168,16 @@ def content_hash(path: str) -> bytes:
 
 def _boxes(path: str, shape: tuple[int, int], classes: int, problems: list[tuple[str, str]]) -> np.ndarray:
     """(n, 5) the boxes of a picture that can be used; what is wrong with its labels is noted."""
-    label = str(label_path(path))
+    label = ""
     try:
-        with open(label, "rb") as file:  # text mode takes twice as long
+        with open_labels(path) as file:  # text mode takes twice as long
+            label = file.name
             text = file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         problems.append((NO_LABEL, path))
         return NO_BOXES
     except (OSError, UnicodeDecodeError):
-        problems.append((NO_TEXT, label))
+        problems.append((NO_TEXT, label or str(label_path(path))))
         return NO_BOXES
     rows, findings = usable_rows(text, label, shape, classes)
     lines = text.split("\n") if findings else []

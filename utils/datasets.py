@@ -28,9 +28,10 @@ from utils.augment import Picture, fitted_size, letterbox
 from utils.balance import weighted_order
 from utils.errors import UserError
 from utils.hyp import Hyp
-from utils.imagesize import image_size
-from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, read_labels
+from utils.imagesize import measure
+from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.memory import available_memory
+from utils.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
 
@@ -107,10 +108,12 @@ def scan(source: str | Path, classes: int) -> Scan:
     with ThreadPool(_THREADS) as pool:
         looks = pool.imap(lambda path: _look(path, classes), paths, chunksize=32)
         bar = tqdm(looks, desc=f"Scanning {source}", total=len(paths), delay=1, leave=False)
-        for path, (shape, reason, labels, findings) in zip(paths, bar, strict=True):
+        for path, (shape, remark, labels, findings) in zip(paths, bar, strict=True):
             if shape is None:
-                result.problems.add("corrupt images, skipped", f"{path}: {reason}")
+                result.problems.add("corrupt images, skipped", f"{path}: {remark}")
                 continue
+            if remark:
+                result.problems.add(remark, path)
             for kind, line in findings:
                 result.problems.add(kind, f"{label_path(path)}:{line}")
             labelled += labels is not None
@@ -122,16 +125,17 @@ def scan(source: str | Path, classes: int) -> Scan:
     if not any(map(len, result.labels)):
         raise UserError(f"{source}: {_no_labels(result, labelled)}")
     result.shapes = np.array(shapes, np.int64)
+    note_two_places(result.paths, result.problems)
     return result
 
 
 def _look(path: str, classes: int) -> tuple[Size | None, str, np.ndarray | None, list[Finding]]:
-    """(size or None, why there is none, labels, what was mended in them)."""
+    """(size or None, a remark on the picture or why it has no size, labels, what was mended in them)."""
     try:
-        size = image_size(path)
+        height, width, remark = measure(path)
     except ValueError as error:
         return None, str(error), None, []
-    return size, "", *read_labels(path, classes)
+    return (height, width), remark, *read_labels(path, classes)
 
 
 def _no_labels(found: Scan, labelled: int) -> str:
@@ -225,7 +229,7 @@ class DetectionDataset(Dataset):
         """Decode and resize to img_size (long side, or both with `stretch`)."""
         size = (self.img_size, self.img_size)
         height, width = size if self.stretch else fitted_size(self._shape(index), size)
-        image = _imread(self.paths[index], self.gray)
+        image = read_picture(self.paths[index], self.gray)
         if image is None:
             self._name_unreadable(index)
             return np.full((height, width) if self.gray else (height, width, 3), augment.FILL, np.uint8)
@@ -249,13 +253,6 @@ class DetectionDataset(Dataset):
         with ThreadPool(os.cpu_count()) as pool:
             images = pool.imap(self._decoded, range(len(self)), chunksize=8)
             return list(tqdm(images, desc="Caching images", total=len(self), delay=1, leave=False))
-
-
-def _imread(path: str, gray: bool) -> np.ndarray | None:
-    try:
-        return cv2.imread(path, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
-    except cv2.error:  # larger than OpenCV's limit, for one
-        return None
 
 
 def rect_size(shapes: np.ndarray, img_size: int, stride: int) -> Size:

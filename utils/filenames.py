@@ -4,7 +4,7 @@ import itertools
 import os
 import unicodedata
 
-from utils.imagesize import is_image
+from utils.picturekinds import is_image
 
 
 def folded(text: str) -> str:

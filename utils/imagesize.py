@@ -1,112 +1,152 @@
 """The size of a picture from the first bytes of its file, so that a large set can be looked through in seconds."""
 
+import functools
+import io
 import os
 import struct
+import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cv2
+import numpy as np
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from utils import jpeg
+from utils.pictures import JPEG_END, JPEG_START, decode
+
+CUT_SHORT = "cut short"
+NO_END = "JPEG without end mark, otherwise whole"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG_END = b"\xff\xd9"
-_TAIL = 4096
+_HEAD, _TAIL = 1 << 16, 1 << 14  # bytes: of most files all that has to be read
+_MOST = 1 << 30  # pixels that OpenCV decodes, unless told otherwise
 
 
-def is_image(path: str | Path) -> bool:
-    """Does the name end as a picture's does?"""
-    return os.path.splitext(path)[1].lower() in SUFFIXES
+class Measured(NamedTuple):
+    """What cv2.imread would return has `height` and `width` pixels; remark: how the file had to be understood, if worth a
+    word (NO_END, or of utils.pictures.FEWER_BITS)."""
+
+    height: int
+    width: int
+    remark: str = ""
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) in pixels of what cv2.imread would return, EXIF orientation applied.
+    """(height, width) as of `measure`, which raises ValueError."""
+    return measure(path)[:2]
 
-    JPEG and PNG are read from their headers, everything else is decoded. Raises ValueError saying what is wrong with a
-    file that is no picture, or that was cut short: OpenCV would decode the latter half gray and say nothing.
+
+def measure(path: str | Path) -> Measured:
+    """Measure a picture as OpenCV reads it, EXIF orientation applied.
+
+    JPEG and PNG are read from their headers where these leave no doubt, everything else is decoded. Raises ValueError saying
+    what is wrong with a file that is no picture, or that was cut short: OpenCV would decode the latter half gray and say
+    nothing.
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(len(_PNG))
-            if head[:3] == b"\xff\xd8\xff":
-                size = _jpeg_size(file)
-            elif head == _PNG:
-                size = _png_size(file) or _decoded_size(path)
-            else:
-                size = _decoded_size(path)
-    except (OSError, struct.error) as error:
-        raise ValueError(getattr(error, "strerror", None) or "cut short") from None
-    if min(size) < 1:
-        raise ValueError("a picture without pixels")
-    return size
+            head = file.read(_HEAD)
+            if head.startswith(JPEG_START):
+                return _measure_jpeg(file, head)
+            if head.startswith(_PNG):
+                return _measure_png(file, head)
+            return _measure_decoded(head + file.read())
+    except OSError as error:
+        raise ValueError(error.strerror or "cannot be read") from None
 
 
-def _decoded_size(path: str | Path) -> tuple[int, int]:
-    try:
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    except cv2.error:  # larger than OpenCV's limit, for one
-        image = None
+def _measure_decoded(data: bytes) -> Measured:
+    image, remark = decode(data)
     if image is None:
         raise ValueError("not a picture that OpenCV can read")
-    return image.shape[0], image.shape[1]
+    return Measured(*image.shape[:2], remark)
 
 
-def _png_size(file: BinaryIO) -> tuple[int, int] | None:
-    """None for a PNG with EXIF data, whose orientation OpenCV may apply."""
-    head = file.read(1024)
-    if head[4:8] != b"IHDR":
-        raise ValueError("not a PNG picture inside")
-    width, height = struct.unpack(">II", head[8:16])
-    if b"IEND" not in _tail(file):
-        raise ValueError("cut short")
-    return None if b"eXIf" in head else (height, width)
-
-
-def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Walk the segments of a JPEG (ITU T.81, B.1) to its frame header."""
-    file.seek(2)
-    turned = False
-    while True:
-        marker = file.read(2)
-        while marker[1:] == b"\xff":  # fill bytes may stand before a marker
-            marker = marker[1:] + file.read(1)
-        if len(marker) < 2 or marker[0] != 0xFF:
-            raise ValueError("not a JPEG picture inside")
-        (length,) = struct.unpack(">H", file.read(2))
-        code = marker[1]
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            _, height, width = struct.unpack(">BHH", file.read(5))
-            break
-        if code == 0xE1:
-            turned = turned or _is_turned(file.read(length - 2))
-        else:
-            file.seek(length - 2, os.SEEK_CUR)
-    frame = file.tell()  # whatever an EXIF thumbnail ends with lies before it
-    if _JPEG_END not in _tail(file, frame):
-        file.seek(frame)
-        if _JPEG_END not in file.read():  # some cameras append kilobytes of their own
-            raise ValueError("cut short")
-    return (width, height) if turned else (height, width)
-
-
-def _is_turned(segment: bytes) -> bool:
-    """Does this APP1 segment hold an EXIF orientation (TIFF tag 0x0112) that swaps width and height (5 to 8)?"""
-    if segment[:6] != b"Exif\0\0" or segment[6:8] not in (b"II", b"MM"):
-        return False
-    tiff, order = segment[6:], "<" if segment[6:8] == b"II" else ">"
+def _measure_jpeg(file: BinaryIO, data: bytes) -> Measured:
     try:
-        (offset,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, offset)
-        for entry in range(offset + 2, offset + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-            if tag == 0x0112:
-                return 5 <= value <= 8
-    except struct.error:  # broken EXIF data: OpenCV ignores it too
-        pass
-    return False
+        header = jpeg.read_header(data)
+    except (IndexError, struct.error):
+        data += file.read()
+        try:
+            header = jpeg.read_header(data)
+        except (IndexError, struct.error):
+            raise ValueError(CUT_SHORT) from None
+    if header is None or header.height * header.width > _MOST:
+        return _measure_decoded(data + file.read())
+    remark = ""
+    if JPEG_END not in _tail(file, data, header.scan):
+        file.seek(header.scan)  # whatever an EXIF thumbnail ends with lies before it
+        data = data[: header.scan] + file.read()
+        if JPEG_END not in data[header.scan :]:  # some cameras append kilobytes of their own
+            if not jpeg.is_whole(data, header):
+                raise ValueError(CUT_SHORT)
+            remark = NO_END
+    turned = bool(header.metadata) and _is_turned(header.metadata)
+    return Measured(*(header[1::-1] if turned else header[:2]), remark)
 
 
-def _tail(file: BinaryIO, start: int = 0) -> bytes:
-    """The last bytes of a file, none before `start`."""
+def _is_turned(metadata: bytes) -> bool:
+    """Does OpenCV swap the sides of a JPEG with these APP1 segments? It is asked with a small one: which of several EXIF
+    blocks counts, and which broken ones, differs from version to version."""
+    small = _small_jpeg()
+    image, _ = decode(small[:2] + metadata + small[2:])
+    return image is not None and image.shape[0] > image.shape[1]
+
+
+@functools.cache
+def _small_jpeg() -> bytes:
+    """Wider than high."""
+    return cv2.imencode(".jpg", np.zeros((1, 2), np.uint8))[1].tobytes()
+
+
+def _measure_png(file: BinaryIO, head: bytes) -> Measured:
+    """OpenCV has the last word on a PNG with EXIF data, whose orientation it may apply, with 16 bits, or with frames."""
+    header = head[len(_PNG) : len(_PNG) + 25]  # length, type, 13 bytes, checksum (PNG specification, 5.3 and 11.2.2)
+    if len(header) < 25:
+        raise ValueError(CUT_SHORT)
+    width, height, bits = struct.unpack(">IIB", header[8:17])
+    is_sound = header[4:8] == b"IHDR" and zlib.crc32(header[4:21]) == int.from_bytes(header[21:], "big")
+    kinds = _png_chunks(file, head)
+    if b"IEND" not in kinds:
+        raise ValueError(CUT_SHORT)
+    if not is_sound or not 0 < width * height <= _MOST or bits == 16 or kinds & {b"eXIf", b"acTL"}:
+        file.seek(0)
+        return _measure_decoded(file.read())
+    return Measured(height, width)
+
+
+def _png_chunks(file: BinaryIO, head: bytes) -> set[bytes]:
+    """The types of a PNG's chunks. Those of the pixels, IDAT, follow each other: what lies between one in the file's first
+    bytes and one in its last need not be read."""
+    kinds = _walk_chunks(io.BytesIO(head), len(_PNG))
+    if b"IEND" in kinds:
+        return kinds
+    tail = _tail(file, head, len(_PNG))
+    last = tail.rfind(b"IDAT")
+    if b"IDAT" in kinds and last >= 4:
+        behind = _walk_chunks(io.BytesIO(tail), last - 4)
+        if b"IEND" in behind:
+            return kinds | behind
+    return _walk_chunks(file, len(_PNG))
+
+
+def _walk_chunks(file: BinaryIO, at: int) -> set[bytes]:
+    """The types of the chunks from the place `at` on, to the last, or to where the file ends."""
+    kinds: set[bytes] = set()
+    while b"IEND" not in kinds:
+        file.seek(at)
+        start = file.read(8)
+        if len(start) < 8 or not start[4:].isalpha():
+            break
+        kinds.add(start[4:])
+        at += 12 + int.from_bytes(start[:4], "big")  # length, type, that many bytes, checksum
+    return kinds
+
+
+def _tail(file: BinaryIO, head: bytes, start: int) -> bytes:
+    """The last bytes of a file that begins with `head`, none before `start`."""
     end = file.seek(0, os.SEEK_END)
-    file.seek(max(start, end - _TAIL))
+    first = max(start, end - _TAIL)
+    if end <= len(head):
+        return head[first:]
+    file.seek(first)
     return file.read()

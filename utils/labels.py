@@ -1,17 +1,23 @@
 """Lists of images and their label files: a line `class cx cy w h` a box, normalised to 0..1 of the picture."""
 
+import contextlib
+import functools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_text
-from utils.imagesize import is_image
+from utils.picturekinds import BESIDE, IMAGE, kind_of, left_out
 
 MISSING_IMAGE = "listed images that aren't there"
+NO_PICTURE = "files in the folder that are no pictures, left out"
+TWO_PLACES = "labels in two places, the first taken"
 CLIPPED = "boxes clipped to the picture"
 NO_AREA = "boxes without area in the picture, dropped"
 DUPLICATE = "duplicate boxes, dropped"
@@ -57,11 +63,8 @@ def image_paths(source: str | Path, problems: Problems) -> list[str]:
     are left out and noted in `problems`. Raises UserError when there is no such list, or nothing in it.
     """
     if os.path.isdir(source):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names if is_image(name)]
-        if not found:
-            raise UserError(f"{source}: there are no images in this folder")
-        return sorted(found)
-    lines = [line.strip() for line in read_text(source, "list of images", paths=True).splitlines()]
+        return _folder_images(source, problems)
+    lines = [line.strip() for line in read_text(source, "list of images", paths=True).split("\n")]
     listed = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not listed:
         raise UserError(f"{source}: this list of images is empty")
@@ -77,26 +80,99 @@ def image_paths(source: str | Path, problems: Problems) -> list[str]:
     return found
 
 
+def _folder_images(folder: str | Path, problems: Problems) -> list[str]:
+    """Sorted; what else lies there and is neither labels nor hidden is noted in `problems`."""
+    paths = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    kinds = [(path, kind_of(path)) for path in paths]
+    found = sorted(path for path, kind in kinds if kind == IMAGE)
+    others = sorted(path for path, kind in kinds if kind not in (IMAGE, BESIDE))
+    if not found:
+        raise UserError(f"{folder}: there are no images in this folder" + (f"; {left_out(others)}" if others else ""))
+    for path in others:
+        problems.add(NO_PICTURE, path)
+    return found
+
+
+@functools.cache
+def label_folders(folder: str) -> tuple[str, ...]:
+    """Where the labels of a folder's images may be, in the order in which they are looked for. For the two Darknets' sake
+    there are several: AlexeyAB's (replace_image_to_label) knows the first two, pjreddie's (fill_truth_detection) replaces words
+    wherever they stand.
+
+    1. The last folder named `images` or `JPEGImages`, or if there is none `raw`, becomes `labels`.
+    2. Beside the image.
+    3. The first `images`, the first `JPEGImages` and the first `raw` within any names all become `labels`.
+
+    >>> label_folders("VOC/JPEGImages"), label_folders("set"), label_folders("train_images")
+    (('VOC/labels', 'VOC/JPEGImages'), ('set',), ('train_images', 'train_labels'))
+    """
+    parts, found = folder.split(os.sep), []
+    marked = [i for i, part in enumerate(parts) if part in ("images", "JPEGImages")]
+    marked = marked or [i for i, part in enumerate(parts) if part == "raw"]
+    if marked:
+        found.append(os.sep.join([*parts[: marked[-1]], "labels", *parts[marked[-1] + 1 :]]))
+    words = folder
+    for word in ("images", "JPEGImages", "raw"):
+        words = words.replace(word, "labels", 1)
+    return tuple(dict.fromkeys([*found, folder, words]))
+
+
+def label_places(image: str) -> list[str]:
+    """The files that may hold an image's labels; the first that exists does."""
+    folder, name = os.path.split(image)
+    label = os.path.splitext(name)[0] + ".txt"
+    return [os.path.join(place, label) for place in label_folders(folder)]
+
+
 def label_path(image: str | Path) -> Path:
-    """images/x.jpg -> labels/x.txt: the last folder named `images` becomes `labels`; without one, beside the image."""
-    parts = (os.path.splitext(image)[0] + ".txt").split(os.sep)  # strings: ten times as fast as Path.with_suffix
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(os.sep.join(parts))
+    """The label file of an image, or where it would be looked for first if it has none."""
+    places = label_places(os.fspath(image))
+    return Path(next(filter(os.path.isfile, places), places[0]))
+
+
+def open_labels(image: str) -> BinaryIO:
+    """The label file of an image, opened for reading; raises FileNotFoundError when it has none."""
+    for place in label_places(image):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return open(place, "rb")
+    raise FileNotFoundError(image)
+
+
+def note_two_places(images: Iterable[str], problems: Problems) -> None:
+    """Note the images that have a label file in more than one place: one of them may be out of date."""
+    by_folder: dict[str, list[str]] = {}
+    for image in images:
+        folder, name = os.path.split(image)
+        by_folder.setdefault(folder, []).append(name)
+    for folder, names in by_folder.items():
+        texts = {place: _text_files(place) for place in label_folders(folder)}
+        if sum(map(bool, texts.values())) < 2:
+            continue
+        for name in names:
+            label = os.path.splitext(name)[0] + ".txt"
+            found = [os.path.join(place, label) for place, there in texts.items() if label in there]
+            if len(found) > 1:
+                problems.add(TWO_PLACES, " and ".join(found))
+
+
+def _text_files(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(name for name in os.listdir(folder or ".") if name.endswith(".txt"))
+    except OSError:
+        return frozenset()
 
 
 def read_labels(image: str | Path, classes: int) -> tuple[np.ndarray | None, list[Finding]]:
     """The boxes of an image as parse_labels gives them, or None when it has no label file (a background image)."""
-    path = label_path(image)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_labels(os.fspath(image)) as file:
+            path, data = file.name, file.read()
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         return None, []
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: this label file cannot be read as text") from None
-    return parse_labels(text, str(path), classes)
+        raise UserError(f"{label_path(image)}: this label file cannot be read as text") from None
+    return parse_labels(text, path, classes)
 
 
 def as_one_class(rows: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 import contextlib
 import glob
 import os
+import re
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,10 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.imagesize import image_size, is_image
+from utils.imagesize import measure
 from utils.labels import Problems, image_paths
+from utils.picturekinds import BESIDE, IMAGE, VIDEO, VIDEO_SUFFIXES, holds_picture, is_image, kind_of, left_out
+from utils.pictures import libraries_silenced, openable, read_picture
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 DEFAULT_FPS = 25.0  # for cameras and files that don't tell theirs
 STREAM_TIMEOUT = 10  # seconds without a frame after which a stream counts as ended
 
@@ -47,46 +50,86 @@ class Frame:
 
 def find_items(source: str, exclude: Path | None = None) -> list[Item]:
     """The items that `source` names: an image, a video, a folder (and the folders in it), a pattern such as `a/*.jpg`, a
-    text file that lists images, a camera's number, or the address of a stream (rtsp://, http://, ...).
+    text file that lists images and videos, a camera's number or device, or the address of a stream (rtsp://, http://, ...).
+    What exists under that very name is meant first: a folder called 2024 is no camera.
 
     What lies in the folder `exclude` is left out of folders and patterns: results of an earlier run are no input.
-    Raises UserError when there is nothing.
+    Raises UserError when there is nothing; files that are neither images nor videos are named on stderr.
     """
-    if source.isdigit():
-        return [Item(source, Path(f"camera{source}"), "stream")]
+    path = Path(source)
+    if os.path.isdir(source):
+        return _files(sorted(path.rglob("*")), path, exclude, source)
+    if os.path.isfile(source):
+        return _single(path)
+    if os.path.exists(source) and stat.S_ISCHR(os.stat(source).st_mode):
+        return [Item(source, Path(path.name), "stream")]
+    if re.fullmatch("[0-9]+", source):
+        return [_camera(source)]
     if "://" in source:
         return [Item(source, Path(_stream_name(source)), "stream")]
-    path = Path(source)
-    if path.is_dir():
-        items = _files(sorted(path.rglob("*")), path, exclude)
-        if not items:
-            raise UserError(f"--source {source}: there are no images or videos in this folder")
-        return items
-    if path.is_file():
-        if path.suffix.lower() != ".txt":
-            return [Item(source, Path(path.name), "image" if is_image(path) else "video")]
-        problems = Problems()
-        paths = [Path(p) for p in image_paths(source, problems)]
-        if problems.counts:
-            tqdm.write(f"{source}: {problems.summary()}", file=sys.stderr)
-        return _files(paths, _common_folder(paths), None)
     matches = [Path(p) for p in sorted(glob.glob(source, recursive=True))] if glob.has_magic(source) else []
-    items = _files(matches, _common_folder(matches), exclude)
-    if not items:
+    if not matches:
         raise UserError(f"--source {source}: no such file or folder, and no images or videos match it")
-    return items
+    return _files(matches, _common_folder(matches), exclude, source)
 
 
-def _files(paths: list[Path], base: Path, exclude: Path | None) -> list[Item]:
-    """Items of those paths that are images or videos; `relative` counts from the folder `base`."""
-    items = []
+def _single(path: Path) -> list[Item]:
+    """The item of a file whose name was typed, or those of the list that it is. Its content counts more than its name."""
+    is_picture = holds_picture(path)
+    if is_picture or is_image(path):
+        return [Item(str(path), Path(path.name), "video" if is_picture and is_animated(path) else "image")]
+    if path.suffix.lower() != ".txt":
+        return [Item(str(path), Path(path.name), "video")]
+    problems = Problems()
+    paths = [Path(p) for p in image_paths(path, problems)]
+    if problems.counts:
+        tqdm.write(f"{path}: {problems.summary()}", file=sys.stderr)
+    return _files(paths, _common_folder(paths), None, str(path))
+
+
+def _camera(number: str) -> Item:
+    if len(number.lstrip("0")) > 2:  # larger numbers choose OpenCV's way to open a camera
+        raise UserError(f"--source {number}: no camera has this number, and there is no such file or folder")
+    return Item(number, Path(f"camera{number}"), "stream")
+
+
+def _files(paths: list[Path], base: Path, exclude: Path | None, source: str) -> list[Item]:
+    """Items of those paths that are images or videos; `relative` counts from the folder `base`. Those that are neither, nor
+    labels and the like, are named on stderr. Raises UserError when nothing is left of `source`."""
+    items, others = [], []
     # a folder of results that holds the sources, or is theirs, hides nothing: the caller looks for overwritten inputs
     hidden = exclude.resolve() if exclude and base.resolve() in exclude.resolve().parents else None
     for path in paths:
-        kind = "image" if is_image(path) else "video" if path.suffix.lower() in VIDEO_SUFFIXES else None
-        if kind and path.is_file() and hidden not in path.resolve().parents:
+        if not path.is_file() or hidden in path.resolve().parents:
+            continue
+        kind = kind_of(path)
+        if kind in (IMAGE, VIDEO):
+            kind = VIDEO if kind == IMAGE and is_animated(path) else kind
             items.append(Item(str(path), Path(os.path.relpath(path, base)), kind))
+        elif kind != BESIDE:
+            others.append(path)
+    said = left_out(others, len(items) + len(others))
+    if not items:
+        where = "in this folder" if os.path.isdir(source) else "in it"
+        raise UserError(f"--source {source}: there are no images or videos {where}" + (f"; {said}" if said else ""))
+    if said:
+        tqdm.write(f"{source}: {said}", file=sys.stderr)
     return items
+
+
+def is_animated(path: str | Path) -> bool:
+    """Is this a GIF of several pictures, which are frames of a video, so to speak?"""
+    with open(path, "rb") as file:
+        if not file.read(6).startswith(b"GIF8"):
+            return False
+    try:
+        capture = open_capture(os.fspath(path))
+    except ValueError:
+        return False
+    try:
+        return capture.read()[0] and capture.read()[0]
+    finally:
+        capture.release()
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -132,12 +175,14 @@ class Frames:
 
 def _read_image(item: Item) -> Iterator[Frame]:
     try:
-        image_size(item.name)
-        image = cv2.imread(item.name, cv2.IMREAD_COLOR)
-    except (ValueError, cv2.error) as error:
-        raise ValueError(f"not a readable image ({str(error).splitlines()[0][:80]})") from None
+        remark = measure(item.name).remark
+    except ValueError as error:
+        raise ValueError(f"not a readable image ({error})") from None
+    image = read_picture(item.name)
     if image is None:
         raise ValueError("not a readable image")
+    if remark:
+        tqdm.write(f"{item.name}: {remark}", file=sys.stderr)
     yield Frame(item, image)
 
 
@@ -186,28 +231,26 @@ def open_capture(source: str | int) -> cv2.VideoCapture:
             wait = 1000 * STREAM_TIMEOUT
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
             capture.open(source, cv2.CAP_FFMPEG, options)
+        elif isinstance(source, str):
+            with openable(source) as name:
+                capture.open(name)
         else:
             capture.open(source)
     if capture.isOpened():
         return capture
     if isinstance(source, int):
         raise ValueError("no camera of this number can be opened")
-    raise ValueError("this stream cannot be opened; check address and network" if "://" in source else "not a readable video")
+    if "://" in source:
+        raise ValueError("this stream cannot be opened; check address and network")
+    is_video = os.path.splitext(source)[1].lower() in VIDEO_SUFFIXES
+    raise ValueError("not a readable video" if is_video else "neither a picture nor a video that OpenCV can read")
 
 
-@contextlib.contextmanager
-def libraries_silenced() -> Iterator[None]:
-    """Keep what OpenCV and the libraries in it write to stderr away from the user, who gets our own line instead."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+def open_writer(path: Path, fourcc: str, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    """A writer of a video, opened unless OpenCV can't write this codec into this kind of file, which exists, empty. size:
+    (width, height) of the frames."""
+    with libraries_silenced(), openable(path) as name:
+        return cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*fourcc), fps, size)
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:

@@ -38,7 +38,7 @@ def read_bdd100k(source: Path, options: Options) -> Annotations:
             _add(stem_of(path), path, path, tree, pictures, result)
         else:
             _read_list(path, tree, pictures, result)
-    return note_unused(tree.pictures, result)
+    return note_unused(tree, result)
 
 
 def _chosen(tree: Tree, pictures: Pictures, result: Annotations) -> tuple[list[str], bool]:

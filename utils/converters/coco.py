@@ -38,7 +38,7 @@ def read_coco(source: Path, options: Options) -> Annotations:
         _agree(categories, file := read_coco_file(path, result.problems))
         _add_entries(file, pictures, tree.split(path), result)
     result.names = list(dict.fromkeys(categories[key] for key in sorted(categories, key=lambda k: (isinstance(k, str), k))))
-    return note_unused(tree.pictures, result)
+    return note_unused(tree, result)
 
 
 def _agree(categories: dict[Key, str], file: CocoFile) -> None:

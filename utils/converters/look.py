@@ -10,7 +10,7 @@ import numpy as np
 from utils.converters.base import Entry, Found, Options, published_names
 from utils.converters.formats import FORMATS
 from utils.errors import UserError
-from utils.imagesize import image_size
+from utils.imagesize import measure
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
 from utils.stated import size_of_pixels
 
@@ -54,10 +54,13 @@ def look(entry: Entry, form: str, options: Options) -> Look:
     """
     result, notes = Look(), [FORMATS[form].parse(note, options) for note in entry.notes]
     try:
-        result.shape = image_size(entry.image)
+        *shape, remark = measure(entry.image)
     except ValueError as error:
         result.problems.add(UNREADABLE, f"{entry.image}: {error}")
         return result
+    result.shape = (shape[0], shape[1])
+    if remark:
+        result.problems.add(remark, entry.image)
     for found in notes:
         result.problems.include(found.problems)
         _keep_known(found, known_names(form, options), result)

@@ -14,6 +14,7 @@ from utils.converters.write import Item, Report
 from utils.draw import class_colour
 from utils.files import replacing
 from utils.fonts import families, font_of, legible
+from utils.pictures import read_picture
 
 SAMPLES = 8
 _NAMED = 12  # boxes of a sample that have their class's name beside them: the largest
@@ -82,10 +83,7 @@ def _sample(axes: Axes, item: Item, names: Sequence[str], title: str) -> None:
 
 def _small_picture(path: str) -> np.ndarray | None:
     """RGB, at most _LONGEST pixels long; None where OpenCV cannot decode it."""
-    try:
-        image = cv2.imread(path)
-    except cv2.error:
-        image = None
+    image = read_picture(path)
     if image is None:
         return None
     scale = min(_LONGEST / max(image.shape[:2]), 1)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from utils.converters.base import TEST, TRAIN, VALID, Annotations, Entry, Options
 from utils.errors import UserError
 from utils.filenames import folded, path_parts, shared_parts, stem_of, without_suffix
-from utils.imagesize import is_image
-from utils.labels import Problems
+from utils.labels import NO_PICTURE, Problems
+from utils.picturekinds import BESIDE, IMAGE, is_image, kind_of
 
 _SPLIT_WORDS = {
     "train": TRAIN, "training": TRAIN, "trainval": TRAIN, "val": VALID, "valid": VALID, "validation": VALID, "test": TEST,
@@ -24,7 +24,8 @@ _MASKS = re.compile(r"(^|/)(annotations?|labels?|[a-z]*masks?|colormaps?|trimaps
 
 class Tree:
     """All files under `root`, sorted; hidden ones and those of the folder that is written (options.out) left out.
-    `pictures` are those to learn from: masks, which often have the same names, lie in folders of other kinds.
+    `pictures` are those to learn from: masks, which often have the same names, lie in folders of other kinds. `others` are
+    neither pictures nor what describes them.
 
     `--only` (options.only) narrows `files`, but not `pictures`.
     """
@@ -32,7 +33,9 @@ class Tree:
     def __init__(self, root: Path, options: Options) -> None:
         self.root, self.only = str(root), options.only
         self.paths = sorted(_walk(self.root, {_identity(options.out)} if options.out and options.out.exists() else set()))
-        pictures = [path for path in self.paths if is_image(path)]
+        kinds = [(path, kind_of(path)) for path in self.paths]
+        self.others = [path for path, kind in kinds if kind not in (IMAGE, BESIDE)]
+        pictures = [path for path, kind in kinds if kind == IMAGE]
         self.pictures = [path for path in pictures if not _MASKS.search(self.relative(path).lower())] or pictures
 
     def files(self, suffix: str, folder: str = "") -> list[str]:
@@ -161,15 +164,16 @@ def read_paired(source: Path, options: Options, suffix: str, names: list[str]) -
             result.problems.add("annotations without picture, left out", path)
         else:
             result.entries.append(Entry(match.path, tree.split(os.path.dirname(path)), (path,), match.misfit))
-    return note_unused(tree.pictures, result)
+    return note_unused(tree, result)
 
 
-def note_unused(pictures: list[str], result: Annotations) -> Annotations:
-    """Count the pictures that no entry is about."""
+def note_unused(tree: Tree, result: Annotations) -> Annotations:
+    """Count the pictures that no entry is about, and the files of other kinds."""
     used = {entry.image for entry in result.entries}
-    unused = [path for path in pictures if path not in used]
-    if unused:
-        result.problems.add("pictures without annotation, left out", unused[0], len(unused))
+    unused = [path for path in tree.pictures if path not in used]
+    for kind, paths in (("pictures without annotation, left out", unused), (NO_PICTURE, tree.others)):
+        if paths:
+            result.problems.add(kind, paths[0], len(paths))
     return result
 
 

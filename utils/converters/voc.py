@@ -53,7 +53,7 @@ def _read(source: Path, options: Options, folders: tuple[str, ...]) -> Annotatio
             continue
         own = tree.split(os.path.dirname(path)) or tree.split(os.path.dirname(match.path))
         result.entries.append(Entry(match.path, own if members is None else members[path], (path,), match.misfit))
-    return note_unused(tree.pictures, result)
+    return note_unused(tree, result)
 
 
 def _picture_of(path: str, pictures: Pictures) -> Match | None:
