@@ -39,14 +39,14 @@ from utils.draw import draw_boxes
 from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
+from utils.labels import label_path
 from utils.onnx_model import load_detector
+from utils.outputs import plan_outputs
 from utils.pictures import write_picture
 from utils.ranges import SHARE, whole
 from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
 
-MP4_CODES = frozenset({"mp4v", "avc1", "h264", "x264", "hevc", "hev1", "hvc1"})  # the others go into .avi
 TRAINED = Path("weights/best.pt")  # what train.py leaves
-WRITABLE = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # with colours
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -165,7 +165,7 @@ class Results:
 
     def __enter__(self) -> "Results":
         make_folder(self.folder)
-        self.paths = plan_outputs(self.folder, self.items, self.args.fourcc)
+        self.outputs = plan_outputs(self.folder, self.items, self.args.fourcc, self._other_inputs())
         self.window = self.args.view_img and _has_display()
         self.video = contextlib.ExitStack()
         self.writer: cv2.VideoWriter | None = None
@@ -181,18 +181,22 @@ class Results:
         self.frames += 1
         self.counts.update(names[int(c)] for c in boxes[:, 5])
         picture = draw_boxes(frame.image, boxes, names)
-        path = self.paths[frame.item.name]
+        output = self.outputs[frame.item.name]
         if frame.item.kind == "image":
-            write_picture(path, picture)
+            write_picture(output.path, picture)
         else:
-            self._write_frame(path, frame, picture)
+            self._write_frame(output.path, frame, picture)
         if self.args.save_txt:
-            text = path.with_suffix(".txt") if frame.item.kind == "image" else path.with_name(f"{path.stem}_{frame.number}.txt")
-            write_text(text, label_lines(boxes, frame.image.shape[:2]))
+            write_text(output.labels(frame.number), label_lines(boxes, frame.image.shape[:2]))
         if self.window:
             cv2.imshow("detect", picture)
             if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
                 raise _Quit
+
+    def _other_inputs(self) -> list[Path]:
+        """What texts must not take the place of: the list that names the pictures, and labels that they have already."""
+        labels = [label_path(item.name) for item in self.items if item.kind == "image"]
+        return [path for path in (Path(self.args.source), *labels) if path.exists()] if self.args.save_txt else []
 
     def _write_frame(self, path: Path, frame: Frame, picture: np.ndarray) -> None:
         """The first frame of a video opens its file and closes the one before."""
@@ -205,30 +209,6 @@ class Results:
             if not self.writer.isOpened():
                 raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write {path.suffix} with it; try mp4v or MJPG")
         self.writer.write(picture)
-
-
-def plan_outputs(folder: Path, items: list[Item], fourcc: str) -> dict[str, Path]:
-    """Item name -> the file its result goes to: its own name, or one that no other item has.
-
-    Raises UserError when a result would take the place of an input.
-    """
-    inputs = {Path(item.name).resolve() for item in items if item.kind != "stream"}
-    paths: dict[str, Path] = {}
-    taken: set[Path] = set()  # without suffix: label files must not collide, either
-    for item in items:
-        suffix = item.relative.suffix.lower()
-        if item.kind != "image":
-            suffix = ".mp4" if fourcc.lower() in MP4_CODES else ".avi"
-        elif suffix not in WRITABLE:
-            suffix = ".png"
-        stem = folder / (item.relative.with_suffix("") if item.kind != "stream" else item.relative)
-        if stem in taken:
-            stem = stem.with_name(item.relative.name.replace(".", "_"))
-        taken.add(stem)
-        paths[item.name] = stem.with_name(stem.name + suffix)
-        if paths[item.name].resolve() in inputs:
-            raise UserError(f"--output {folder}: would overwrite the input {item.name}; choose another folder")
-    return paths
 
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, int]) -> str:

@@ -52,7 +52,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     _check_kind(target)
     make_folder(target.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=f".tmp{target.suffix[:20]}", dir=target.parent)
     except OSError as error:
         raise UserError(f"{target.parent}: cannot write here ({error.strerror}); choose another folder") from None
     os.close(handle)
