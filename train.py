@@ -1,7 +1,7 @@
 """Train a Darknet .cfg detector, from scratch or from weights, densely or towards prunable gammas.
 
 python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60 -mpt
-python train.py --data data/bccd/bccd.data --weights weights/best.pt --s 0.01 --prune 0
+python train.py --data data/bccd/bccd.data --weights weights/best.pt --prune 0
 python train.py --data data/bccd/bccd.data --weights pruned.weights --cfg pruned.cfg --t_weights best.pt --KDstr 4 --finetune
 torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3/yolov3.cfg --batch-size 64
 """
@@ -24,12 +24,13 @@ from utils.metrics import Evaluation
 from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
-from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, WORKERS, Range, whole
+from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 
+USES = {"sparse_keep": ("local-decay",), "sparse_target": ("directed", "dynamic"), "max_drop": ("directed",)}
 PRUNERS = {0: "normal_prune.py", 1: "shortcut_prune.py", 2: "layer_prune.py"}
 
 
@@ -42,17 +43,20 @@ def get_parser() -> Parser:
     parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all pictures are seen")
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, of all processes together")
     parser.add_argument("--accumulate", type=whole(0, 65536), default=0, help="batches a step; 0: up to the nominal batch")
-    parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="sparse training: strength of the penalty on gammas")
     parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
-                        help="gammas to penalise: 0 normal and regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
-    parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="constant",
-                        help="of --s: global-decay: from half of the epochs on s/100; local-decay: from half on the smallest "
-                        "gammas keep s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
+                        help="sparse training of trained --weights: what is to go is brought to zero; for 0 normal and "
+                        "regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
+    parser.add_argument("--sparse-target", type=NOT_ALL_OR_NONE, default=0.7,
+                        help="directed: share of the channels (2: blocks) to go; dynamic: of gammas under 1e-2")  # fmt: skip
+    parser.add_argument("--max-drop", type=SHARE, default=0.02, metavar="D",
+                        help="directed: mAP@0.5 ends at most so far below where it began; less may go")  # fmt: skip
+    parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="instead: one penalty of this strength on all gammas")
+    parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="",
+                        help="directed (default without --s): the least important channels fade; of --s: constant (default); "
+                        "global-decay: from half of the epochs on s/100; local-decay: from half on the smallest gammas keep "
+                        "s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
     parser.add_argument(
         "--sparse-keep", type=NOT_ALL_OR_NONE, default=0.85, help="local-decay: share of the gammas that keep s"
-    )
-    parser.add_argument(
-        "--sparse-target", type=NOT_ALL_OR_NONE, default=0.7, help="dynamic: share of the gammas under 1e-2 at the end"
     )
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
@@ -137,25 +141,36 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("name the dataset with --data FILE.data")
     if "/" in args.name:
         raise UserError(f"--name {args.name}: goes into file names; choose folders with --weights-dir and --results-dir")
-    if args.s > 0 and args.prune < 0:
-        raise UserError(f"--s {args.s:g} needs --prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning")
-    dynamic = args.sparse_schedule == "dynamic"
-    if args.prune >= 0 and args.s == 0 and not dynamic:
-        raise UserError(f"--prune {args.prune} needs --s, the strength of the penalty on gammas, for example --s 0.01, "
-                        "or --sparse-schedule dynamic, which finds it out")  # fmt: skip
-    if args.sparse_schedule != "constant" and args.prune < 0:
-        raise UserError(f"--sparse-schedule {args.sparse_schedule} needs --prune: 0 for normal or regular, 1 for shortcut or "
-                        "slim, 2 for layer pruning")  # fmt: skip
-    for flag, schedule in (("sparse_keep", "local-decay"), ("sparse_target", "dynamic")):
-        if getattr(args, flag) != get_parser().get_default(flag) and args.sparse_schedule != schedule:
-            raise UserError(f"--{flag.replace('_', '-')} only means something with --sparse-schedule {schedule}; add that")
+    check_sparsity(args)
     check_distillation_arguments(args)
     requested(args)
+
+
+def check_sparsity(args: argparse.Namespace) -> None:
+    """Settle --sparse-schedule, in place, where none was named: directed, or constant with --s or without --prune. Raises
+    UserError for options of sparse training that can't be used together."""
+    strategies = "--prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning"
+    if args.s > 0 and args.prune < 0:
+        raise UserError(f"--s {args.s:g} needs {strategies}")
+    if args.sparse_schedule not in ("", "constant") and args.prune < 0:
+        raise UserError(f"--sparse-schedule {args.sparse_schedule} needs {strategies}")
+    args.sparse_schedule = args.sparse_schedule or ("directed" if args.prune >= 0 and args.s == 0 else "constant")
+    schedule = args.sparse_schedule
+    if args.prune >= 0 and args.s == 0 and schedule not in ("directed", "dynamic"):
+        raise UserError(f"--sparse-schedule {schedule} needs --s, the strength of the penalty on gammas, for example --s 0.01; "
+                        "without both the channels that are to go are chosen and brought to zero")  # fmt: skip
+    if args.s > 0 and schedule == "directed":
+        raise UserError("--sparse-schedule directed finds out how strongly to push; leave out --s")
+    for flag, schedules in USES.items():
+        if getattr(args, flag) != get_parser().get_default(flag) and schedule not in schedules:
+            wanted = " or ".join(schedules)
+            raise UserError(f"--{flag.replace('_', '-')} only means something with --sparse-schedule {wanted}; add that")
 
 
 def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
     run, started, evaluation = setup.run, time.perf_counter(), None
+    begin(args, files, setup, log, say)
     while run.epoch < args.epochs:
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == args.epochs
@@ -166,18 +181,48 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         if evaluation:
             say(metrics_line(evaluation))
         if gammas:
-            say(gammas_line(gammas, run.penalty.strength))
+            say(gammas_line(gammas, run.penalty.note(run.weights)))
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
             for line in log.sparsity_warnings(run.plan):
                 say(f"warning: {line}")
-            if final or not args.nosave:
-                save_run(run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
-                         is_best=is_best and not args.nosave, finished=final)  # fmt: skip
+        if final and run.promise and run.promise.kept and not is_best:
+            run.promise.restore_kept(run.weights)
+            evaluation = measure(setup)
+        if log and (final or not args.nosave):
+            save(args, files, setup, log, is_best=is_best, finished=final)
     if log:
         log.close()
     return sum_up(args, files, run, evaluation, time.perf_counter() - started, say)
+
+
+def begin(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> None:
+    """Evaluate what goes in where a training must not lose it: best.pt holds it until something is better.
+
+    A training that was interrupted has done this already.
+    """
+    run = setup.run
+    promises = run.promise is not None and run.promise.start is None
+    loses_nothing = args.finetune and run.best is None and not run.model.quantization
+    if run.step or not (promises or loses_nothing):
+        return
+    if args.notest or setup.valid is None:
+        if promises:
+            why = "--notest" if args.notest else "no valid= in the .data file"
+            say(f"warning: {why}: nothing is evaluated on the way, so --max-drop {args.max_drop:g} can't be held")
+        return
+    found = measure(setup)
+    say(f"before the first epoch:\n{metrics_line(found)}")
+    if promises:
+        run.promise.start = found.map50
+    if run.note_evaluation(found.map50, found.map) and log and not args.nosave:
+        save(args, files, setup, log, is_best=True, finished=False)
+
+
+def save(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog, is_best: bool, finished: bool) -> None:
+    save_run(setup.run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
+             is_best=is_best and not args.nosave, finished=finished)  # fmt: skip
 
 
 def measure(setup: Setup) -> Evaluation:
@@ -197,11 +242,13 @@ def sum_up(
     say(f"{args.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
     if run.best:
         where = f": {best}" if best == files.best else ""
+        where = where if run.best["epoch"] else f", what went in{where}"
         say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}{where}")
+    if run.penalty and run.penalty.outcome():
+        say(run.penalty.outcome())
     if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
-        amount = "--shortcut 8" if args.prune == 2 else "--percent 0.5"
         judged = f"--data {args.data} " if evaluation else ""
-        say(f"next: python {PRUNERS[args.prune]} {judged}--weights {files.last} {amount}")
+        say(f"next: python {PRUNERS[args.prune]} {judged}--weights {files.last} {run.penalty.amount()}")
     elif args.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
         say(f"next: python detect.py --weights {best} --source PICTURES")
     else:

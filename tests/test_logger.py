@@ -118,6 +118,6 @@ def test_only_sparse_training_is_warned_of_s(tmp_path, prune, warnings):
 def test_console_lines():
     assert metrics_line(EVALUATION) == "  P 0.6250  R 0.8750  mAP@.5 0.7500  mAP 0.5000  F1 0.7000"
     assert (
-        gammas_line(GAMMAS, 0.02)
+        gammas_line(GAMMAS, "s 0.02")
         == "  gammas: 37.5% under 0.01; quantiles 5% 0.001  25% 0.01  50% 0.1  75% 0.5  95% 1.5; s 0.02"
     )

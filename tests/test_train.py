@@ -120,10 +120,17 @@ def test_a_training_leaves_what_it_promises(here, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", ["", "--adam --multi-scale --no-ema --s 0.01 --prune 1", "--prune 0 --sparse-schedule dynamic"]
+    "flags",
+    [
+        "",
+        "--adam --multi-scale --no-ema --s 0.01 --prune 1",
+        "--prune 0 --sparse-schedule dynamic",
+        "--prune 0 --adam --epochs 6",
+        "--finetune",
+    ],
 )
 def test_an_interrupted_run_resumes_exactly(here, monkeypatch, flags):
-    flags += " --epochs 4 --json x.json"
+    flags = f"--epochs 4 {flags} --json x.json"
     train_with(f"{flags} --name whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="--resume"):
         interrupt_at(patch, 6)  # two batches an epoch: in the middle of the third
@@ -268,10 +275,12 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
     ("flags", "message"),
     [
         ("--s 0.01", "needs --prune"),
-        ("--prune 0", "needs --s"),
+        ("--prune 0 --sparse-schedule constant", "needs --s"),
+        ("--prune 0 --s 0.1 --sparse-schedule directed", "leave out --s"),
+        ("--prune 0 --s 0.1 --max-drop 0.1", "--max-drop only means something with --sparse-schedule directed"),
         ("--sparse-schedule dynamic", "needs --prune"),
         ("--prune 0 --s 0.1 --sparse-keep 0.5", "--sparse-keep only means something with --sparse-schedule local-decay"),
-        ("--prune 0 --s 0.1 --sparse-target 0.5", "--sparse-target only means something with --sparse-schedule dynamic"),
+        ("--prune 0 --s 0.1 --sparse-target 0.5", "--sparse-target only means .* directed or dynamic; add that"),
         ("--data none.data", "none.data"),
         ("--cfg none.cfg", "none.cfg"),
         ("--img-size 33", "--img-size 33"),

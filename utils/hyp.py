@@ -18,6 +18,7 @@ LIMITS: dict[str, Range] = (
     | dict.fromkeys(("translate", "flipud", "fliplr", "mosaic"), SHARE)
     | dict.fromkeys(("box", "obj", "cls"), Range(0, 1e4))
     | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
+    | {"least_steps": whole(0, 1_000_000)}
     | {"clip_grad": Range(1e-6, 1e6), "anchor_t": Range(1, 1000), "most_anchors": whole(0, 1000)}
     | {"degrees": Range(0, 180), "scale": Range(0, 0.95), "shear": Range(0, 80), "close_mosaic": whole(0, 1_000_000)}
 )
@@ -37,6 +38,7 @@ class Hyp:
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1  # where SGD's biases start
     nominal_batch: int = 64  # gradients are accumulated to about this many images
+    least_steps: int = 0  # fewer images where a training would have fewer optimizer steps than these
     clip_grad: float = 10.0  # largest norm of the whole gradient
     box: float = 0.1  # weights of the loss parts
     obj: float = 1.0
@@ -87,15 +89,18 @@ class Hyp:
 
 # train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind
 # (EXPERIMENTS.md); but its biases have found their place, and few epochs should not end at a rate of next to nothing.
-FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
+FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0, "least_steps": 1000}
+# train.py --prune without --s: directed sparsity, which must keep what the network has learned.
+DIRECTED = FINETUNE | {}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = FINETUNE | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
 
 
-def preset(finetune: bool, quantized: bool) -> dict[str, float]:
-    """The rates that suit what a training begins with: `quantized`: trained weights, and quantizers."""
-    return QUANTIZED if quantized else FINETUNE if finetune else {}
+def preset(finetune: bool, quantized: bool, directed: bool = False) -> dict[str, float]:
+    """The rates that suit what a training begins with and does: `quantized`: trained weights, and quantizers; `directed`:
+    directed sparsity."""
+    return QUANTIZED if quantized else DIRECTED if directed else FINETUNE if finetune else {}
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class RunLog:
 
     def sparsity_warnings(self, plan: Plan) -> list[str]:
         """What the last epoch shows to be wrong with the strength of the penalty on gammas, if there is one."""
-        if plan.prune < 0:
+        if plan.prune < 0 or plan.sparse_schedule == "directed":
             return []
         adapts = plan.sparse_schedule == "dynamic"
         return sparsity_warnings(read_results(self.text), plan.epochs, 0.0 if adapts else plan.s)
@@ -126,7 +126,7 @@ def metrics_line(evaluation: Evaluation) -> str:
             f"mAP {evaluation.map:.4f}  F1 {evaluation.f1:.4f}")  # fmt: skip
 
 
-def gammas_line(gammas: dict[str, Any], strength: float) -> str:
-    """gammas: utils.sparsity.gamma_statistics; strength: the penalty's in the epoch that ended."""
+def gammas_line(gammas: dict[str, Any], note: str) -> str:
+    """gammas: utils.sparsity.gamma_statistics; note: what the penalty says of the epoch that ended."""
     quantiles = "  ".join(f"{q:.0%} {value:.3g}" for q, value in gammas["quantiles"].items())
-    return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}; s {strength:.3g}"
+    return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}; {note}"

@@ -31,6 +31,7 @@ from utils.training import Plan, Run
 from utils.weights import refuse_broken
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
+FEW_STEPS = 200  # fewer are too few to fade channels in and to recover from it
 Say = Callable[[str], None]
 
 
@@ -64,7 +65,8 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
-    rates = preset(args.finetune, quantized=bool(loaded.model.quantization and args.weights))
+    directed = args.prune >= 0 and args.sparse_schedule == "directed"
+    rates = preset(args.finetune, quantized=bool(loaded.model.quantization and args.weights), directed=directed)
     hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, rates)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
@@ -81,13 +83,15 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
         accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
         prune=args.prune, s=args.s, sparse_schedule=args.sparse_schedule, sparse_keep=args.sparse_keep,
-        sparse_target=args.sparse_target,
+        sparse_target=args.sparse_target, max_drop=args.max_drop,
     )  # fmt: skip
     dtype = training_dtype(device) if args.mixedprecision else None
     if args.mixedprecision:
         say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
     run = Run(loaded.model, hyp, plan, device, dtype, world)
     run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
+    if directed and not checkpoint:
+        describe_steps(run, say)
     if teacher:
         run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype))
         run.distiller.describe(say)
@@ -171,6 +175,14 @@ def create_loaders(
         return loader, None
     batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
     return loader, create_loader(data.source("valid"), training=False, batch_size=batch, rect=rect, **shared)
+
+
+def describe_steps(run: Run, say: Say) -> None:
+    """Say what the steps of a directed sparsity are, and whether they are enough to learn to do without so much."""
+    steps = run.schedule.total
+    say(f"directed sparsity: {run.plan.sparse_target:.0%} are to go, in {steps:,} optimizer steps")
+    if steps < FEW_STEPS:
+        say(f"warning: {steps} optimizer steps are few to learn to do without so much; take more --epochs, or smaller batches")
 
 
 def describe_data(

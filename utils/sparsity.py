@@ -1,7 +1,7 @@
 """Sparse training: an L1 penalty on the gammas that a strategy can prune (Liu et al. 2017, Network Slimming), and the
 schedules of its strength."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from utils.masks import POLICIES, candidates
 
 if TYPE_CHECKING:
     from models import Darknet
+    from utils.promise import Promise
 
 NEAR_ZERO = 1e-2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SCHEDULES = ("constant", "global-decay", "local-decay", "dynamic")
+SCHEDULES = ("directed", "constant", "global-decay", "local-decay", "dynamic")
 DECAYED = 0.01  # what the decays leave of s
 REACH = 0.7  # dynamic: the share of the way that gammas can go in a training after which the wanted ones are to be zero
 
@@ -39,6 +40,41 @@ def penalised_channels(graph: ChannelGraph, strategy: int) -> dict[int, np.ndarr
     return {i: allowed[graph.out[i]] for i in graph.gammas() if allowed[graph.out[i]].any()}
 
 
+class Sparsity(Protocol):
+    """What a training calls to make gammas sparse.
+
+    channels: {layer: (channels,) bool}, the gammas that may go to zero. promise: what accuracy it has to keep, if any.
+    """
+
+    channels: dict[int, np.ndarray]
+    promise: "Promise | None"
+
+    def start_epoch(self, epoch: int, done: float, total: float) -> None:
+        """Before epoch number `epoch`, counted from 0. done, total: how far a gradient of 1 would have moved a weight so
+        far, and in the whole training, in the sum of learning rate / (1 - momentum) over the steps."""
+
+    def apply(self) -> None:
+        """Once per optimizer step, when the accumulated gradient is complete, unscaled and clipped."""
+
+    def settle(self, done: float, total: float, averaged: "Darknet | None") -> None:
+        """After the step and its share in the `averaged` network, if there is one."""
+
+    def note(self, model: "Darknet") -> str:
+        """What the line `gammas` of an epoch says of it."""
+
+    def outcome(self) -> str:
+        """What the training ends with, "" for nothing to say."""
+
+    def amount(self) -> str:
+        """How much the prune script is to be asked for."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights."""
+
+    def restore(self, state: Fields) -> None:
+        """Go on from what `state` gave; UserError where it isn't that."""
+
+
 class GammaPenalty:
     """Adds strength * sign(gamma) to the gradients of the penalised gammas.
 
@@ -51,9 +87,11 @@ class GammaPenalty:
     found out on the way: s, if not 0, is only its beginning.
     """
 
+    promise: "Promise | None" = None
+
     def __init__(self, model: "Darknet", strategy: int, s: float, schedule: str = "constant", keep: float = 0.85,
                  target: float = 0.7, epochs: int = 1, momentum: float = 0.937) -> None:  # fmt: skip
-        self.momentum = momentum
+        self.strategy, self.momentum = strategy, momentum
         self.s, self.schedule, self.keep, self.target, self.epochs = s, schedule, keep, target, epochs
         self.strength = s
         self.channels = penalised_channels(ChannelGraph(model.defs), strategy)
@@ -70,6 +108,18 @@ class GammaPenalty:
         for gamma, factor in zip(self.gammas, self.factors, strict=True):
             if gamma.grad is not None:
                 gamma.grad.add_(gamma.sign() * factor.to(gamma.device), alpha=self.strength)
+
+    def settle(self, done: float, total: float, averaged: "Darknet | None") -> None:
+        """The gradient was all."""
+
+    def note(self, model: "Darknet") -> str:
+        return f"s {self.strength:.3g}"
+
+    def outcome(self) -> str:
+        return ""
+
+    def amount(self) -> str:
+        return "--shortcut 8" if self.strategy == 2 else "--percent 0.5"
 
     def start_epoch(self, epoch: int, done: float, total: float) -> None:
         """Set the strength for epoch number `epoch`, counted from 0.

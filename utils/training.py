@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import Checkpoint
+from utils.directed import DirectedSparsity
 from utils.distributed import World, parallel
 from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.loss import DetectionLoss
+from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
-from utils.sparsity import GammaPenalty
+from utils.sparsity import GammaPenalty, Sparsity
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -145,6 +147,7 @@ class Plan:
     sparse_schedule: str = "constant"
     sparse_keep: float = 0.85
     sparse_target: float = 0.7
+    max_drop: float = 0.02
 
 
 class Run:
@@ -161,7 +164,7 @@ class Run:
         self.model = model.to(device=device, memory_format=torch.channels_last).train()
         self.forward = parallel(self.model, device, world)
         self.loss = DetectionLoss(self.model, hyp)
-        self.accumulate = plan.accumulate or max(1, round(hyp.nominal_batch / plan.batch_size))
+        self.accumulate = plan.accumulate or batches_a_step(hyp, plan)
         self.epoch_steps = math.ceil(plan.batches / self.accumulate)
         step_images = plan.batch_size * self.accumulate
         # lr0 is meant for the gradient of a sum over the nominal batch; larger batches are averaged down to it
@@ -170,7 +173,7 @@ class Run:
         self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, self.epoch_steps, self.accumulate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
-        self.penalty = sparsity_penalty(self.model, plan, hyp.momentum)
+        self.penalty = sparsity_penalty(self.model, plan, hyp.momentum, self.schedule.total)
         self.way = self.schedule.way() if self.penalty else np.zeros(1)
         self.distiller: Distiller | None = None
         self.step, self.epoch = 0, 0
@@ -189,13 +192,23 @@ class Run:
         return self.ema.module if self.ema else self.model
 
     @property
+    def promise(self) -> Promise | None:
+        return self.penalty.promise if self.penalty else None
+
+    @property
     def best_fitness(self) -> float:
         return fitness(self.best) if self.best else -1.0
 
     def note_evaluation(self, map50: float, mean_map: float) -> bool:
-        """Whether the weights that were just evaluated are the fittest so far; if so they become `best`."""
+        """Whether the weights that were just evaluated are the fittest so far, or by a promise the ones to keep; if so they
+        become `best`."""
         found = {"epoch": self.epoch, "map50": map50, "map": mean_map}
-        if fitness(found) <= self.best_fitness:
+        fit = fitness(found)
+        if self.promise:
+            is_best = self.promise.note(found, fit, self.penalty.share, self.weights)
+        else:
+            is_best = fit > self.best_fitness
+        if not is_best:
             return False
         self.best = found
         return True
@@ -227,7 +240,11 @@ class Run:
         if self.model.quantization and self.epoch + 1 >= freeze_epoch(self.plan.epochs):
             freeze(self.model)
         if self.penalty:
-            self.penalty.start_epoch(self.epoch, float(self.way[min(self.step, len(self.way) - 1)]), float(self.way[-1]))
+            self.penalty.start_epoch(self.epoch, *self.progress())
+
+    def progress(self) -> tuple[float, float]:
+        """How far a gradient of 1 would have moved a weight until now, and in the whole training."""
+        return float(self.way[min(self.step, len(self.way) - 1)]), float(self.way[-1])
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss * self.loss_factor).backward()
@@ -254,6 +271,8 @@ class Run:
         self.step += 1
         if self.ema:
             self.ema.update_parameters(self.model)
+        if self.penalty:
+            self.penalty.settle(*self.progress(), self.ema.module if self.ema else None)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs so that `restore` continues exactly here."""
@@ -277,14 +296,16 @@ class Run:
         one can't be used then.
         """
         state, origin = checkpoint.run, checkpoint.path
+        if self.penalty and "penalty" in state:
+            self.penalty.restore(state.fields("penalty"))
+        if self.promise and self.promise.kept:  # whether they fit is to be known now, not when the run ends
+            restore_module(self.weights, self.promise.kept["model"], f"{origin}: the network to keep")
         restore_module(self.model, state.tensors("train_model"), f"{origin}: train_model")
         if self.ema:
             restore_module(self.ema.module, checkpoint.tensors, f"{origin}: model")
             self.ema.n_averaged.fill_(state.fields("ema").whole("updates"))
         restore_optimizer(self.optimizer, state.fields("optimizer"))
         restore_scaler(self.scaler, state.fields("scaler"))
-        if self.penalty and "penalty" in state:
-            self.penalty.restore(state.fields("penalty"))
         if self.distiller and "distiller" in state:
             self.distiller.restore(state.fields("distiller"))
         done = state.fields("scheduler").required("a whole number", "step")
@@ -303,8 +324,18 @@ class Run:
             torch.manual_seed(self.plan.seed + 1000 * self.epoch + self.world.rank)
 
 
-def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float) -> GammaPenalty | None:
-    """The penalty on gammas that a plan asks for, None if for none."""
+def batches_a_step(hyp: Hyp, plan: Plan) -> int:
+    """How many batches make up the nominal batch, or fewer where the training would have less than hyp.least_steps steps."""
+    wanted = max(1, round(hyp.nominal_batch / plan.batch_size))
+    if not hyp.least_steps:
+        return wanted
+    return max(1, min(wanted, plan.epochs * plan.batches // hyp.least_steps))
+
+
+def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float, steps: int) -> Sparsity | None:
+    """What makes the gammas sparse as a plan asks for, None if it doesn't; steps: the optimizer's in the whole training."""
+    if plan.prune >= 0 and plan.sparse_schedule == "directed":
+        return DirectedSparsity(model, plan.prune, plan.sparse_target, steps, Promise(plan.max_drop))
     if plan.prune < 0 or not (plan.s or plan.sparse_schedule == "dynamic"):
         return None
     options = {"schedule": plan.sparse_schedule, "keep": plan.sparse_keep, "target": plan.sparse_target}
