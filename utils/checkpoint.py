@@ -20,10 +20,10 @@ from utils.errors import UserError
 from utils.fields import Fields, is_plain
 from utils.filekinds import is_checkpoint
 from utils.files import replacing
+from utils.ranges import IMG_SIZE
 
 # What torch.load raises for a file that was cut short or written over, depending on where.
 DAMAGES = (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
-MOST_PIXELS = 1 << 15  # side of an input
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ def picture_settings(fields: Fields) -> dict[str, Any]:
     """How pictures are prepared; only what the fields tell."""
     settings: dict[str, Any] = {k: fields.flag(k) for k in ("gray", "maxabs", "stretch") if k in fields}
     if "img_size" in fields:
-        settings["img_size"] = fields.whole("img_size", least=1, most=MOST_PIXELS)
+        settings["img_size"] = fields.whole("img_size", least=IMG_SIZE.least, most=IMG_SIZE.most)
     if "class_map50" in fields:
         settings["class_map50"] = fields.floats("class_map50", 0, 1)
     return settings
