@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from models import Darknet
+from utils.batch import Batch
 from utils.cfg import parse_cfg
 from utils.cli import Parser, add_device_arguments, format_table, run, write_json
-from utils.datasets import Batch, create_loader
+from utils.datasets import create_loader
 from utils.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.distributed import World
 from utils.engine import normalise

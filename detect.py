@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from models import Darknet
 from utils.augment import letterbox
+from utils.batch import ImageInfo
 from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.cfg import read_data, read_names
 from utils.cli import (
@@ -33,7 +34,6 @@ from utils.cli import (
     sees_gray,
     write_json,
 )
-from utils.datasets import ImageInfo
 from utils.devices import select_device
 from utils.draw import draw_boxes
 from utils.engine import Stopwatch, normalise

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import RESIDUAL, network
-from utils.datasets import Batch
+from utils.batch import Batch
 from utils.errors import UserError
 from utils.recalibrate import recalibrate
 

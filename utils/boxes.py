@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from utils.datasets import ImageInfo
+    from utils.batch import ImageInfo
 
 MAX_EXPONENT = 10.0  # a box 22026 times its anchor is nonsense already; beyond, areas overflow float32
 MIN_SHARE = 1e-3  # of a squashed side, where losses would divide by 0

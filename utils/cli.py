@@ -19,6 +19,7 @@ from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import Remark, UserError
 from utils.filekinds import is_checkpoint, is_onnx
 from utils.files import check_writable, write_text
+from utils.loader import explained_ends
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.ranges import IMG_SIZE, Range
@@ -111,7 +112,8 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
     try:
         if getattr(args, "json", ""):
             check_writable(args.json)
-        main(args)
+        with explained_ends():
+            main(args)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)

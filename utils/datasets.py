@@ -1,15 +1,14 @@
 """Images and labels as batches: what train.py and test.py iterate over.
 
-    source (list or folder) -> scan -> DetectionDataset -> BatchPlan says who draws what -> DataLoader of Batch
+    source (list or folder) -> scan -> DetectionDataset -> BatchPlan says who draws what -> Loader of Batch
 
 Sample number p of epoch e is a function of (seed, e, p) alone: neither the number of workers nor the number of
 processes changes it. The plan carries epoch and mosaic to the workers, so that those may persist.
 """
 
+import contextlib
 import math
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,56 +19,22 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from utils import augment
 from utils.augment import Picture, fitted_size, letterbox
 from utils.balance import weighted_order
+from utils.batch import ImageInfo, Sample, Size
 from utils.errors import UserError
 from utils.hyp import Hyp
 from utils.imagesize import measure
 from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
+from utils.loader import Loader
 from utils.memory import available_memory
 from utils.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
-
-Size = tuple[int, int]  # height, width
-
-
-@dataclass
-class ImageInfo:
-    """Where a letterboxed image came from: x_network = x_original * ratio[0] + pad[0], and y likewise.
-
-    `index` counts in the dataset, `shape` is the original's (height, width). Under augmentation there is no such map:
-    ratio and pad are then (1, 1) and (0, 0).
-    """
-
-    path: Path
-    index: int
-    shape: Size
-    ratio: tuple[float, float]
-    pad: tuple[int, int]
-
-
-@dataclass
-class Batch:
-    """`images`: uint8 (batch, 3, height, width) RGB, or 1 channel, in channels_last order.
-
-    `targets`: float32 (boxes, 6): image in the batch, class, cx, cy, w, h normalised to the network's input.
-    """
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    infos: list[ImageInfo]
-
-    def pin_memory(self) -> "Batch":
-        self.images, self.targets = self.images.pin_memory(), self.targets.pin_memory()
-        return self
-
-
-Sample = tuple[np.ndarray, np.ndarray, ImageInfo]  # image (h, w, channels) RGB, labels (n, 5), info
 
 
 class Draw(NamedTuple):
@@ -176,7 +141,9 @@ class DetectionDataset(Dataset):
         self.source, self.classes, self.img_size, self.training = Path(source), classes, img_size, training
         self.hyp, self.stretch, self.gray, self.seed = hyp or Hyp(), stretch, gray, seed
         self.mosaic, self.epoch = training and self.hyp.mosaic > 0, 0
-        self.unreadable = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()  # each is named once by all workers
+        self.unreadable = torch.zeros(len(self.paths), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # no room in shared memory: each worker names them
+            self.unreadable.share_memory_()  # each is named once by all workers
         self.cache: list[np.ndarray] | None = self._fill_cache() if cache_images else None
 
     def __len__(self) -> int:
@@ -323,20 +290,6 @@ class BatchPlan(Sampler[list[Draw]]):
         return [batches[i] for i in rng.permutation(len(batches))] if self.rect else batches
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size. The images stay (batch, h, w, channels) in memory: torch's channels_last."""
-    images = torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2)
-    rows = [np.insert(labels, 0, number, axis=1) for number, (_, labels, _) in enumerate(samples)]
-    return Batch(images, torch.from_numpy(np.concatenate(rows).astype(np.float32)), [info for _, _, info in samples])
-
-
-def start_worker(worker: int) -> None:
-    """Worker processes are the parallelism: OpenCV's own threads would only fight over the cores. Ctrl-C reaches the
-    whole process group; the main process ends the workers, so that they need not say anything themselves."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def create_loader(
     source: str | Path,
     *,
@@ -355,8 +308,8 @@ def create_loader(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader:
-    """A DataLoader of Batch over a list or a folder of images.
+) -> Loader:
+    """A Loader over a list or a folder of images.
 
     `batch_size` counts the images of all `world_size` processes together; a training loader gives each process its equal
     part of every batch. `training` shuffles and augments (call `loader.dataset.set_epoch(e)` before each epoch; set
@@ -373,10 +326,7 @@ def create_loader(
     if rank == 0 and dataset.problems.counts:
         tqdm.write(f"{source}: {dataset.problems.summary()}", file=sys.stderr)
     plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size)
-    # fork shares the cache with the workers; where it is unsafe (macOS) or missing (Windows), torch's default stands
-    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
-    return DataLoader(
-        dataset, batch_sampler=plan, num_workers=workers, collate_fn=collate, worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, multiprocessing_context=context,
+    return Loader(
+        dataset, workers=workers, batch_sampler=plan, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
         generator=torch.Generator(),
     )  # fmt: skip

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from models import Darknet
 from utils import cli
 from utils.cfg import DataConfig
-from utils.datasets import collate, create_loader, start_worker
+from utils.datasets import create_loader
 from utils.devices import select_device
 from utils.engine import evaluate
 from utils.ground_truth import json_ground_truth
 from utils.hyp import Hyp
+from utils.loader import Loader
 from utils.measure import costs
 from utils.recalibrate import recalibrate
 
@@ -32,7 +33,7 @@ class Judge:
         self.loader = self._loader("valid") if self.data is not None else None
         self.truth = json_ground_truth(self.data, self.loader.dataset) if self.loader is not None else None
 
-    def _loader(self, key: str) -> DataLoader:
+    def _loader(self, key: str) -> Loader:
         """The pictures of `key` in the .data file, letterboxed as the network was trained."""
         stretch = self.args.stretch or self.loaded.settings.get("stretch", False)
         return create_loader(
@@ -61,12 +62,9 @@ class Judge:
         there were."""
         return recalibrate(model, self.pictures(count), self.device, self.maxabs)
 
-    def pictures(self, count: int) -> DataLoader:
+    def pictures(self, count: int) -> Loader:
         """`count` training pictures, or all if there are fewer, spread evenly over the set and letterboxed without
         augmentation."""
         dataset = self._loader("train").dataset
         indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-        return DataLoader(
-            Subset(dataset, indices.tolist()), batch_size=self.args.batch_size, num_workers=self.args.workers,
-            collate_fn=collate, worker_init_fn=start_worker,
-        )  # fmt: skip
+        return Loader(Subset(dataset, indices.tolist()), workers=self.args.workers, batch_size=self.args.batch_size)

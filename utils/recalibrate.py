@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.datasets import Batch
+from utils.batch import Batch
 from utils.engine import normalise
 from utils.errors import UserError
 

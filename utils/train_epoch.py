@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.datasets import Batch
+from utils.batch import Batch
 from utils.distributed import mean_over_processes
 from utils.engine import normalise
 from utils.errors import UserError

@@ -1,0 +1,75 @@
+"""Loader: a DataLoader whose worker processes end in one line, where they can't go on."""
+
+import contextlib
+import errno
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.batch import Batch, collate
+from utils.errors import UserError
+
+SHARED_MEMORY = ("/dev/shm holds less than the batches of --workers {workers}, which come through pipes instead, more slowly; "
+                 "a larger one (docker run --shm-size=1g) or fewer workers help")  # fmt: skip
+
+
+def start_worker(worker: int) -> None:
+    """Worker processes are the parallelism: OpenCV's own threads would only fight over the cores. Ctrl-C reaches the
+    whole process group; the main process ends the workers, so that they need not say anything themselves."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Loader(DataLoader):
+    """A DataLoader of Batch. Where shared memory is too small for a batch it goes on without, and says so once.
+
+    Iterating raises UserError when a worker process dies, which the kernel ends if memory runs out.
+    """
+
+    def __init__(self, dataset: Any, *, workers: int, **options: Any) -> None:
+        # fork shares the cache with the workers; where it is unsafe (macOS) or missing (Windows), torch's default stands
+        context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+        super().__init__(
+            dataset, num_workers=workers, collate_fn=collate, worker_init_fn=start_worker, multiprocessing_context=context,
+            **options,
+        )  # fmt: skip
+        self._said = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            with explained_ends():
+                for batch in super().__iter__():
+                    if batch.piped and not self._said:
+                        tqdm.write(f"warning: {SHARED_MEMORY.format(workers=self.num_workers)}", file=sys.stderr)
+                        self._said = True
+                    yield batch
+        except (ConnectionError, EOFError) as error:  # with a batch of its own on the way
+            raise dead_worker(error) from None
+
+
+def dead_worker(error: Exception) -> UserError:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError("a process that reads pictures was ended by the system, mostly for want of memory: give fewer --workers, "
+                     f"or a smaller --batch-size ({text[:100]})")  # fmt: skip
+
+
+@contextlib.contextmanager
+def explained_ends() -> Iterator[None]:
+    """Make a UserError of what the system may do to a program at any time: end a worker process, which PyTorch raises in
+    whatever the main process is doing then, and have no room left, which Python's locks need in /dev/shm."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError("no space is left, on a disk or in /dev/shm, which df -h shows: make room") from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise dead_worker(error) from None
