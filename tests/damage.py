@@ -83,6 +83,9 @@ PRUNE = "normal_prune.py --percent 0.5 --save-dir out --workers 0"
 PTQ = "PTQ.py --data o.data --calib 4 --workers 0 --out out/q.pt --max-drop 1"
 
 
+IMAGES = "--source images --output out"
+
+
 @dataclass(frozen=True)
 class Kind:
     """Files of one kind, `path` in the world, and the commands that read them."""
@@ -92,52 +95,48 @@ class Kind:
 
 
 KINDS = {
-    "cfg": Kind("net.cfg", ("models.py --cfg net.cfg", f"{CHECK} --cfg net.cfg", TRAIN, "detect.py --cfg net.cfg --source images",
-                            "make_cfg.py --cfg net.cfg --data o.data --out out/x.cfg", f"{PRUNE} --cfg net.cfg")),
-    "weights": Kind("net.weights", (f"{TEST} --weights net.weights", f"{DETECT} --source images",
-                                    "convert.py --cfg net.cfg --weights net.weights --out out/x.pt",
-                                    f"{PRUNE} --cfg net.cfg --weights net.weights", f"{PTQ} --cfg net.cfg --weights net.weights")),
-    "checkpoint": Kind("net.pt", ("test.py --data o.data --weights net.pt --workers 0", f"{CHECK} --weights net.pt",
-                                  "detect.py --weights net.pt --source images --output out",
-                                  "convert.py --weights net.pt --out out/x.weights", f"{PRUNE} --weights net.pt",
-                                  f"{PTQ} --weights net.pt", f"{TRAIN} --weights net.pt", "export.py --weights net.pt --out out/x.onnx",
-                                  f"{TRAIN} --KDstr 1 --t_weights net.pt")),
-    "quantized": Kind("q.pt", ("test.py --data o.data --weights q.pt --workers 0", "export.py --weights q.pt --out out/x.onnx",
-                               "detect.py --weights q.pt --source images --output out",
-                               "export.py --weights q.pt --format fpga --out out/dump")),
+    "cfg": Kind("net.cfg", (
+        "models.py --cfg net.cfg", f"{CHECK} --cfg net.cfg", TRAIN, f"detect.py --cfg net.cfg {IMAGES}",
+        "make_cfg.py --cfg net.cfg --data o.data --out out/x.cfg", f"{PRUNE} --cfg net.cfg",
+    )),
+    "weights": Kind("net.weights", (
+        f"{TEST} --weights net.weights", f"{DETECT} {IMAGES}", "convert.py --cfg net.cfg --weights net.weights --out out/x.pt",
+        f"{PRUNE} --cfg net.cfg --weights net.weights", f"{PTQ} --cfg net.cfg --weights net.weights",
+    )),
+    "checkpoint": Kind("net.pt", (
+        "test.py --data o.data --weights net.pt --workers 0", f"{CHECK} --weights net.pt",
+        f"detect.py --weights net.pt {IMAGES}", "convert.py --weights net.pt --out out/x.weights", f"{PRUNE} --weights net.pt",
+        f"{PTQ} --weights net.pt", f"{TRAIN} --weights net.pt", "export.py --weights net.pt --out out/x.onnx", f"{TRAIN} --KDstr 1 --t_weights net.pt",
+    )),
+    "quantized": Kind("q.pt", (
+        "test.py --data o.data --weights q.pt --workers 0", "export.py --weights q.pt --out out/x.onnx",
+        f"detect.py --weights q.pt {IMAGES}", "export.py --weights q.pt --format fpga --out out/dump",
+    )),
     "run": Kind("run/last.pt", (TRAIN.replace("--weights-dir out", "--weights-dir run --resume --device cpu"),)),
     "labels": Kind("labels/a0.txt", (TRAIN, f"{TEST} --weights net.weights", CHECK)),
-    "data": Kind("o.data", (TRAIN, f"{TEST} --weights net.weights", CHECK, f"{DETECT} --source images --data o.data")),
+    "data": Kind("o.data", (TRAIN, f"{TEST} --weights net.weights", CHECK, f"{DETECT} {IMAGES} --data o.data")),
     "list": Kind("train.txt", (TRAIN, CHECK, f"{DETECT} --source train.txt")),
-    "names": Kind("o.names", (f"{TEST} --weights net.weights", CHECK, f"{DETECT} --source images --names o.names --save-txt")),
-    "picture": Kind("images/a0.png", (TRAIN, CHECK, f"{CHECK} --decode", f"{DETECT} --source images", f"{TEST} --weights net.weights")),
+    "names": Kind("o.names", (f"{TEST} --weights net.weights", CHECK, f"{DETECT} {IMAGES} --names o.names --save-txt")),
+    "picture": Kind("images/a0.png", (TRAIN, CHECK, f"{CHECK} --decode", f"{DETECT} {IMAGES}", f"{TEST} --data o.data")),
     "jpeg": Kind("images/a1.jpg", (TRAIN, CHECK, f"{CHECK} --decode", f"{DETECT} --source images/a1.jpg")),
     "xml": Kind("voc/Annotations/a0.xml", ("convert_dataset.py voc --src voc --out out/voc --workers 1",)),
     "json": Kind("coco/annotations/instances_train.json", ("convert_dataset.py coco --src coco --out out/coco --workers 1",)),
     "truth": Kind("truth.json", (f"{TEST} --weights net.weights --data json.data",)),
     "hyp": Kind("hyp.yaml", (f"{TRAIN} --hyp hyp.yaml",)),
     "hyp_json": Kind("hyp.json", (f"{TRAIN} --hyp hyp.json",)),
-    "onnx": Kind("net.onnx", ("test.py --data o.data --weights net.onnx --workers 0",
-                              "detect.py --weights net.onnx --source images --output out")),
+    "onnx": Kind("net.onnx", (
+        "test.py --data o.data --weights net.onnx --workers 0", f"detect.py --weights net.onnx {IMAGES}",
+    )),
     "evolve": Kind("evolve/evolve.txt", (TRAIN.replace("--results-dir out", "--results-dir evolve --evolve 2"),)),
 }  # fmt: skip
+FOLDERS = ("images", "labels", "out", "evolve", "run", "voc/Annotations", "voc/JPEGImages", "coco/annotations", "coco/train")
 
 
 def make_world(folder: Path) -> None:
     """A file of each kind, all of them right, and what they need."""
     with contextlib.chdir(folder):
         rng = np.random.default_rng(0)
-        for name in (
-            "images",
-            "labels",
-            "out",
-            "evolve",
-            "run",
-            "voc/Annotations",
-            "voc/JPEGImages",
-            "coco/annotations",
-            "coco/train",
-        ):
+        for name in FOLDERS:
             Path(name).mkdir(parents=True)
         pictures = ["images/a0.png", "images/a1.jpg", "images/a2.png", "images/a3.jpg"]
         for number, path in enumerate(pictures):
@@ -188,8 +187,8 @@ def _networks() -> None:
     model = network(CFG, 32)
     save_weights(model, "net.weights", seen=100)
     content = {
-        "epoch": 3, "best_fitness": 0.1, "training_results": "", "cfg": write_cfg(model.defs), "cfg_name": "net.cfg", "seen": 100,
-        "names": ["cat", "dog"], "settings": {"img_size": 32, "gray": False, "maxabs": False, "stretch": False},
+        "epoch": 3, "best_fitness": 0.1, "training_results": "", "cfg": write_cfg(model.defs), "cfg_name": "net.cfg",
+        "seen": 100, "names": ["cat", "dog"], "settings": {"img_size": 32, "gray": False, "maxabs": False, "stretch": False},
         "hyp": {"lr0": 0.01}, "class_term": True,
     }  # fmt: skip
     save_checkpoint("net.pt", content | {"model": model.state_dict()})
