@@ -6,8 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from utils.converters.base import Options
+from utils.converters.tree import Tree
 from utils.errors import UserError
+from utils.labels import NO_PICTURE, Problems, image_paths
+from utils.picturekinds import kind_of
 from utils.sources import Frames, Item, LatestFrame, find_items, frame_rate, open_capture, shown
 
 
@@ -69,6 +74,93 @@ def test_a_list_of_relative_and_absolute_paths_stays_under_the_output_folder(tmp
 def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
     path = picture(tmp_path / "a[1].png")
     assert find_items(str(path)) == [Item(str(path), Path("a[1].png"), "image")]
+
+
+def test_what_exists_is_meant_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    """A number, an address and a pattern are such only where nothing has that name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024/a.png", "rtsp:/x/b.png", "[ab]/c.png", "d.jpg/d.png"):
+        picture(Path(name))
+    for source in ("2024", "rtsp://x", "[ab]", "d.jpg"):
+        (item,) = find_items(source)
+        assert item.kind == "image"
+        assert Path(item.name).parent == Path(source)
+    for name in ("0", "x.txt", "clip.mp4"):
+        Path(name).write_bytes(picture(tmp_path / "a.png").read_bytes())
+        assert find_items(name) == [Item(name, Path(name), "image")]
+
+
+@pytest.mark.parametrize("source", ["99999999999999999999", "100", "²", "", "/dev/null/x"])
+def test_what_looks_like_a_camera(source: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_items(source)
+
+
+def test_a_device_and_a_long_address_are_streams() -> None:
+    assert find_items("/dev/null")[0].kind == "stream"
+    assert find_items(f"http://10.0.0.7/{'x' * 5000}")[0].kind == "stream"
+
+
+SUFFIXES = ("jpg", "jfif", "jpe", "JPEG", "png", "bmp", "tif", "ppm", "gif", "webp")
+
+
+def mixed(folder: Path) -> set[str]:
+    """Pictures of all suffixes and of none or another, a clip, and what lies beside them; returns the pictures' names."""
+    for suffix in SUFFIXES:
+        kind = ".jpg" if suffix == "jfif" else f".{suffix}"
+        data = cv2.imencode(kind, np.full((24, 32, 3), 9, np.uint8))[1].tobytes()
+        (folder / f"pic.{suffix}").write_bytes(data)
+        (folder / f"{suffix}_without").write_bytes(data)
+        (folder / f"pic.{suffix}.backup").write_bytes(data)
+    names = {path.name for path in folder.iterdir()}
+    for name in ("pic.txt", "pic.xml", "labels.json", ".DS_Store", "._pic.jpg", "README"):
+        (folder / name).write_text("no picture")
+    for name in ("pic.heic", "sound.xyz"):
+        (folder / name).write_bytes(b"\0\0\0\x18ftypheic\0")
+    (folder / "raw.nef").write_bytes(b"MM\0*\0\0\0\x08")
+    return names
+
+
+def test_which_files_are_pictures_is_one_rule(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = mixed(tmp_path)
+    items = find_items(str(tmp_path))
+    assert {i.name for i in items} == {str(tmp_path / name) for name in names}
+    assert {i.kind for i in items} == {"image"}
+    said = f"{tmp_path}: 3 of {len(names) + 3} files left out, no pictures that OpenCV can read: pic.heic, raw.nef, sound.xyz\n"
+    assert capsys.readouterr().err == said
+    problems = Problems()
+    assert set(image_paths(tmp_path, problems)) == {i.name for i in items}
+    assert problems.counts == {NO_PICTURE: 3}
+    assert set(Tree(tmp_path, Options()).pictures) == {i.name for i in items}
+    (tmp_path / "list.txt").write_text("\n".join(sorted(names)))
+    assert {i.name for i in find_items(str(tmp_path / "list.txt"))} == {i.name for i in items}
+    for item in items:
+        assert find_items(item.name)[0].kind == "image"
+        assert cv2.haveImageReader(item.name)
+
+
+@pytest.mark.parametrize("name", ["pic.heic", "sound.xyz", "raw.nef"])
+def test_what_is_left_out_is_said_where_nothing_is_left(tmp_path: Path, name: str) -> None:
+    mixed(tmp_path)
+    (tmp_path / "only").mkdir()
+    (tmp_path / name).rename(tmp_path / "only" / name)
+    with pytest.raises(UserError, match=f"no images or videos in this folder; 1 of 1 files left out, .*: {name}"):
+        find_items(str(tmp_path / "only"))
+    with pytest.raises(UserError, match=f"no images in this folder; 1 of 1 files left out, .*: {name}"):
+        image_paths(tmp_path / "only", Problems())
+    (tmp_path / "list.txt").write_text(f"only/{name}\n")
+    with pytest.raises(UserError, match=f"no images or videos in it; 1 of 1 files left out, .*: {name}"):
+        find_items(str(tmp_path / "list.txt"))
+
+
+def test_a_gif_is_a_video_if_it_moves(tmp_path: Path) -> None:
+    frames = [Image.new("L", (32, 24), value) for value in (0, 100, 200)]
+    frames[0].save(tmp_path / "still.gif")
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=200)
+    assert {i.relative.name: i.kind for i in find_items(str(tmp_path))} == {"still.gif": "image", "moving.gif": "video"}
+    assert find_items(str(tmp_path / "moving.gif"))[0].kind == "video"
+    assert len(read_all(find_items(str(tmp_path / "moving.gif")))[0]) == 3
+    assert kind_of(tmp_path / "moving.gif") == "image"  # labels belong to the first of its pictures
 
 
 def test_cameras_and_streams_need_not_answer_to_be_named() -> None:

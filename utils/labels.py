@@ -87,7 +87,9 @@ def _folder_images(folder: str | Path, problems: Problems) -> list[str]:
     found = sorted(path for path, kind in kinds if kind == IMAGE)
     others = sorted(path for path, kind in kinds if kind not in (IMAGE, BESIDE))
     if not found:
-        raise UserError(f"{folder}: there are no images in this folder" + (f"; {left_out(others)}" if others else ""))
+        raise UserError(
+            f"{folder}: there are no images in this folder" + (f"; {left_out(others, len(others))}" if others else "")
+        )
     for path in others:
         problems.add(NO_PICTURE, path)
     return found
