@@ -93,6 +93,8 @@ def parse_bdd100k(note: str | Found, options: Options) -> Found:
 
 
 def _add_labels(labels: Any, found: Found) -> None:
+    if not isinstance(labels, list | None):
+        raise UserError(f"{found.place.rpartition(': ')[0]}: its labels aren't a list; not BDD100K's format")
     for number, label in enumerate(labels or (), found.seen + 1):
         _add_label(label, number, found)
 
@@ -101,6 +103,8 @@ def _add_label(label: Mapping[str, Any], number: int, found: Found) -> None:
     """Raises UserError for a label that isn't one."""
     try:
         category, box = label["category"], label.get("box2d")
+        if not isinstance(category, str):
+            raise TypeError("category is no text")
         if box:
             x1, y1, x2, y2 = (float(box[side]) for side in _SIDES)
             found.add_corners(RENAMED.get(category, category), number, (x1, y1), (x2, y2))
@@ -108,5 +112,5 @@ def _add_label(label: Mapping[str, Any], number: int, found: Found) -> None:
             found.leave_out("lanes and drivable areas, left out", number)
         else:
             found.leave_out("labels without box2d, left out", number)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{found.where(number)}: not BDD100K's format ({type(error).__name__}: {error})") from None

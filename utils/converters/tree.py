@@ -119,7 +119,7 @@ class Pictures:
         paths = self._by_stem.get(folded(without_suffix(own)), [])
         parts, part = path_parts(name) if folders else [], os.path.basename if is_image(own) else stem_of
         misfits = [
-            (-shared_parts(parts, path_parts(path)) if folders else 0, part(path) != own, preference(path)) for path in paths
+            (-shared_parts(parts, path_parts(path)) if folders else -1, part(path) != own, preference(path)) for path in paths
         ]
         return [Match(*pair) for pair in zip(paths, misfits, strict=True) if pair[1] == min(misfits)]
 
