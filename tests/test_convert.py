@@ -14,6 +14,7 @@ from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, wr
 from utils.cfg import read_data
 from utils.cli import run
 from utils.converters import look
+from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
 from utils.datasets import scan
 from utils.errors import UserError
@@ -179,13 +180,13 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     write_text(src / "Annotations" / "gone.xml", voc_file(BOX))
     report = convert("voc", src, tmp_path / "out")
     assert report.problems.counts == {
-        look.OUTSIDE: 2, NO_AREA: 3, DUPLICATE: 2, look.UNREADABLE: 1, "boxes without a name, left out": 1,
+        look.OUTSIDE: 2, NO_AREA: 2, SWAPPED: 1, DUPLICATE: 3, look.UNREADABLE: 1, "boxes without a name, left out": 1,
         "pictures annotated with width and height swapped, taken as they are": 1,
         "pictures of another size than annotated, boxes scaled": 1,
         "pictures without annotation, left out": 1, "annotations without picture, left out": 1,
     }  # fmt: skip
     assert report.problems.first[look.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
-    assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 7"
+    assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 6"
     assert report.problems.first[look.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: cut short"
     assert report.problems.first["pictures without annotation, left out"] == f"{src}/JPEGImages/alone.png"
     assert labels(tmp_path / "out", "a") == ["0 0.175000 0.300000 0.250000 0.400000"]

@@ -36,11 +36,14 @@ class Found:
         self.corners.extend(corners)
 
     def add_corners(self, name: str, number: int, first: tuple[float, float], last: tuple[float, float]) -> None:
-        """The box between two corners (x, y); the first is to be the upper left one, and is made it."""
+        """The box between two corners (x, y); the first is to be the upper left one, and is made it. nan stays where it is,
+        to be refused."""
         (x1, y1), (x2, y2) = first, last
         if x1 > x2 or y1 > y2:
             self.problems.add(SWAPPED, self.where(number))
-        self.add(name, number, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+        x1, x2 = (x2, x1) if x1 > x2 else (x1, x2)
+        y1, y2 = (y2, y1) if y1 > y2 else (y1, y2)
+        self.add(name, number, (x1, y1, x2, y2))
 
     def where(self, number: int) -> str:
         return f"{self.place}{number}"
