@@ -17,7 +17,9 @@ from utils.pictures import JPEG_END, JPEG_START, decode
 CUT_SHORT = "cut short"
 NO_END = "JPEG without end mark, otherwise whole"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_HEAD, _TAIL = 1 << 16, 1 << 14  # bytes: of most files all that has to be read
+_HEAD, _TAIL = 1 << 12, 1 << 12  # bytes: of most files all that has to be read
+_CHUNK = 1 << 14  # bytes: more than libpng puts into one chunk unless told otherwise
+_THUMBNAIL = 1 << 17  # bytes: as far as EXIF data with a thumbnail and such reaches
 _MOST = 1 << 30  # pixels that OpenCV decodes, unless told otherwise
 
 
@@ -43,7 +45,7 @@ def measure(path: str | Path) -> Measured:
     nothing.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             head = file.read(_HEAD)
             if head.startswith(JPEG_START):
                 return _measure_jpeg(file, head)
@@ -62,14 +64,15 @@ def _measure_decoded(data: bytes) -> Measured:
 
 
 def _measure_jpeg(file: BinaryIO, data: bytes) -> Measured:
-    try:
-        header = jpeg.read_header(data)
-    except (IndexError, struct.error):
-        data += file.read()
+    for more in (0, _THUMBNAIL, -1):
+        data += file.read(more)
         try:
             header = jpeg.read_header(data)
+            break
         except (IndexError, struct.error):
-            raise ValueError(CUT_SHORT) from None
+            pass
+    else:
+        raise ValueError(CUT_SHORT)
     if header is None or header.height * header.width > _MOST:
         return _measure_decoded(data + file.read())
     remark = ""
@@ -120,7 +123,7 @@ def _png_chunks(file: BinaryIO, head: bytes) -> set[bytes]:
     kinds = _walk_chunks(io.BytesIO(head), len(_PNG))
     if b"IEND" in kinds:
         return kinds
-    tail = _tail(file, head, len(_PNG))
+    tail = _tail(file, head, len(_PNG), _CHUNK)
     last = tail.rfind(b"IDAT")
     if b"IDAT" in kinds and last >= 4:
         behind = _walk_chunks(io.BytesIO(tail), last - 4)
@@ -142,10 +145,10 @@ def _walk_chunks(file: BinaryIO, at: int) -> set[bytes]:
     return kinds
 
 
-def _tail(file: BinaryIO, head: bytes, start: int) -> bytes:
+def _tail(file: BinaryIO, head: bytes, start: int, size: int = _TAIL) -> bytes:
     """The last bytes of a file that begins with `head`, none before `start`."""
     end = file.seek(0, os.SEEK_END)
-    first = max(start, end - _TAIL)
+    first = max(start, end - size)
     if end <= len(head):
         return head[first:]
     file.seek(first)
