@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models import Darknet
 from tests.fuzz import QUICK, THOROUGH, always, nearly
 from tests.raw import voc_file, voc_object
-from tests.tiny import DIALECT, NET, TOPOLOGIES, head
+from tests.tiny import NET, TOPOLOGIES, conv, head
 from utils.cfg import parse_cfg, read_data, read_names, write_cfg
 from utils.check_files import usable_rows
 from utils.check_read import read_subject
@@ -23,14 +23,17 @@ from utils.errors import UserError, noting_remarks
 from utils.files import write_text
 from utils.graph import ChannelGraph
 from utils.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
+from utils.memory import check_memory
+from utils.shapes import output_shapes
 from utils.summary import summarise
 from utils.weights import load_weights, save_weights
 
 OTHERS = "[local_avgpool]\nsize=2\nstride=2\n[upsample]\nscale=0.5\n[dropout]\nprobability=.3\n"
 CFGS = (*TOPOLOGIES.values(), NET + OTHERS + head())
+SMALL = NET + conv(2) + "[se]\n" + head()
 DATA = b"classes=2\ntrain=list.txt # pictures\nvalid = list.txt\nnames=b.names\n; end\nbackup=b\n"
 LABELS = b"0 0.5 0.5 0.25 0.5\n1 0.25 0.5 0.1 0.2 0.9\n2 .1 .1 .2 .1 .2 .2\n\n1 0.9 0.5 0.3 0.2\n"
-MOST = 100_000  # channels of a graph that costs no time
+LITTLE = 2**26  # bytes of a network whose graph costs no time
 
 
 def cfg_reader(path: Path) -> None:
@@ -40,8 +43,8 @@ def cfg_reader(path: Path) -> None:
     assert again == defs
     assert write_cfg(again) == text
     summarise(defs)
-    if all(getattr(d, "filters", None) is None or d.filters < MOST for d in defs):
-        ChannelGraph(defs)
+    check_memory(defs, output_shapes(defs), (defs.net.channels, defs.net.height, defs.net.width), LITTLE)
+    ChannelGraph(defs)
 
 
 def data_reader(path: Path) -> None:
@@ -65,6 +68,8 @@ def label_reader(path: Path) -> None:
     with contextlib.suppress(UnicodeDecodeError):
         usable_rows(path.read_bytes().decode(), "a.txt", (480, 640), 3)  # a check stops at no row
     rows, _ = read_labels(path.with_suffix(".jpg"), 3)
+    assert np.isfinite(rows).all()
+    assert (rows[:, 1:].min(initial=0), rows[:, 1:].max(initial=1)) == (0, 1)
     text = "".join(f"{int(c)} {x!r} {y!r} {w!r} {h!r}\n" for c, x, y, w, h in rows.tolist())
     again, findings = parse_labels(text, "a.txt", 3)
     assert len(again) == len(rows)
@@ -78,7 +83,7 @@ def voc_reader(path: Path) -> None:
 
 
 def weights_reader(path: Path) -> None:
-    data, model = path.read_bytes(), Darknet(DIALECT, 32)
+    data, model = path.read_bytes(), Darknet(SMALL, 32)
     load_weights(model, path)
     save_weights(model, path)
     (version,) = struct.unpack("<i", data[4:8])
@@ -86,7 +91,7 @@ def weights_reader(path: Path) -> None:
 
 
 def _weights() -> bytes:
-    tensors = [t.detach().numpy().ravel() for module in Darknet(DIALECT, 32).module_list for t in module.darknet_tensors()]
+    tensors = [t.detach().numpy().ravel() for module in Darknet(SMALL, 32).module_list for t in module.darknet_tensors()]
     return struct.pack("<3iq", 0, 2, 5, 7) + np.abs(np.concatenate(tensors)).astype("<f4").tobytes()
 
 
