@@ -12,7 +12,7 @@ from utils.converters.formats import FORMATS
 from utils.errors import UserError
 from utils.imagesize import measure
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
-from utils.stated import size_of_pixels
+from utils.stated import size_of_pixels, sizes_differ
 
 OUTSIDE = "boxes outside the picture, left out"
 UNREADABLE = "pictures that cannot be read, left out"
@@ -88,6 +88,8 @@ def _keep_known(found: Found, known: Mapping[str, str] | None, result: Look) -> 
 def _measure(found: Found, image: str, result: Look) -> tuple[int, int]:
     """(width, height) in whose pixels the boxes are."""
     height, width = result.shape
+    if not sizes_differ(found.size, (width, height)):
+        return width, height
     corners = np.frombuffer(found.corners).reshape(-1, 2)
     size, kind = size_of_pixels(found.size, (width, height), tuple(corners.max(0)))
     if kind:
@@ -107,7 +109,9 @@ def _clean(found: Found, size: np.ndarray, result: Look) -> None:
     is_inside = (clipped[:, 0] < clipped[:, 1]).all(1)
     has_area = (corners[:, 0] < corners[:, 1]).all(1) & (~is_inside | (written[:, 2:] > 0).all(1))
     is_clipped = (np.abs(clipped - corners) > _ROUNDING * size).any((1, 2))
-    seen, keep = {(name, row.tobytes()) for name, row in zip(result.names, _written(result.boxes), strict=True)}, []
+    seen, keep = set[tuple[str, bytes]](), list[int]()
+    if result.names:
+        seen.update((name, row.tobytes()) for name, row in zip(result.names, _written(result.boxes), strict=True))
     for i, name in enumerate(found.names):
         kind, box = _verdict(has_area[i], is_inside[i], is_clipped[i]), (name, written[i].tobytes())
         if kind in (None, CLIPPED):
@@ -117,8 +121,8 @@ def _clean(found: Found, size: np.ndarray, result: Look) -> None:
                 keep.append(i)
         if kind:
             result.problems.add(kind, found.where(found.numbers[i]))
+    result.boxes = np.concatenate([result.boxes, rows[keep]]) if result.names else rows[keep]
     result.names += [found.names[i] for i in keep]
-    result.boxes = np.concatenate([result.boxes, rows[keep]])
 
 
 def _written(rows: np.ndarray) -> np.ndarray:
