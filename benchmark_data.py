@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import Parser, format_table, run, write_json
+from utils.commands import typed
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
 from utils.files import make_folder
@@ -108,7 +109,7 @@ def measured(words: list[str]) -> dict[str, float]:
         seconds = time.perf_counter() - start
         if process.returncode:
             log.seek(0)
-            raise UserError(f"{' '.join(command)} failed: {log.read().decode(errors='replace')[-300:]}")
+            raise UserError(f"{typed(command)} failed: {log.read().decode(errors='replace')[-300:]}")
     if not peak:  # no /proc: of the largest process only
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return {"seconds": seconds, "cpu_seconds": cpu_seconds() - before, "peak_gib": peak}

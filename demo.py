@@ -5,7 +5,6 @@ Every step is a command that you can type yourself; it is printed before it runs
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import Parser, format_table, load_model, run, write_json
+from utils.commands import typed
 from utils.draw import image_grid
 from utils.errors import UserError
 from utils.files import make_folder
@@ -67,10 +67,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def command(*words: str) -> None:
     """Print a command of the suite and run it in the same Python; UserError when it fails."""
-    print(f"\n$ python {shlex.join(words)}", flush=True)
+    print(f"\n$ python {typed(words)}", flush=True)
     status = subprocess.run([sys.executable, *words], check=False).returncode
     if status:
-        raise UserError(f"this step failed with status {status}: python {shlex.join(words)}")
+        raise UserError(f"this step failed with status {status}: python {typed(words)}")
 
 
 def measure(out: Path, name: str, common: list[str]) -> dict[str, Any]:

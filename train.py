@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
 from utils.cli import run as run_script
+from utils.commands import command, option
 from utils.distill import add_distillation_arguments, check_distillation_arguments
 from utils.distributed import joined
 from utils.engine import evaluate
@@ -115,7 +116,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if args.resume:
             checkpoint, note = read_last(files.last, args, get_parser())
             if checkpoint.finished:
-                say(f"{files.last}: this run of {args.epochs} epochs is finished; start a new one with --weights {files.last}")
+                say(f"{files.last}: this run of {args.epochs} epochs is finished; start a new one with "
+                    f"{option('--weights', files.last)}")  # fmt: skip
                 return {}
             say(note or f"{files.last}: goes on after epoch {checkpoint.epoch + 1} of {args.epochs}")
         check_arguments(args)
@@ -247,12 +249,12 @@ def sum_up(
     if run.penalty and run.penalty.outcome():
         say(run.penalty.outcome())
     if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
-        judged = f"--data {args.data} " if evaluation else ""
-        say(f"next: python {PRUNERS[args.prune]} {judged}--weights {files.last} {run.penalty.amount()}")
+        judged = args.data if evaluation else ""
+        say(f"next: {command(PRUNERS[args.prune], *run.penalty.amount().split(), data=judged, weights=files.last)}")
     elif args.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
-        say(f"next: python detect.py --weights {best} --source PICTURES")
+        say(f"next: {command('detect.py', weights=best, source='PICTURES')}")
     else:
-        say(f"next: python test.py --data {args.data} --weights {best}")
+        say(f"next: {command('test.py', data=args.data, weights=best)}")
     last = evaluation.to_dict() if evaluation else None
     weights = {"last": str(files.last), "best": str(best)}
     results = {"epochs": args.epochs, "seconds": seconds, "best": run.best, "last": last, "weights": weights}

@@ -9,6 +9,7 @@ from models import check_img_size
 from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.cli import load_model
+from utils.commands import command
 from utils.definitions import Convolutional, Defs
 from utils.errors import UserError, noting_remarks
 from utils.memory import available_memory, check_memory
@@ -31,7 +32,7 @@ def heads(subject: Subject) -> Iterator[Finding]:
         yield Finding(ERROR, "a network without [yolo] layer", 1, defs.name, "it detects nothing; choose another cfg")
     others = [i for i in indices if data is not None and data.classes and defs[i].classes != data.classes]
     if others:
-        hint = f"python make_cfg.py --cfg {defs.name} --data {data.path}"
+        hint = command("make_cfg.py", cfg=defs.name, data=data.path)
         remedy = f"{hint}, or train with --single-cls" if defs[others[0]].classes == 1 else hint
         what = f"[yolo] layers with classes={defs[others[0]].classes}, where the .data has {data.classes}"
         yield Finding(ERROR, what, len(others), defs.where(others[0]), remedy)
@@ -117,7 +118,7 @@ def anchor_fit(subject: Subject) -> Iterator[Finding]:
     if result and (result.recall < RECALL or result.mean_iou < MEAN_IOU):
         what = f"anchors with best possible recall {result.recall:.3f}, mean IoU {result.mean_iou:.3f}"
         data = subject.data.path if subject.data else "FILE.data"
-        remedy = f"python make_cfg.py --cfg {subject.defs.name} --data {data} --anchors kmeans"
+        remedy = command("make_cfg.py", cfg=subject.defs.name, data=data, anchors="kmeans")
         missed = round(len(subject.split("train").rows()) * (1 - result.recall))
         yield Finding(WARNING, what, max(missed, 1), subject.defs.where(subject.defs.yolo_indices()[0]), remedy)
 

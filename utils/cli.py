@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from models import Darknet
 from utils.cfg import DataConfig, parse_cfg
 from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.commands import command
 from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import Remark, UserError
@@ -190,7 +191,7 @@ class Loaded:
     @property
     def flags(self) -> list[str]:
         """The settings as command line options, for those who go on with a cfg and .weights, which don't carry them."""
-        size = [f"--img-size {self.img_size}"] if self.img_size != self.model.defs.net.width else []
+        size = ["--img-size", str(self.img_size)] if self.img_size != self.model.defs.net.width else []
         return [flag for key, flag in SETTING_FLAGS.items() if self.settings.get(key)] + size
 
 
@@ -223,7 +224,7 @@ def load_model(
     classes = checkpoint_classes(defs)
     if data is not None and data.classes != classes:
         raise UserError(f"{defs.name}: its [yolo] layers have classes={classes}, but {data.path} has {data.classes}; "
-                        f"run: python make_cfg.py --cfg {defs.name} --data {data.path}")  # fmt: skip
+                        f"run: {command('make_cfg.py', cfg=defs.name, data=data.path)}")  # fmt: skip
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.quantization:

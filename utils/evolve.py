@@ -24,6 +24,7 @@ import numpy as np
 
 from utils.cfg import read_data
 from utils.cli import write_json
+from utils.commands import option
 from utils.errors import UserError
 from utils.files import make_folder, read_text, write_text
 from utils.hyp import LIMITS, Hyp, preset
@@ -154,7 +155,7 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
         print(f"training {len(past)}/{args.evolve}: {_figures_line(past[-1])}; best fitness {_best(past).fitness:.4f}")
     _write_best(files, past)  # a run that was killed between the two files, or has nothing left to do
     number, best = past.index(_best(past)), _best(past)
-    print(f"best of {len(past)}: number {number + 1}, {_figures_line(best)}; next: --hyp {files.best}")
+    print(f"best of {len(past)}: number {number + 1}, {_figures_line(best)}; next: {option('--hyp', files.best)}")
     results = {"trainings": len(past), "best": best.figures | {"number": number + 1}, "hyp": best.hyp, "file": str(files.best)}
     write_json(args.json, results)
     return results

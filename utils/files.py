@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.commands import beside
 from utils.encodings import UnknownEncoding, decode
 from utils.errors import UserError
 
@@ -97,5 +97,5 @@ def _mistaken(path: str | Path, what: str, error: UnknownEncoding) -> str:
     if not error.encoding:
         return f"{path}: this is not a text file, so it is no {what}"
     utf8 = Path(path).with_stem(f"{Path(path).stem}-utf8")
-    command = f"iconv -f {error.encoding} -t utf-8 {shlex.quote(str(path))} > {shlex.quote(str(utf8))}"
+    command = f"iconv -f {error.encoding} -t utf-8 {beside(path)} > {beside(utf8)}"
     return f"{path}:{error.line}: isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]}); convert it: {command}"

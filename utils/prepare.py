@@ -16,6 +16,7 @@ from utils.check_table import quick_warnings
 from utils.checkpoint import Checkpoint
 from utils.class_term import mend_class_term
 from utils.cli import Loaded, load_model, own_cfg, sees_gray
+from utils.commands import command
 from utils.datasets import create_loader
 from utils.definitions import Defs
 from utils.devices import training_dtype
@@ -117,8 +118,9 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint | No
     heads = {head.classes for head in loaded.model.heads}
     if args.single_cls and heads != {1}:
         name = loaded.model.defs.name
-        raise UserError(f"{name}: --single-cls needs [yolo] layers with classes=1, these have {sorted(heads)}; write the line "
-                        f"classes=1 into a file one.data and run: python make_cfg.py --cfg {name} --data one.data")  # fmt: skip
+        raise UserError(f"{name}: --single-cls needs [yolo] layers with classes=1, these have {sorted(heads)}; write the "
+                        "line classes=1 into a file one.data and run: "
+                        f"{command('make_cfg.py', cfg=name, data='one.data')}")  # fmt: skip
     wanted = requested(args)
     if wanted:
         loaded.model = requantize(loaded.model, wanted, args.weights)

@@ -10,6 +10,7 @@ import torch
 from models import Darknet
 from utils import cli
 from utils.cfg import read_data, write_cfg
+from utils.commands import command
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 from utils.judge import Judge
@@ -271,8 +272,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     print(cli.format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
-    words = ["python train.py --data", args.data or "...", "--cfg", figures["cfg"], "--weights", figures["weights"], "-pt"]
-    print(f"next:     {' '.join([*words, *judge.loaded.flags])} --epochs ...")
+    files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
+    print(f"next:     {command('train.py', '-pt', *judge.loaded.flags, '--epochs', '...', **files)}")
 
 
 _COSTS = (("parameters", "params"), ("MACs", "macs"), ("bytes of .weights", "bytes"), ("latency, ms", "latency_ms"))

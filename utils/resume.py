@@ -9,6 +9,7 @@ from utils.cfg import write_cfg
 from utils.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Parser
+from utils.commands import option
 from utils.errors import UserError
 from utils.fields import described
 from utils.training import Run
@@ -53,7 +54,8 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
         raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")
     checkpoint = read_checkpoint(path)
     if checkpoint.finished is None:
-        raise UserError(f"{path}: holds weights but no run to --resume; start a new run from it with --weights {path}")
+        raise UserError(f"{path}: holds weights but no run to --resume; start a new run from it with "
+                        f"{option('--weights', path)}")  # fmt: skip
     given = getattr(args, "given", frozenset())
     ignored = []
     for name, value in _arguments(checkpoint, parser).items():
