@@ -23,6 +23,7 @@ from utils.datasets import scan
 from utils.definitions import Convolutional, Defs, Yolo
 from utils.errors import UserError
 from utils.files import read_text, write_text
+from utils.option_list import split_lines
 from utils.ranges import IMG_SIZE, SEED
 from utils.shapes import max_stride, output_shapes
 
@@ -242,13 +243,14 @@ def find_changes(before: Defs, after: Defs) -> list[Change]:
 
 def edit(text: str, changes: list[Change]) -> str:
     """The cfg text with these keys set, everything else as it was but for spaces around `=`; comments are kept."""
-    lines = [re.sub(r"^([^#;=]*?)\s*=\s*", r"\1=", line) for line in text.splitlines()]
+    lines = [re.sub(r"^([^#;=]*?)\s*=\s*", r"\1=", line) for line in split_lines(text.removesuffix("\n"))]
     for change in sorted(changes, key=lambda c: -c.line):
         start = change.line  # the line after the section's header, counted from 0
         end = next((i for i in range(start, len(lines)) if lines[i].lstrip().startswith("[")), len(lines))
-        place = [i for i in range(start, end) if lines[i].strip().partition("=")[0] == change.key]
-        if place:
-            lines[place[-1]] = f"{change.key}={change.after}"
+        pairs = ((i, lines[i].partition("=")) for i in range(start, end))
+        place = [i for i, (key, _, value) in pairs if "".join(key.split()) == change.key and value.strip()]
+        if place:  # of a key given twice the first counts
+            lines[place[0]] = f"{change.key}={change.after}"
         else:
             lines.insert(start, f"{change.key}={change.after}")
     return "\n".join(lines) + "\n"

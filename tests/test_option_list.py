@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+from make_cfg import edit, find_changes
 from tests.conftest import ROOT
 from tests.tiny import NET, conv, head
 from utils.cfg import parse_cfg, read_data, read_names, write_cfg
@@ -28,6 +29,16 @@ def test_of_a_key_given_twice_the_first_counts():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert parse_cfg(text) == defs
+
+
+def test_make_cfg_changes_the_one_that_counts():
+    text = NET + head().replace("classes=2", "classes=\nclasses = 2\nclasses=9")
+    with noting_remarks():
+        before, after = parse_cfg(text), parse_cfg(text)
+        after[1].classes = 5
+        edited = edit(text, find_changes(before, after))
+        assert parse_cfg(edited) == after
+    assert edited == text.replace("classes = 2", "classes=5")
 
 
 def test_an_empty_value_is_none():
