@@ -39,6 +39,7 @@ from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
 from utils.ranges import BATCH_SIZE, SHARE, WORKERS, whole
+from utils.threshold import CONF_THRES, threshold_line
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # pictures on which raw maps are compared
@@ -94,7 +95,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.sensitivity or is_refused(figures, args.max_drop):
         figures["sensitivity"] = job.sensitivity()
     refuse(figures, args)
-    save_checkpoint(out, checkpoint(loaded, job.model, args))
+    save_checkpoint(out, checkpoint(loaded, job.model, args) | {CONF_THRES: after["conf_thres"]})
+    print(threshold_line(after["conf_thres"], str(out)))
     print(f"{out}: as large and as fast as before, since its integers are kept as floats; export.py makes an int8 file of it")
     write_json(args.json, figures | {"weights": str(out)})
     return figures

@@ -18,6 +18,7 @@ from utils.cli import Loaded, Parser, load_model, run
 from utils.errors import UserError
 from utils.filekinds import is_checkpoint
 from utils.files import replacing, write_text
+from utils.threshold import CONF_THRES
 from utils.weights import darknet_tensors, load_weights, save_weights
 
 SUFFIXES = (".weights", ".pt")
@@ -61,6 +62,8 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
     if not cfg and not beside.exists():
         write_text(beside, write_cfg(loaded.model.defs))
         print(f"its cfg: {beside}")
+    if loaded.conf_thres is not None:
+        print(f"recommended confidence threshold, which a .weights doesn't carry: detect.py --conf-thres {loaded.conf_thres:g}")
     if loaded.flags:
         print(f"trained with {' '.join(loaded.flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
 
@@ -85,6 +88,7 @@ def checkpoint(loaded: Loaded) -> dict[str, Any]:
         "training_results": before.training_results or None,
         "hyp": before.hyp or None,
         "names": before.names or None,
+        CONF_THRES: before.conf_thres,
         "model": loaded.model.state_dict(),
         "optimizer": None,
         "cfg": write_cfg(loaded.model.defs),

@@ -40,11 +40,12 @@ from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
 from utils.labels import label_path
-from utils.onnx_model import load_detector
+from utils.onnx_model import OnnxModel, load_detector
 from utils.outputs import plan_outputs
 from utils.pictures import write_picture
 from utils.ranges import SHARE, whole
 from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
+from utils.threshold import USUAL, choose_threshold
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 
@@ -56,7 +57,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, help="image, folder, pattern, list, video, camera number or stream address")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of the results")
     parser.add_argument("--names", default="", help=".names file; default: those of --data or of the checkpoint")
-    parser.add_argument("--conf-thres", type=SHARE, default=0.3, help="least objectness x class probability of a box")
+    parser.add_argument("--conf-thres", type=SHARE, default=None,
+                        help="least objectness x class probability of a box; default: what the evaluation of a checkpoint "
+                        f"recommended, which it carries, else {USUAL}")  # fmt: skip
     parser.add_argument("--iou-thres", type=SHARE, default=0.6, help="overlap above which the less confident box goes")
     parser.add_argument("--classes", type=whole(0, 65535), nargs="+", help="show only these classes, given by number")
     parser.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other, too")
@@ -76,6 +79,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:
         print(loaded.report.message)
+    origin = "ONNX file" if isinstance(loaded.model, OnnxModel) else "checkpoint"
+    args.conf_thres = choose_threshold(args.conf_thres, loaded.conf_thres, origin)
     detector = Detector(loaded, class_names(loaded, args), args)
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(Results(args.output, items, args))
@@ -122,6 +127,12 @@ class Detector:
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(height, width, 3) BGR uint8 -> (n, 6): x1 y1 x2 y2 in its pixels, confidence, class; most confident first."""
+        self.watch.warm_up(lambda: self._detect(image))
+        boxes = self._detect(image)
+        self.watch.images.append(1)
+        return boxes
+
+    def _detect(self, image: np.ndarray) -> np.ndarray:
         with self.watch.stage("preprocess"):
             small, info = self.prepare(image)
             batch = normalise(small, self.device, self.network.dtype, self.maxabs)
@@ -132,9 +143,7 @@ class Detector:
                 predictions, self.args.conf_thres, self.args.iou_thres, agnostic=self.args.agnostic_nms, multi_label=False,
                 classes=self.args.classes,
             )[0]  # fmt: skip
-            boxes = torch.cat((unletterbox(found[:, :4], info), found[:, 4:]), 1).float().cpu().numpy()
-        self.watch.images.append(1)
-        return boxes
+            return torch.cat((unletterbox(found[:, :4], info), found[:, 4:]), 1).float().cpu().numpy()
 
     def prepare(self, image: np.ndarray) -> tuple[torch.Tensor, ImageInfo]:
         """The picture as the network sees it: (1, channels, height, width) uint8, RGB or gray, and how it got there."""
@@ -278,8 +287,8 @@ def summarise(frames: Frames, detector: Detector, results: Results, args: argpar
     print(f"{results.frames} pictures, results in {args.output}{skipped}; ms a picture: {stages}")
     figures = {
         "images": results.frames, "skipped": [shown(name) for name in frames.skipped],
-        "detections": sum(results.counts.values()), "per_class": dict(results.counts), "speed_ms": speed,
-        "output": str(args.output),
+        "conf_thres": args.conf_thres, "detections": sum(results.counts.values()), "per_class": dict(results.counts),
+        "speed_ms": speed, "output": str(args.output),
     }  # fmt: skip
     write_json(args.json, figures)
     return figures

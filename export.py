@@ -15,9 +15,10 @@ from utils.cfg import DataConfig, read_data
 from utils.cli import Loaded, Parser, add_picture_arguments, load_model, run, write_json
 from utils.errors import UserError
 from utils.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
+from utils.threshold import USUAL
 
 MAX_DROP = 0.02
-NMS_FLAGS = {"conf_thres": (0.3, SHARE), "iou_thres": (0.6, SHARE), "max_det": (300, whole(1, 1_000_000))}
+NMS_FLAGS = {"conf_thres": (USUAL, SHARE), "iou_thres": (0.6, SHARE), "max_det": (300, whole(1, 1_000_000))}
 TILE = whole(1, 65536)
 
 
@@ -65,11 +66,14 @@ def get_parser() -> Parser:
                        ("nms", "boxes that are left after non-maximum suppression in the graph")):  # fmt: skip
         constant = {"dest": "outputs", "action": "store_const", "default": "decoded"}
         outputs.add_argument(f"--{name}", **constant, const={"decode": "decoded"}.get(name, name), help=f"onnx: {text}")
-    for flag, text in (("conf_thres", "least confidence of a box"), ("iou_thres", "overlap above which a box goes"),
-                       ("max_det", "boxes a picture")):  # fmt: skip
+    for flag, text in (
+        ("conf_thres", "least confidence of a box; the checkpoint's recommended one, else"),
+        ("iou_thres", "overlap above which a box goes;"),
+        ("max_det", "boxes a picture;"),
+    ):
         usual, limits = NMS_FLAGS[flag]
         parser.add_argument(f"--{flag.replace('_', '-')}", type=limits, default=None,
-                            help=f"onnx --nms: {text}; {usual} if not given")  # fmt: skip
+                            help=f"onnx --nms: {text} {usual} if not given")  # fmt: skip
     parser.add_argument("--max-drop", type=SHARE, default=None,
                         help=f"onnx --data: how much mAP@0.5 may be lost against PyTorch's float network; {MAX_DROP} if not "
                         "given")  # fmt: skip

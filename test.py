@@ -36,6 +36,7 @@ from utils.measure import network_size
 from utils.metrics import COCO_IDS, Evaluation, coco_results
 from utils.onnx_model import OnnxModel, load_detector
 from utils.ranges import BATCH_SIZE, SHARE, WORKERS
+from utils.threshold import threshold_line
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -70,6 +71,7 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
         return benchmark(args, loaded, data)
     result = measure(args, loaded, data, loaded.img_size)
     print(format_table(["class", "images", "targets", "P", "R", "mAP@.5", "F1", "mAP@.5:.95"], table_rows(result)))
+    print(threshold_line(result.conf_thres, ""))
     print(speed_line(result, args, loaded.img_size, loaded))
     write_json(args.json, result.to_dict())
     return result

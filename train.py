@@ -28,6 +28,7 @@ from utils.quantized.settings import STRATEGIES, add_quantization_arguments, req
 from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
+from utils.threshold import threshold_line
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 
@@ -184,7 +185,7 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
             say(metrics_line(evaluation))
         if gammas:
             say(gammas_line(gammas, run.penalty.note(run.weights)))
-        is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map)
+        is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map, evaluation.conf_thres)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
             for line in log.sparsity_warnings(run.plan):
@@ -193,7 +194,7 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
             run.promise.restore_kept(run.weights)
             evaluation = measure(setup)
         if log and (final or not args.nosave):
-            save(args, files, setup, log, is_best=is_best, finished=final)
+            save(args, files, setup, log, evaluation, is_best=is_best, finished=final)
     if log:
         log.close()
     return sum_up(args, files, run, evaluation, time.perf_counter() - started, say)
@@ -218,13 +219,18 @@ def begin(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog |
     say(f"before the first epoch:\n{metrics_line(found)}")
     if promises:
         run.promise.start = found.map50
-    if run.note_evaluation(found.map50, found.map) and log and not args.nosave:
-        save(args, files, setup, log, is_best=True, finished=False)
+    if run.note_evaluation(found.map50, found.map, found.conf_thres) and log and not args.nosave:
+        save(args, files, setup, log, found, is_best=True, finished=False)
 
 
-def save(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog, is_best: bool, finished: bool) -> None:
+def save(
+    args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog, evaluation: Evaluation | None, *, is_best: bool,
+    finished: bool,
+) -> None:  # fmt: skip
+    """evaluation: of the weights that are saved, None if there was none."""
     save_run(setup.run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
-             is_best=is_best and not args.nosave, finished=finished)  # fmt: skip
+             conf_thres=evaluation.conf_thres if evaluation else None, is_best=is_best and not args.nosave,
+             finished=finished)  # fmt: skip
 
 
 def measure(setup: Setup) -> Evaluation:
@@ -248,6 +254,8 @@ def sum_up(
         say(f"best mAP {run.best['map']:.4f} (mAP@.5 {run.best['map50']:.4f}) after epoch {run.best['epoch']}{where}")
     if run.penalty and run.penalty.outcome():
         say(run.penalty.outcome())
+    if evaluation:
+        say(threshold_line(evaluation.conf_thres if best == files.last else run.best.get("conf_thres"), str(best)))
     if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         judged = args.data if evaluation else ""
         say(f"next: {command(PRUNERS[args.prune], *run.penalty.amount().split(), data=judged, weights=files.last)}")

@@ -1,6 +1,7 @@
 """detect.py with rectangles.cells, a detector made by hand, whose boxes are known exactly."""
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,22 @@ def run(*arguments: object) -> dict:
 
 def labels(path: Path) -> list[tuple[float, ...]]:
     return [tuple(float(v) for v in line.split()) for line in path.read_text().splitlines()]
+
+
+def test_the_figures_of_one_picture_are_of_a_warm_call(tmp_path, model_files, monkeypatch):
+    """The first call imports torchvision's NMS, for one."""
+    calls, real = [], detect.nms
+
+    def slow_at_first(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        time.sleep(1.0 if len(calls) == 1 else 0.0)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(detect, "nms", slow_at_first)
+    assert cv2.imwrite(str(tmp_path / "one.png"), np.zeros((40, 60, 3), np.uint8))
+    figures = run(*model_files, "--source", tmp_path / "one.png", "--output", tmp_path / "out")
+    assert len(calls) == 2
+    assert figures["speed_ms"]["nms"] < 900
 
 
 def test_boxes_text_and_picture(tmp_path: Path, model_files: list[str], capsys: pytest.CaptureFixture) -> None:

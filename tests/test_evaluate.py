@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,30 @@ def test_stopwatch_leaves_out_the_first_batch() -> None:
     watch.images, watch.seconds["nms"] = [10], [100.0]
     assert watch.milliseconds()["nms"] == pytest.approx(10000)
     assert Stopwatch(CPU).milliseconds() == {"preprocess": 0, "inference": 0, "nms": 0}
+
+
+def test_stopwatch_forgets_what_warmed_up() -> None:
+    watch, calls = Stopwatch(CPU), []
+
+    def stages(seconds: float) -> None:
+        with watch.stage("nms"):
+            calls.append(seconds)
+            time.sleep(seconds)
+
+    watch.warm_up(lambda: stages(0.5))
+    stages(0.01)
+    watch.images.append(1)
+    watch.warm_up(lambda: stages(9.0))  # nothing is cold any more
+    assert calls == [0.5, 0.01]
+    assert watch.milliseconds()["nms"] < 400
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(9, [1, 5]), (3, [3, 2])], ids=["one batch", "two"])
+def test_the_only_batch_is_measured_warm(data: Path, batch_size: int, expected: list[int]) -> None:
+    detector, sizes = RectangleDetector(), []
+    detector.register_forward_pre_hook(lambda _, images: sizes.append(len(images[0])))
+    evaluate(detector, loader(data, batch_size=batch_size), NAMES, device=CPU, precision="fp32")
+    assert sizes == expected
 
 
 def figures(result) -> dict:

@@ -31,6 +31,7 @@ def test_average_precision_worked_by_hand() -> None:
     assert result.map == pytest.approx(expected, abs=1e-9)  # perfect boxes count at every IoU
     assert (result.precision, result.recall) == pytest.approx((2 / 3, 1))  # F1 0.8 at 0.7 beats 0.667 at 0.9
     assert result.f1 == pytest.approx(0.8)
+    assert result.conf_thres == 0.699  # the box at 0.7 stays
     assert (result.images, result.targets) == (2, 2)
     a, b = result.per_class
     assert (a["name"], a["images"], a["targets"], a["map50"]) == ("a", 1, 2, result.map50)
@@ -143,7 +144,8 @@ def test_f1_agrees_with_pycocotools_recall() -> None:
 
 def test_to_dict_has_the_promised_keys() -> None:
     result = compute_metrics(dataset_ground_truth(LABELS, SHAPES, 1), {0: found([*FIRST, 0.9, 0])}, ["a"])
-    keys = {"map50", "map", "precision", "recall", "f1", "images", "targets", "params", "macs", "speed_ms", "per_class"}
+    keys = {"map50", "map", "precision", "recall", "f1", "conf_thres", "images", "targets", "params", "macs", "speed_ms"}
+    keys |= {"per_class"}
     assert set(result.to_dict()) == keys
     assert json.loads(json.dumps(result.to_dict()))["targets"] == 2
 

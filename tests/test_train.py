@@ -117,6 +117,10 @@ def test_a_training_leaves_what_it_promises(here, capsys):
     measured = test_script.main(test_script.get_parser().parse_args(arguments))
     assert measured.map50 > 0.3
     assert (measured.map50, measured.map) == pytest.approx((table["mAP50"][-1], table["mAP"][-1]), abs=1e-3)
+    # so is the confidence threshold that it recommends; best.pt has that of its own epoch
+    assert measured.conf_thres == last["conf_thres"]
+    assert load_checkpoint("w/best_a.pt")["conf_thres"] == figures["best"]["conf_thres"]
+    assert f"threshold {figures['best']['conf_thres']:g}: F1 is best there, kept in w/best_a.pt" in output
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class Checkpoint:
     tensors: the state dict, under the names of models.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
     maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for Settings.from_dict.
     seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for Hyp.restored.
-    class_term: whether one class had its class term in training, see utils.class_term.
+    class_term: whether one class had its class term in training, see utils.class_term. conf_thres: the confidence threshold
+    that an evaluation of these weights recommends, see utils.threshold.
     finished: whether the run that wrote it is over, None for weights without a run; args: that run's command line;
     run: what --resume needs besides, for Run.restore.
     """
@@ -51,6 +52,7 @@ class Checkpoint:
     training_results: str = ""
     hyp: dict[str, Any] = field(default_factory=dict)
     class_term: bool = False
+    conf_thres: float | None = None
     finished: bool | None = None
     args: dict[str, Any] = field(default_factory=dict)
     run: Fields | None = None
@@ -73,6 +75,7 @@ class Checkpoint:
             training_results=named.text("training_results"),
             hyp=named.fields("hyp").values,
             class_term=named.flag("class_term"),
+            conf_thres=named.number("conf_thres", default=None, least=0, most=1),
             finished=named.flag("finished") if "finished" in named else None,
             args=named.fields("args").values if "finished" in named else {},
             run=named if "finished" in named else None,

@@ -189,6 +189,11 @@ class Loaded:
         return self.checkpoint.settings if self.checkpoint else {}
 
     @property
+    def conf_thres(self) -> float | None:
+        """The confidence threshold that the evaluation of these weights recommended, None without one."""
+        return self.checkpoint.conf_thres if self.checkpoint else None
+
+    @property
     def flags(self) -> list[str]:
         """The settings as command line options, for those who go on with a cfg and .weights, which don't carry them."""
         size = ["--img-size", str(self.img_size)] if self.img_size != self.model.defs.net.width else []

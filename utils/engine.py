@@ -1,9 +1,10 @@
 """Evaluating a network on a dataset: the one way that train.py, test.py and the prune scripts measure mAP."""
 
 import contextlib
+import functools
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,14 +56,20 @@ def evaluate(
     network = model.inference_copy(device, precision)
     detections: dict[int, np.ndarray] = {}
     watch = Stopwatch(device)
-    for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=_rank() > 0):
+
+    def detect(pictures: Tensor) -> list[Tensor]:
         with watch.stage("preprocess"):
-            images = normalise(batch.images, device, network.dtype, maxabs)
+            images = normalise(pictures, device, network.dtype, maxabs)
         with watch.stage("inference"):
             decoded = augmented_predictions(network, images) if augment else network(images)[0]
         with watch.stage("nms"):
-            found = nms(decoded, conf_thres, iou_thres)
-        watch.images.append(len(images))
+            return nms(decoded, conf_thres, iou_thres)
+
+    for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=_rank() > 0):
+        if len(loader) == 1:  # else the first batch warms everything up
+            watch.warm_up(functools.partial(detect, batch.images[:1]))
+        found = detect(batch.images)
+        watch.images.append(len(batch.images))
         for info, rows in zip(batch.infos, found, strict=True):
             boxes = unletterbox(rows[:, :4], info)
             detections[info.index] = torch.cat((boxes, rows[:, 4:]), 1).float().cpu().numpy()
@@ -75,7 +82,10 @@ def evaluate(
 
 
 class Stopwatch:
-    """Time spent in each stage of a batch. `images` takes the number of pictures of each batch."""
+    """Time spent in each stage of a batch. `images` takes the number of pictures of each batch.
+
+    Figures are of warm calls: the first of all imports, allocates and chooses algorithms, which may take seconds.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -91,8 +101,15 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
         self.seconds[name].append(time.perf_counter() - start)
 
+    def warm_up(self, stages: Callable[[], object]) -> None:
+        """Before anything was measured, call what is going to be measured, once, and forget how long it took."""
+        if not self.images:
+            stages()
+            self.seconds.clear()
+
     def milliseconds(self) -> dict[str, float]:
-        """Milliseconds an image and stage; the first batch, which warms caches up, counts only if it is the only one."""
+        """Milliseconds an image and stage; the first batch, whose size is new to the caches, counts only if it is the only
+        one, which has to be warmed up for then."""
         first = 1 if len(self.images) > 1 else 0
         images = max(sum(self.images[first:]), 1)
         return {name: 1000 * sum(self.seconds[name][first:]) / images for name in STAGES}

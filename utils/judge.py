@@ -47,12 +47,12 @@ class Judge:
         return self.args.maxabsscaler or self.loaded.settings.get("maxabs", False)
 
     def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
-        """{map50, map}, None without a dataset."""
+        """{map50, map, conf_thres}, None without a dataset."""
         if self.loader is None:
-            return {"map50": None, "map": None}
+            return {"map50": None, "map": None, "conf_thres": None}
         result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
                           maxabs=self.maxabs, desc=what, truth=self.truth)  # fmt: skip
-        return {"map50": result.map50, "map": result.map}
+        return {"map50": result.map50, "map": result.map, "conf_thres": result.conf_thres}
 
     def measure(self, model: Darknet, what: str) -> dict[str, Any]:
         return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)

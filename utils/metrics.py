@@ -1,5 +1,6 @@
 """How good detections are: mAP by pycocotools; precision, recall and F1 from its matches."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from utils.ground_truth import GroundTruth, annotation, make_coco, silent
 
 THRESHOLDS = 1000  # confidences at which F1 is looked at, at most
+DIGITS = 3  # of a recommended threshold
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # of COCO's 80 classes
 
 
@@ -18,7 +20,8 @@ class Evaluation:
     """Figures of one evaluation.
 
     map50, map: COCO's mAP@0.5 and mAP@0.5:0.95 over the classes that occur. precision, recall, f1: means over these
-    classes at IoU 0.5 and the one confidence where the mean F1 is largest. per_class: a dict a class {name, images,
+    classes at IoU 0.5 and the one confidence where the mean F1 is largest; conf_thres: the threshold that keeps what
+    reaches that confidence, the one to recommend; None if nothing was found. per_class: a dict a class {name, images,
     targets, precision, recall, f1, map50, map}; a class without targets has zeros and counts in no mean. speed_ms: an
     image's preprocess, inference and nms. detections: index in the dataset -> (n, 6) x1 y1 x2 y2 confidence class in
     pixels of the original picture. params, macs: filled in by the script that knows the network.
@@ -36,10 +39,14 @@ class Evaluation:
     detections: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     params: int | None = None
     macs: int | None = None
+    conf_thres: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What test.py --json writes."""
-        keys = ("map50", "map", "precision", "recall", "f1", "images", "targets", "params", "macs", "speed_ms", "per_class")
+        keys = (
+            "map50", "map", "precision", "recall", "f1", "conf_thres", "images", "targets", "params", "macs", "speed_ms",
+            "per_class",
+        )  # fmt: skip
         return {k: getattr(self, k) for k in keys}
 
 
@@ -73,7 +80,7 @@ def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names
     occurs = curve[0, 0] > -1
     average = np.where(occurs, curve.mean(1), 0)  # (IoU, class)
     rows = [_matches_of(judge, k) for k in range(len(names))]
-    precision, recall, f1 = _at_best_confidence(rows, occurs)
+    conf_thres, (precision, recall, f1) = _at_best_confidence(rows, occurs)
     columns = {"precision": precision, "recall": recall, "f1": f1, "map50": average[0], "map": average.mean(0)}
     per_class = [
         {"name": name, "images": rows[k].images, "targets": rows[k].targets} | {c: float(v[k]) for c, v in columns.items()}
@@ -81,7 +88,8 @@ def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names
     ]
     means = {c: float(v[occurs].mean()) if occurs.any() else 0.0 for c, v in columns.items()}
     targets = sum(r.targets for r in rows)
-    return Evaluation(**means, images=len(truth.image_ids), targets=targets, per_class=per_class, detections=detections)
+    counts = {"images": len(truth.image_ids), "targets": targets}
+    return Evaluation(**means, **counts, per_class=per_class, detections=detections, conf_thres=conf_thres)
 
 
 @dataclass
@@ -113,16 +121,24 @@ def _matches_of(judge: COCOeval, place: int) -> ClassMatches:
     return ClassMatches(scores[counted][order], hits[counted][order], sum(targets), sum(t > 0 for t in targets))
 
 
-def _at_best_confidence(rows: list[ClassMatches], occurs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 of every class at the confidence whose F1, averaged over the classes that occur, is best."""
+def _at_best_confidence(rows: list[ClassMatches], occurs: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """(threshold, (3, classes): precision, recall and F1 of every class) at the confidence whose F1, averaged over the
+    classes that occur, is best."""
     scores = np.unique(np.concatenate([r.scores for r in rows]))
     if not len(scores) or not occurs.any():
-        return np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
+        return None, np.zeros((3, len(rows)))
     confidences = scores[np.linspace(0, len(scores) - 1, min(len(scores), THRESHOLDS)).astype(int)]
     precision, recall = np.stack([r.at(confidences) for r in rows], 1)  # (class, confidence)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-16)
-    best = f1[occurs].mean(0).argmax()
-    return precision[:, best], recall[:, best], f1[:, best]
+    mean = f1[occurs].mean(0)
+    best = mean.argmax()
+    threshold = _threshold_under(float(confidences[best])) if mean[best] > 0 else None
+    return threshold, np.stack((precision, recall, f1))[:, :, best]
+
+
+def _threshold_under(confidence: float) -> float:
+    """The largest threshold of DIGITS decimals, so that it can be typed, that this confidence exceeds, as NMS wants it."""
+    return max(math.ceil(confidence * 10**DIGITS - 1), 0) / 10**DIGITS
 
 
 def _judge(truth: GroundTruth, detections: dict[int, np.ndarray]) -> COCOeval:

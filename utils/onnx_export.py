@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.onnx_graph import add_nms, name_dimensions, tidy
 from utils.onnx_int8 import to_integers
 from utils.shapes import output_shapes
+from utils.threshold import CONF_THRES, USUAL
 
 OPSETS = range(18, 24)  # what torch.onnx's translations are written for, and what it converts them to
 INPUT, OUTPUT = "images", "detections"
@@ -44,7 +45,7 @@ class Plan:
     batch: int | None = None
     opset: int = OPSETS[0]
     outputs: str = "decoded"
-    conf_thres: float = 0.3
+    conf_thres: float = USUAL
     iou_thres: float = 0.6
     max_det: int = 300
 
@@ -183,6 +184,8 @@ def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: s
         "outputs": plan.outputs, "names": loaded.names, "img_size": plan.size, "stride": model.max_stride,
         "dynamic_size": plan.dynamic, "heads": heads(model), "settings": settings,
     }  # fmt: skip
+    if loaded.conf_thres is not None:
+        facts[CONF_THRES] = loaded.conf_thres
     if plan.outputs == "nms":
         facts["nms"] = {"conf_thres": plan.conf_thres, "iou_thres": plan.iou_thres, "max_det": plan.max_det}
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}

@@ -25,6 +25,7 @@ from utils.ground_truth import json_ground_truth
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
 from utils.quantized.transform import quantizers, switched
+from utils.threshold import choose_threshold
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
 DEVIATION = 2.0  # of check.deviation, for int8
@@ -106,6 +107,8 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
     nms = {k: v for k in ("conf_thres", "iou_thres", "max_det") if (v := getattr(args, k)) is not None}
     if nms and args.outputs != "nms":
         raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
+    if args.outputs == "nms":
+        nms["conf_thres"] = choose_threshold(args.conf_thres, loaded.conf_thres, "checkpoint")
     return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, args.outputs, **nms)
 
 

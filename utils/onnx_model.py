@@ -18,6 +18,7 @@ from utils.checkpoint import Checkpoint
 from utils.cli import Loaded, load_model
 from utils.errors import UserError
 from utils.filekinds import is_onnx
+from utils.threshold import CONF_THRES
 from utils.weights import LoadReport
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class OnnxModel:
         self.names: list[str] = json.loads(facts["names"])
         self.heads: list[dict[str, Any]] = json.loads(facts["heads"])
         self.settings: dict[str, bool] = json.loads(facts["settings"])
+        self.conf_thres: float | None = json.loads(facts.get(CONF_THRES, "null"))
         self.nms: dict[str, float] = json.loads(facts.get("nms", "{}"))
         self.max_stride: int = json.loads(facts["stride"])
         self.size: tuple[int, int] = tuple(json.loads(facts["img_size"]))
@@ -170,7 +172,8 @@ def load_detector(
     size = img_size if img_size is not None else max(model.size)
     check_img_size(size, model.max_stride)
     names = data.names if data else model.names
-    return Loaded(model, names, size, Checkpoint(settings=model.settings), LoadReport(_limits(model)), model.fixed_size)
+    fields = Checkpoint(settings=model.settings, conf_thres=model.conf_thres)
+    return Loaded(model, names, size, fields, LoadReport(_limits(model)), model.fixed_size)
 
 
 def _limits(model: OnnxModel) -> str:

@@ -12,6 +12,7 @@ from utils.cli import Parser
 from utils.commands import option
 from utils.errors import UserError
 from utils.fields import described
+from utils.threshold import CONF_THRES
 from utils.training import Run
 
 # What belongs to this call rather than to the run: taken from the command line even with --resume.
@@ -97,8 +98,10 @@ def _check_state(checkpoint: Checkpoint) -> None:
 
 
 def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str, Any], results: str,
-             args: argparse.Namespace, is_best: bool, finished: bool) -> None:  # fmt: skip
+             args: argparse.Namespace, conf_thres: float | None, is_best: bool, finished: bool) -> None:  # fmt: skip
     """Write last.pt, and best.pt before it if `is_best`: a run killed in between repeats the epoch and writes both again.
+
+    conf_thres: the threshold that the evaluation of these weights recommends, None where they weren't evaluated.
 
     last.pt can be resumed until the run is `finished`; then it holds, as best.pt always does, only what its users need.
     """
@@ -115,6 +118,7 @@ def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str,
         "settings": settings,
         "quantization": run.model.quantization.to_dict() if run.model.quantization else None,
         CLASS_TERM: True,
+        CONF_THRES: conf_thres,
         "args": vars(args),
         "finished": finished,
     }

@@ -21,6 +21,7 @@ from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
 from utils.sparsity import GammaPenalty, Sparsity
+from utils.threshold import CONF_THRES
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -178,7 +179,7 @@ class Run:
         self.distiller: Distiller | None = None
         self.step, self.epoch = 0, 0
         self.saved = False  # whether last.pt holds this run
-        self.best: dict[str, float] | None = None  # {epoch, map50, map} of the fittest weights
+        self.best: dict[str, Any] | None = None  # {epoch, map50, map, conf_thres} of the fittest weights
 
     def distil(self, distiller: "Distiller") -> None:
         """Let the model learn from a teacher, too; what the distiller trains along joins the optimizer."""
@@ -199,10 +200,10 @@ class Run:
     def best_fitness(self) -> float:
         return fitness(self.best) if self.best else -1.0
 
-    def note_evaluation(self, map50: float, mean_map: float) -> bool:
+    def note_evaluation(self, map50: float, mean_map: float, conf_thres: float | None = None) -> bool:
         """Whether the weights that were just evaluated are the fittest so far, or by a promise the ones to keep; if so they
         become `best`."""
-        found = {"epoch": self.epoch, "map50": map50, "map": mean_map}
+        found = {"epoch": self.epoch, "map50": map50, "map": mean_map, CONF_THRES: conf_thres}
         fit = fitness(found)
         if self.promise:
             is_best = self.promise.note(found, fit, self.penalty.share, self.weights)
@@ -318,6 +319,7 @@ class Run:
         if best.values:
             best.required("a number", "epoch", "map50", "map")
             self.best = {"epoch": best.whole("epoch"), "map50": best.number("map50"), "map": best.number("map")}
+            self.best[CONF_THRES] = best.number(CONF_THRES, default=None, least=0, most=1)
         if self.world.is_main:
             restore_random_state(state.fields("rng"))
         else:  # only the first process's state is saved; the others must not draw what it draws
@@ -342,6 +344,6 @@ def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float, steps: int) 
     return GammaPenalty(model, plan.prune, plan.s, epochs=plan.epochs, momentum=momentum, **options)
 
 
-def fitness(figures: dict[str, float]) -> float:
+def fitness(figures: dict[str, Any]) -> float:
     """What best.pt is the best in: mostly mAP@0.5:0.95, with a share of mAP@0.5."""
     return 0.1 * figures["map50"] + 0.9 * figures["map"]
