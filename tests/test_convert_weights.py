@@ -123,7 +123,7 @@ def test_checkpoints_of_the_dialect_load_and_convert(cfg, prefix, numpy_1, tmp_p
     path = dialect_checkpoint(model, tmp_path / "best.pt", prefix, numpy_1)
     loaded = load_model(tmp_path / "net.cfg", path)
     assert same_tensors(loaded.model, model)
-    assert float(loaded.checkpoint["best_fitness"][0]) == 0.5
+    assert loaded.checkpoint.best_fitness == 0.5
     run("--cfg", tmp_path / "net.cfg", "--weights", path)
     again = Darknet(cfg, 64)
     load_weights(again, tmp_path / "best.weights", prefix=False)

@@ -133,7 +133,7 @@ def test_raw_maps_of_one_size_and_batch(tmp_path: Path) -> None:
 def test_nms_in_the_graph_equals_ours(max_det: int, tmp_path: Path) -> None:
     """Of the same boxes: those of PyTorch may differ in their last bits, and come in another order."""
     model, plan = network(RESIDUAL), Plan((64, 64), True, outputs="nms", conf_thres=0.2, iou_thres=0.4, max_det=max_det)
-    loaded = type("Loaded", (), {"model": model, "names": ["cat", "dog"]})
+    loaded = type("Loaded", (), {"model": model, "names": ["cat", "dog"], "conf_thres": None})
     ir.save(finish(build(model, plan), loaded, plan, SETTINGS, "fp32"), tmp_path / "x.onnx")
     images = pictures(3)
     (result,) = onnx_check.run_graph(tmp_path / "x.onnx", plan, [images])

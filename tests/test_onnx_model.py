@@ -32,7 +32,7 @@ PLAIN = {"gray": False, "maxabs": False, "stretch": False}
 def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, int] = (64, 64), **plan: object) -> Path:
     """What export.py writes, without its checks."""
     chosen = Plan(size, **plan)
-    loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"]})
+    loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"], "conf_thres": None})
     ir.save(finish(build(model, chosen), loaded, chosen, settings, "fp32"), path)
     return path
 
