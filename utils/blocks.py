@@ -98,6 +98,14 @@ def block_scores(model: "Darknet", graph: ChannelGraph, blocks: Sequence[Block],
     return scores
 
 
+def ends_of(graph: ChannelGraph, block: Block, keep: np.ndarray) -> np.ndarray:
+    """(raw channels,) 0 for the kept ones at the end of the block, -1 for all others."""
+    labels = np.full(len(graph.label), -1)
+    for index in block.ends:
+        labels[graph.raw_out[index][keep[graph.out[index]]]] = 0
+    return labels
+
+
 def weakest_blocks(blocks: Sequence[Block], scores: np.ndarray, count: int) -> list[Block]:
     """The `count` blocks with the smallest scores, in the cfg's order; equal ones go in that order, too."""
     chosen = np.sort(np.argsort(scores, kind="stable")[:count])

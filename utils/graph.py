@@ -66,6 +66,11 @@ class ChannelGraph:
         source = self.defs.sources(index)[which]
         return self._image if source < 0 else self.out[source]
 
+    def raw_inputs(self, index: int, which: int = 0) -> Ids:
+        """The same channels before anything was united, as raw_out."""
+        source = self.defs.sources(index)[which]
+        return np.arange(self.defs.net.channels) if source < 0 else self.raw_out[source]
+
     def is_depthwise(self, index: int) -> bool:
         """Whether layer `index` filters each channel by itself, so that its output has its input's ids."""
         d = self.defs[index]

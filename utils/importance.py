@@ -1,5 +1,15 @@
-"""How much a channel matters: a score for every id of the channel graph."""
+"""How much a channel matters: a family of criteria that give every id of the channel graph a score.
 
+A criterion is a function (model, graph, evidence) -> Parts. It speaks of *raw* channels, one a filter, as they are before
+shortcuts unite any; an id is worth the sum of its members' parts, and so is any other set of channels that goes as a whole,
+such as the end of a residual block. `gamma` alone has rules of its own for ids with several members (see gamma_scores).
+
+    >>> sorted(CRITERIA)
+    ['fisher', 'fpgm', 'gamma', 'group-norm', 'lamp', 'obd', 'taylor']
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +20,51 @@ from utils.graph import ChannelGraph
 
 if TYPE_CHECKING:
     from models import Darknet
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion is told besides the weights.
+
+    combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of pictures, raw channels) TaylorTerms of each
+    batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. pictures: how
+    many pictures both come from; with 0 they are empty.
+    """
+
+    combine: str = "first"
+    terms: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    curvature: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """values: (rows, raw channels); a set of channels scores the sum over the rows of |sum of its values|^power."""
+
+    values: np.ndarray
+    power: int = 1
+
+    def scores(self, labels: np.ndarray, count: int) -> np.ndarray:
+        """(count,) scores of the sets of raw channels that `labels`, (raw channels,), numbers; channels of -1 are in none."""
+        member = labels >= 0
+        sums = [np.bincount(labels[member], row[member], count) for row in self.values]
+        return (np.abs(np.array(sums)) ** self.power).sum(0)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """parts: None for gamma, which scores ids by itself. needs: the Evidence that it reads, "", "terms" or "curvature"."""
+
+    parts: Callable[["Darknet", ChannelGraph, Evidence], Parts] | None
+    needs: str = ""
+
+
+def channel_scores(name: str, model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> np.ndarray:
+    """(graph.count,) scores of all ids by the criterion `name`; the larger, the more it costs to lose the channel."""
+    criterion = CRITERIA[name]
+    if criterion.parts is None:
+        return gamma_scores(model, graph, evidence.combine)
+    return criterion.parts(model, graph, evidence).scores(graph.label, graph.count)
 
 
 def gamma_scores(model: "Darknet", graph: ChannelGraph, combine: str = "first") -> np.ndarray:
@@ -33,30 +88,116 @@ def gamma_scores(model: "Darknet", graph: ChannelGraph, combine: str = "first") 
 
 
 class TaylorTerms:
-    """What the loss changes by, to first order, when a channel is silenced: the sum over the members of an id, every batch
-    normalisation that scales it, of gamma * dL/dgamma + beta * dL/dbeta (Molchanov et al. 2019, "Importance Estimation for
-    Neural Network Pruning", whose gate is this gamma), with the opposite sign.
+    """What the loss changes by, to first order, when a channel is silenced: the sum over all batch normalisations that scale
+    it of gamma * dL/dgamma + beta * dL/dbeta, with the opposite sign (Molchanov et al. 2019, "Importance Estimation for Neural
+    Network Pruning", whose gate is this gamma).
 
     `self()` reads the gradients that gammas and betas have at that moment; where everything lies is found out once, so that
     it may be called in every step of a training.
     """
 
     def __init__(self, model: "Darknet", graph: ChannelGraph) -> None:
-        self.count = graph.count
-        norms = [(model.module_list[i].BatchNorm2d, graph.out[i]) for i in graph.gammas()]
+        norms = [(model.module_list[i].BatchNorm2d, graph.raw_out[i]) for i in graph.gammas()]
         self.parameters = [p for norm, _ in norms for p in (norm.weight, norm.bias)]
-        self.ids = torch.from_numpy(np.concatenate([ids for _, ids in norms for _ in range(2)] or [np.zeros(0, np.int64)]))
+        raw = np.concatenate([ids for _, ids in norms for _ in range(2)] or [np.zeros(0, np.int64)])
+        self._raw, self._ids = torch.from_numpy(raw), torch.from_numpy(graph.label[raw])
+        self._counts = len(graph.label), graph.count
 
-    @torch.no_grad()
     def __call__(self) -> Tensor:
         """(graph.count,) signed, on the model's device and in its precision; 0 without a gamma or a gradient."""
+        return self._summed(self._ids, self._counts[1])
+
+    def raw(self) -> Tensor:
+        """The same for each raw channel, (len(graph.label),)."""
+        return self._summed(self._raw, self._counts[0])
+
+    @torch.no_grad()
+    def _summed(self, index: Tensor, count: int) -> Tensor:
         terms = [p * p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         if not terms:
-            return torch.zeros(self.count)
-        self.ids = self.ids.to(terms[0].device)
-        return terms[0].new_zeros(self.count).index_add_(0, self.ids, torch.cat(terms))
+            return torch.zeros(count)
+        return terms[0].new_zeros(count).index_add_(0, index.to(terms[0].device), torch.cat(terms))
 
 
 def taylor_terms(model: "Darknet", graph: ChannelGraph) -> np.ndarray:
     """(graph.count,) TaylorTerms of the gradients that `model` has now."""
     return TaylorTerms(model, graph)().cpu().double().numpy()
+
+
+def taylor(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """The sum over batches of |first-order term|: Molchanov et al. 2019."""
+    return Parts(evidence.terms)
+
+
+def fisher(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """The sum over batches of the first-order term's square, for which the loss's curvature along a channel's gate is taken
+    (Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning")."""
+    return Parts(evidence.terms, power=2)
+
+
+def obd(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """Half of the sum of w^2 * h over a filter's weights, h being the Hessian's diagonal (LeCun et al. 1990, "Optimal Brain
+    Damage"), for which the mean of squared gradients stands."""
+    return Parts(evidence.curvature[None] / 2)
+
+
+def group_norm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """The squared norm of everything that goes with a channel, kernels that make and that read it and gammas, over its mean
+    in the layer that makes it (Fang et al. 2023, "DepGraph")."""
+    total = np.zeros(len(graph.label))
+    for index in graph.convolutions():
+        kernel = _kernel(model, index).square()
+        np.add.at(total, graph.raw_out[index], kernel.flatten(1).sum(1).numpy())
+        if kernel.shape[1] == len(graph.inputs(index)):
+            np.add.at(total, graph.raw_inputs(index), kernel.transpose(0, 1).flatten(1).sum(1).numpy())
+    for index in graph.gammas():
+        gamma = model.module_list[index].BatchNorm2d.weight.detach().double().cpu()
+        np.add.at(total, graph.raw_out[index], gamma.square().numpy())
+    return Parts(_over_layer_means(graph, total)[None])
+
+
+def fpgm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """The sum of a filter's distances to all filters of its layer, over its mean in the layer: what is near the geometric
+    median can be replaced by the others (He et al. 2019, "Filter Pruning via Geometric Median")."""
+    total = np.zeros(len(graph.label))
+    for index in graph.convolutions():
+        filters = _kernel(model, index).flatten(1)
+        np.add.at(total, graph.raw_out[index], torch.cdist(filters, filters).sum(1).numpy())
+    return Parts(_over_layer_means(graph, total)[None])
+
+
+def lamp(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """A filter's squared norm over the sum of those of its layer that aren't smaller (Lee et al. 2021, "Layer-adaptive
+    sparsity for the Magnitude-based Pruning", of filters instead of weights)."""
+    total = np.zeros(len(graph.label))
+    for index in graph.convolutions():
+        norms = _kernel(model, index).square().flatten(1).sum(1).numpy()
+        order = np.argsort(norms, kind="stable")
+        left = np.cumsum(norms[order][::-1])[::-1]
+        np.add.at(total, graph.raw_out[index][order], norms[order] / np.maximum(left, np.finfo(float).tiny))
+    return Parts(total[None])
+
+
+def _kernel(model: "Darknet", index: int) -> Tensor:
+    """(filters, channels a group, height, width) float64 kernel of convolution `index`."""
+    return model.module_list[index].conv.weight.detach().double().cpu()
+
+
+def _over_layer_means(graph: ChannelGraph, total: np.ndarray) -> np.ndarray:
+    """`total`, (raw channels,), divided by its mean over the layer that makes the channel."""
+    result = np.zeros_like(total)
+    for index in graph.convolutions():
+        raw = graph.raw_out[index]
+        result[raw] = total[raw] / max(total[raw].mean(), np.finfo(float).tiny)
+    return result
+
+
+CRITERIA = {
+    "gamma": Criterion(None),
+    "taylor": Criterion(taylor, "terms"),
+    "fisher": Criterion(fisher, "terms"),
+    "obd": Criterion(obd, "curvature"),
+    "group-norm": Criterion(group_norm),
+    "fpgm": Criterion(fpgm),
+    "lamp": Criterion(lamp),
+}

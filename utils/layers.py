@@ -77,7 +77,10 @@ class Convolution(Block):
         return self.DepthWise2d if self.is_depthwise else self.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._convolve(x.float() if self.float_input else x)
+        return self.finish(self._convolve(x.float() if self.float_input else x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Batch normalisation, activation and blur of what the kernel computed."""
         if self.BatchNorm2d is not None:
             x = self.BatchNorm2d(x)
         return self.blur(self.activation(x))

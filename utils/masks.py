@@ -61,22 +61,26 @@ def candidates(graph: ChannelGraph, policy: Policy) -> np.ndarray:
     return ~graph.frozen if policy.prunes_united else ~(graph.frozen | graph.united)
 
 
-def global_mask(graph: ChannelGraph, scores: np.ndarray, policy: Policy, percent: float, limits: Limits) -> Mask:
+def global_mask(graph: ChannelGraph, scores: np.ndarray, policy: Policy, percent: float, limits: Limits,
+                order: np.ndarray | None = None) -> Mask:  # fmt: skip
     """Remove the `percent` (0..1) weakest candidates of the whole network, except for what the limits keep.
 
-    Ties are broken by position, so that the number of removed channels doesn't depend on equal scores.
+    order: the candidates as they are to go, if not by their scores. Ties of scores are broken by position, so that the number
+    of removed channels doesn't depend on equal scores.
     """
     pool = np.flatnonzero(candidates(graph, policy))
-    order = pool[np.argsort(scores[pool], kind="stable")]
+    by_score = order is None
+    if by_score:
+        order = pool[np.argsort(scores[pool], kind="stable")]
     count = round(percent * len(pool))
     keep = np.ones(graph.count, dtype=bool)
     keep[order[:count]] = False
-    complete(graph, scores, keep, limits)
     rank = np.full(graph.count, len(pool))
     rank[order] = np.arange(len(pool))
+    complete(graph, scores if by_score else rank, keep, limits)
     limit = min((int(rank[ids].max()) for ids in _layers(graph)), default=0) / max(len(pool), 1)
     achieved = float((~keep).sum()) / max(len(pool), 1)
-    return Mask(keep, achieved, min(limit, 1.0), float(scores[order[count - 1]]) if count else 0.0)
+    return Mask(keep, achieved, min(limit, 1.0), float(scores[order[:count]].max()) if count else 0.0)
 
 
 def complete(graph: ChannelGraph, scores: np.ndarray, keep: np.ndarray, limits: Limits) -> None:

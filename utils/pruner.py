@@ -1,18 +1,19 @@
 """A strategy at work on one network: from an amount to the channels and blocks that go, and to the smaller network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils import definitions as c
-from utils.blocks import Block, block_scores, residual_blocks, weakest_blocks
+from utils.blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
 from utils.compact import compact_defs, compact_model, mask_model
 from utils.errors import UserError
 from utils.graph import ChannelGraph
-from utils.importance import gamma_scores
+from utils.importance import CRITERIA, Evidence, channel_scores
 from utils.masks import POLICIES, Limits, Mask, candidates, global_mask
 from utils.measure import network_size
+from utils.spend import Cost, removal_order
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -64,16 +65,20 @@ class Choice:
 class Pruner:
     """Scores of a network's channels and blocks under a strategy; `choose` says what goes for an amount.
 
-    Raises UserError where the strategy finds nothing that it may remove.
+    importance: the criterion (utils.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are weighed
+    against (see utils.spend), None where they alone decide.
     """
 
-    def __init__(self, model: "Darknet", strategy: str, limits: Limits) -> None:
-        self.model, self.strategy, self.limits = model, strategy, limits
+    def __init__(self, model: "Darknet", strategy: str, limits: Limits, importance: str = "gamma",
+                 evidence: Evidence | None = None, cost: Cost | None = None) -> None:  # fmt: skip
+        self.model, self.strategy, self.limits, self.importance = model, strategy, limits, importance
         self.policy = POLICIES[STRATEGIES[strategy].policy]
         self.graph = ChannelGraph(model.defs)
         self.blocks = residual_blocks(self.graph)
-        self.scores = gamma_scores(model, self.graph, self.policy.combine)
+        self.evidence = replace(evidence or Evidence(), combine=self.policy.combine)
+        self.scores = channel_scores(importance, model, self.graph, self.evidence)
         self.pool = candidates(self.graph, self.policy)
+        self.order = None if cost is None else removal_order(self.scores, self.pool, cost)
 
     def check(self, percent: float, shortcuts: int | None, force: bool = False) -> Amount:
         """The amount, if this network can give it; UserError in one line if not. With `force` at most all blocks.
@@ -98,9 +103,17 @@ class Pruner:
 
     def choose(self, amount: Amount) -> Choice:
         """The weakest channels of the whole network, then the blocks that are the weakest by what is left of them."""
-        mask = global_mask(self.graph, self.scores, self.policy, amount.percent, self.limits)
-        scores = block_scores(self.model, self.graph, self.blocks, mask.keep)
-        return Choice(amount, mask, weakest_blocks(self.blocks, scores, amount.shortcuts))
+        mask = global_mask(self.graph, self.scores, self.policy, amount.percent, self.limits, self.order)
+        return Choice(amount, mask, weakest_blocks(self.blocks, self.block_scores(mask.keep), amount.shortcuts))
+
+    def block_scores(self, keep: np.ndarray) -> np.ndarray:
+        """(blocks,) what is lost with the end of each block, by the criterion if that reads pictures. One that compares the
+        kernels of a layer with each other says nothing of whole blocks: there the mean |gamma| decides."""
+        criterion = CRITERIA[self.importance]
+        if not criterion.needs:
+            return block_scores(self.model, self.graph, self.blocks, keep)
+        parts = criterion.parts(self.model, self.graph, self.evidence)
+        return np.array([parts.scores(ends_of(self.graph, block, keep), 1)[0] for block in self.blocks])
 
     def defs(self, choice: Choice) -> c.Defs:
         return compact_defs(self.graph, choice.mask.keep, choice.dropped)

@@ -1,0 +1,62 @@
+"""utils.spend: what a channel's removal saves is what the smaller network lacks, and the order is the greedy one."""
+
+import numpy as np
+import pytest
+
+from models import Darknet
+from tests.tiny import RESIDUAL, TOPOLOGIES, network
+from utils.compact import compact_defs
+from utils.graph import ChannelGraph
+from utils.masks import POLICIES, candidates
+from utils.measure import network_size
+from utils.spend import COSTS, removal_order
+
+
+def size(graph: ChannelGraph, keep: np.ndarray, kind: str) -> int:
+    return network_size(Darknet, compact_defs(graph, keep), 64)[kind]
+
+
+@pytest.mark.parametrize("kind", COSTS)
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_savings_are_the_difference_of_the_networks_sizes(name, kind):
+    model = network(TOPOLOGIES[name])
+    graph = ChannelGraph(model.defs)
+    pool = np.flatnonzero(candidates(graph, POLICIES["slim"]))
+    keep = np.ones(graph.count, dtype=bool)
+    keep[pool[::3]] = False
+    for parts in graph.equal_parts:  # a cfg needs parts of equal width
+        keep[np.concatenate(parts)] = True
+    equal = np.concatenate([p for parts in graph.equal_parts for p in parts] or [np.zeros(0, int)])
+    savings, before = COSTS[kind](model, graph, 64)(keep), size(graph, keep, kind)
+    for channel in (c for c in pool if keep[c] and c not in equal):
+        without = keep.copy()
+        without[channel] = False
+        assert savings[channel] == before - size(graph, without, kind)
+
+
+def test_the_order_is_the_greedy_one_by_brute_force():
+    model = network(RESIDUAL)
+    graph = ChannelGraph(model.defs)
+    pool = candidates(graph, POLICIES["slim"])
+    scores = np.random.default_rng(0).random(graph.count)
+    order = removal_order(scores, pool, COSTS["params"](model, graph, 64), rounds=int(pool.sum()))
+    keep = np.ones(graph.count, dtype=bool)
+    for channel in order:
+        if min(keep[np.unique(graph.out[i])].sum() for i in graph.convolutions()) == 1:  # a cfg has no empty layers
+            break
+        before = size(graph, keep, "params")
+        worth = {}
+        for other in np.flatnonzero(pool & keep):
+            without = keep.copy()
+            without[other] = False
+            worth[other] = scores[other] / (before - size(graph, without, "params"))
+        assert channel == min(worth, key=worth.get)
+        keep[channel] = False
+    assert (~keep).sum() > 12
+    assert sorted(order) == np.flatnonzero(pool).tolist()
+
+
+def test_a_third_cost_needs_nothing_but_a_function():
+    scores, pool = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, True, False, True])
+    milliseconds = np.array([1.0, 4.0, 100.0, 100.0])
+    assert removal_order(scores, pool, lambda keep: milliseconds * keep).tolist() == [3, 1, 0]

@@ -1,0 +1,106 @@
+"""Worth per cost: the order in which channels go when each is weighed against what it saves.
+
+A cost tells, for the channels that a keep-mask leaves, what the network saves by the removal of each alone. It falls as
+neighbours go: a filter is the cheaper the fewer channels it reads. `removal_order` therefore asks again and again, which is
+the greedy algorithm for the knapsack. A cost is made by a function (model, graph, img_size) -> Cost in COSTS; another, such as
+milliseconds measured on a device, needs an entry there and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import layers as l
+from utils.graph import ChannelGraph, Ids
+from utils.shapes import output_shapes
+
+if TYPE_CHECKING:
+    from models import Darknet
+
+Cost = Callable[[np.ndarray], np.ndarray]  # keep (ids,) bool -> (ids,) what the removal of each kept id saves
+ROUNDS = 200  # how often costs are looked at again while everything goes; more change the order by next to nothing
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix between channels: every pair of an output and an input that are kept costs `pair`, every output `single`."""
+
+    outputs: Ids
+    inputs: Ids
+    pair: float
+    single: float
+
+    def add_savings(self, keep: np.ndarray, savings: np.ndarray) -> None:
+        """Add to `savings`, (ids,), what each id's removal takes from this matrix."""
+        rows, columns = (np.bincount(ids, keep[ids], len(keep)) for ids in (self.outputs, self.inputs))
+        savings += rows * (self.pair * columns.sum() + self.single) + self.pair * columns * (rows.sum() - rows)
+
+
+def parameter_cost(model: "Darknet", graph: ChannelGraph, img_size: int) -> Cost:
+    """Parameters that go with a channel: filters, kernels' slices that read it, gammas, betas and biases."""
+    return _sum_of(_products(model, graph, lambda index: (1.0, 1.0)))
+
+
+def mac_cost(model: "Darknet", graph: ChannelGraph, img_size: int) -> Cost:
+    """Multiply-accumulates of one picture of img_size x img_size that go with a channel."""
+    shapes = output_shapes(model.defs, img_size, img_size)
+    maps = {-1: (model.defs.net.channels, img_size, img_size)} | dict(enumerate(shapes))
+
+    def positions(index: int) -> tuple[float, float]:
+        module = model.module_list[index]
+        if not isinstance(module, l.Convolution):
+            return 1.0, 0.0
+        return module.macs(maps[model.sources[index][0]], maps[index]) / module.conv.weight.numel(), 0.0
+
+    return _sum_of(_products(model, graph, positions))
+
+
+def _products(model: "Darknet", graph: ChannelGraph, price: Callable[[int], tuple[float, float]]) -> list[Product]:
+    """All matrices of the network; price(layer): of a weight of its kernel, and of each of its other parameters."""
+    found = []
+    nothing = np.zeros(0, dtype=int)
+    for index, module in enumerate(model.module_list):
+        weight, other = price(index)
+        outputs, inputs = graph.out[index], graph.inputs(index)
+        if isinstance(module, l.Convolution):
+            taps = module.conv.weight[0, 0].numel()
+            more = other * sum(len(p) == len(outputs) and p.dim() == 1 for p in module.parameters())
+            if module.conv.groups == 1:
+                found.append(Product(outputs, inputs, weight * taps, more))
+            else:  # each filter reads a fixed number of channels
+                found.append(Product(outputs, nothing, 0.0, weight * module.conv.weight[0].numel() + more))
+        elif isinstance(module, l.SqueezeExcite):
+            found.append(Product(outputs, nothing, 0.0, 2 * weight * module.se.fc[0].out_features))
+        else:
+            more = other * sum(p.shape[-1] == len(outputs) > 1 and p[..., 0].numel() for p in module.parameters())
+            found.append(Product(outputs, nothing, 0.0, more))
+    return found
+
+
+def _sum_of(products: list[Product]) -> Cost:
+    def cost(keep: np.ndarray) -> np.ndarray:
+        savings = np.zeros(len(keep))
+        for product in products:
+            product.add_savings(keep, savings)
+        return savings
+
+    return cost
+
+
+COSTS: dict[str, Callable[["Darknet", ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
+
+
+def removal_order(scores: np.ndarray, pool: np.ndarray, cost: Cost, rounds: int = ROUNDS) -> np.ndarray:
+    """The ids that `pool`, (ids,) bool, allows, in the order in which they go: always those with the smallest score for what
+    they save at that time, a share of the pool a round."""
+    keep, order = np.ones(len(scores), dtype=bool), np.zeros(0, dtype=int)
+    share = max(1, -(-int(pool.sum()) // rounds))
+    while (pool & keep).any():
+        left = np.flatnonzero(pool & keep)
+        worth = scores[left] / np.maximum(cost(keep)[left], np.finfo(float).tiny)
+        ranked = left[np.argsort(worth, kind="stable")][:share]
+        keep[ranked] = False
+        order = np.concatenate([order, ranked])
+    return order
