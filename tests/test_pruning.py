@@ -236,14 +236,14 @@ def test_a_dead_network_is_called_out_before_it_is_written(here, monkeypatch, ca
 
 def test_the_sparsity_warning_follows_the_documented_rule(here, capsys):
     model = write(RESIDUAL)
-    prune("normal", "--percent 0.5")
+    prune("normal", "--percent 0.5 --importance gamma")
     assert "warning: the gammas aren't sparse: those of removed channels reach" in capsys.readouterr().out
     graph = ChannelGraph(model.defs)
     for index in (0, 2, 5):
         gamma = model.module_list[index].BatchNorm2d.weight.data
         gamma[: len(gamma) // 2] = 0.05  # the rest stays at 0.2 or more
     save_weights(model, "net.weights")
-    figures = prune("normal", "--percent 0.5")
+    figures = prune("normal", "--percent 0.5 --importance gamma")
     assert "aren't sparse" not in capsys.readouterr().out
     assert figures["achieved"] == 0.5
     assert not graph.grouped

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from models import Darknet
-from tests.tiny import RESIDUAL, TOPOLOGIES, network
+from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
 from utils.compact import compact_defs
 from utils.graph import ChannelGraph
-from utils.masks import POLICIES, candidates
+from utils.masks import POLICIES, Limits, candidates, global_mask
 from utils.measure import network_size
 from utils.spend import COSTS, removal_order
 
@@ -54,6 +54,21 @@ def test_the_order_is_the_greedy_one_by_brute_force():
         keep[channel] = False
     assert (~keep).sum() > 12
     assert sorted(order) == np.flatnonzero(pool).tolist()
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_at_the_same_size_less_importance_is_lost(kind):
+    model = network(CSP)
+    graph = ChannelGraph(model.defs)
+    policy, limits, cost = POLICIES["slim"], Limits(), COSTS[kind](model, graph, 64)
+    pool, lost = candidates(graph, policy), {"plain": [], "greedy": []}
+    for seed in range(5):
+        scores = np.random.default_rng(seed).random(graph.count)
+        for name, order in (("plain", None), ("greedy", removal_order(scores, pool, cost))):
+            amounts = (global_mask(graph, scores, policy, n / 50, limits, order).keep for n in range(50))
+            keep = next(keep for keep in amounts if size(graph, keep, kind) <= 0.6 * size(graph, keep | True, kind))
+            lost[name].append(scores[~keep].sum())
+    assert sum(lost["greedy"]) < 0.9 * sum(lost["plain"])
 
 
 def test_a_third_cost_needs_nothing_but_a_function():

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.datasets import Batch
+from utils.batch import Batch
 from utils.devices import training_dtype
 from utils.engine import normalise
 from utils.graph import ChannelGraph
 from utils.hyp import Hyp
-from utils.importance import Evidence, TaylorTerms
+from utils.importance import Evidence, RawChannels, TaylorTerms
 from utils.loss import DetectionLoss
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ BATCH = 4  # pictures whose terms are summed up before their size counts: of 1, 
 
 def gather(
     model: "Darknet", graph: ChannelGraph, batches: Iterable[Batch], device: torch.device, maxabs: bool = False,
-    combine: str = "first", curvature: bool = False,
+    curvature: bool = False,
 ) -> Evidence:  # fmt: skip
     """The Evidence that labelled pictures give; `model` itself stays as it is.
 
@@ -33,7 +33,7 @@ def gather(
     takes half as long again.
     """
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval().requires_grad_(curvature)
-    terms, loss = TaylorTerms(network, graph), DetectionLoss(network, Hyp())
+    terms, loss = TaylorTerms(network, RawChannels(graph)), DetectionLoss(network, Hyp())
     for parameter in terms.parameters:
         parameter.requires_grad_(True)
     squares = {p: torch.zeros_like(p) for p in network.parameters()} if curvature else {}
@@ -44,13 +44,13 @@ def gather(
         with torch.autocast(device.type, training_dtype(device), enabled=training_dtype(device) is not None):
             raws = network(images)[1]
         loss(raws, batch.targets, tuple(images.shape[-2:]))[0].backward()
-        rows.append(terms.raw().cpu().double().numpy())
+        rows.append(terms().cpu().double().numpy())
         pictures += len(images)
         for parameter, square in squares.items():
             if parameter.grad is not None:
                 square += parameter.grad.square()
     found = _curvature(network, graph, squares) / max(len(rows), 1) if curvature else np.zeros(0)
-    return Evidence(combine, np.array(rows), found, pictures)
+    return Evidence(terms=np.array(rows), curvature=found, pictures=pictures)
 
 
 def _curvature(model: "Darknet", graph: ChannelGraph, squares: dict[Tensor, Tensor]) -> np.ndarray:

@@ -10,7 +10,7 @@ such as the end of a residual block. `gamma` alone has rules of its own for ids 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -87,36 +87,60 @@ def gamma_scores(model: "Darknet", graph: ChannelGraph, combine: str = "first") 
     return scores
 
 
+class Groups(Protocol):
+    """Sets of channels that go together: a ChannelGraph's ids, or coarser or finer ones.
+
+    count: how many there are; out[layer]: (channels,) the set that each of a layer's channels is in; gammas(): the layers with
+    a batch normalisation whose channels are in sets.
+    """
+
+    count: int
+    out: Any
+
+    def gammas(self) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class RawChannels:
+    """The Groups of a graph's raw channels, each a set of its own."""
+
+    graph: ChannelGraph
+
+    @property
+    def count(self) -> int:
+        return len(self.graph.label)
+
+    @property
+    def out(self) -> list[np.ndarray]:
+        return self.graph.raw_out
+
+    def gammas(self) -> list[int]:
+        return self.graph.gammas()
+
+
 class TaylorTerms:
-    """What the loss changes by, to first order, when a channel is silenced: the sum over all batch normalisations that scale
-    it of gamma * dL/dgamma + beta * dL/dbeta, with the opposite sign (Molchanov et al. 2019, "Importance Estimation for Neural
-    Network Pruning", whose gate is this gamma).
+    """What the loss changes by, to first order, when a set of channels is silenced: the sum over all batch normalisations that
+    scale one of them of gamma * dL/dgamma + beta * dL/dbeta, with the opposite sign (Molchanov et al. 2019, "Importance
+    Estimation for Neural Network Pruning", whose gate is this gamma).
 
     `self()` reads the gradients that gammas and betas have at that moment; where everything lies is found out once, so that
     it may be called in every step of a training.
     """
 
-    def __init__(self, model: "Darknet", graph: ChannelGraph) -> None:
-        norms = [(model.module_list[i].BatchNorm2d, graph.raw_out[i]) for i in graph.gammas()]
+    def __init__(self, model: "Darknet", groups: Groups) -> None:
+        self.count = groups.count
+        norms = [(model.module_list[i].BatchNorm2d, groups.out[i]) for i in groups.gammas()]
         self.parameters = [p for norm, _ in norms for p in (norm.weight, norm.bias)]
-        raw = np.concatenate([ids for _, ids in norms for _ in range(2)] or [np.zeros(0, np.int64)])
-        self._raw, self._ids = torch.from_numpy(raw), torch.from_numpy(graph.label[raw])
-        self._counts = len(graph.label), graph.count
-
-    def __call__(self) -> Tensor:
-        """(graph.count,) signed, on the model's device and in its precision; 0 without a gamma or a gradient."""
-        return self._summed(self._ids, self._counts[1])
-
-    def raw(self) -> Tensor:
-        """The same for each raw channel, (len(graph.label),)."""
-        return self._summed(self._raw, self._counts[0])
+        self.ids = torch.from_numpy(np.concatenate([ids for _, ids in norms for _ in range(2)] or [np.zeros(0, np.int64)]))
 
     @torch.no_grad()
-    def _summed(self, index: Tensor, count: int) -> Tensor:
+    def __call__(self) -> Tensor:
+        """(groups.count,) signed, on the model's device and in its precision; 0 without a gamma or a gradient."""
         terms = [p * p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         if not terms:
-            return torch.zeros(count)
-        return terms[0].new_zeros(count).index_add_(0, index.to(terms[0].device), torch.cat(terms))
+            return torch.zeros(self.count)
+        self.ids = self.ids.to(terms[0].device)
+        return terms[0].new_zeros(self.count).index_add_(0, self.ids, torch.cat(terms))
 
 
 def taylor_terms(model: "Darknet", graph: ChannelGraph) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Subset
 
 from models import Darknet
@@ -12,12 +13,18 @@ from utils import cli
 from utils.cfg import DataConfig
 from utils.datasets import create_loader
 from utils.devices import select_device
-from utils.engine import evaluate
+from utils.engine import evaluate, normalise
+from utils.evidence import BATCH as EVIDENCE_BATCH
+from utils.evidence import gather
 from utils.ground_truth import json_ground_truth
 from utils.hyp import Hyp
+from utils.importance import Evidence
 from utils.loader import Loader
 from utils.measure import costs
+from utils.memory import available_memory
+from utils.pruner import Choice, Pruner
 from utils.recalibrate import recalibrate
+from utils.refit import bytes_per_picture, refit
 
 
 @dataclass
@@ -62,9 +69,27 @@ class Judge:
         there were."""
         return recalibrate(model, self.pictures(count), self.device, self.maxabs)
 
-    def pictures(self, count: int) -> Loader:
+    def evidence(self, pruner: Pruner, count: int, curvature: bool) -> Evidence:
+        """What `count` training pictures tell of the channels; see utils.evidence."""
+        batches = self.pictures(count, EVIDENCE_BATCH)
+        return gather(pruner.model, pruner.graph, batches, self.device, self.maxabs, curvature)
+
+    def refit(self, pruner: Pruner, choice: Choice, small: Darknet, count: int) -> tuple[int, int]:
+        """Refit a compact model, in place, on `count` training pictures, or as many as half of the memory holds: (pictures,
+        layers that were fitted)."""
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+        size = self.loaded.img_size
+        most = max(1, free // 2 // bytes_per_picture(pruner.model, size, size)) if free is not None else count
+        if most < count:
+            print(f"--refit: half of the free memory, {free / 2**31:.1f} GiB, holds the maps of {most} pictures only")
+        batches = [normalise(b.images, self.device, maxabs=self.maxabs) for b in self.pictures(min(count, most))]
+        layers = refit(pruner.model, small, pruner.graph, choice.mask.keep, choice.dropped, batches)
+        return sum(map(len, batches)), len(layers)
+
+    def pictures(self, count: int, batch_size: int = 0) -> Loader:
         """`count` training pictures, or all if there are fewer, spread evenly over the set and letterboxed without
-        augmentation."""
+        augmentation; batch_size 0: that of the evaluation."""
         dataset = self._loader("train").dataset
         indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-        return Loader(Subset(dataset, indices.tolist()), workers=self.args.workers, batch_size=self.args.batch_size)
+        batch = batch_size or self.args.batch_size
+        return Loader(Subset(dataset, indices.tolist()), workers=self.args.workers, batch_size=batch)

@@ -54,19 +54,29 @@ def plot_channels(layers: list[dict[str, int]], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_sweep(rows: list[dict[str, Any]], before: dict[str, Any], what: str, path: Path) -> None:
-    """Shares of parameters and MACs that are left, and the masked mAP@0.5 if measured, over the amounts of a pruning sweep.
+def plot_sweep(rows: list[dict[str, Any]], before: dict[str, Any], what: str, stage: str, path: Path) -> None:
+    """What the amounts of a pruning sweep leave.
 
-    rows: those of utils.search.sweep; before: {params, macs} of the original; what: "percent" or "shortcuts".
+    rows: those of utils.search.sweep, with the importance that ranked; before: {params, macs} of the original; what: "percent"
+    or "shortcuts"; stage: of which network mAP@0.5 was measured, if it was. One importance: shares of parameters and MACs and
+    mAP@0.5 over the amounts. Several: a curve of mAP@0.5, or of parameters, over the MACs left for each of them.
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    places = [row[what] for row in rows]
-    for key, label in (("params", "parameters left"), ("macs", "MACs left")):
-        axes.plot(places, [row[key] / before[key] for row in rows], marker=".", label=label)
-    if rows[0]["map50"] is not None:
-        axes.plot(places, [row["map50"] for row in rows], marker="o", color="black", label="mAP@0.5, masked")
-    axes.set(title="pruning sweep", xlabel=what, ylim=(0, 1.05))
+    names, measured = list(dict.fromkeys(row["importance"] for row in rows)), rows[0]["map50"] is not None
+    for name in names if len(names) > 1 else []:
+        curve = [row for row in rows if row["importance"] == name]
+        heights = [row["map50"] if measured else row["params"] / before["params"] for row in curve]
+        axes.plot([row["macs"] / before["macs"] for row in curve], heights, marker=".", label=name)
+        axes.set(xlabel="MACs left", ylabel=f"mAP@0.5, {stage}" if measured else "parameters left")
+    if len(names) == 1:
+        places = [row[what] for row in rows]
+        for key, label in (("params", "parameters left"), ("macs", "MACs left")):
+            axes.plot(places, [row[key] / before[key] for row in rows], marker=".", label=label)
+        if measured:
+            axes.plot(places, [row["map50"] for row in rows], marker="o", color="black", label=f"mAP@0.5, {stage}")
+        axes.set(xlabel=what, ylim=(0, 1.05))
+    axes.set(title="pruning sweep")
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)

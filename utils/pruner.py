@@ -140,12 +140,14 @@ class Pruner:
         ]
 
     def sparsity_warning(self, choice: Choice) -> str:
-        """A line if the gammas aren't sparse, else "".
+        """A line if channels go by gammas that aren't sparse, else "".
 
         They aren't if what goes is not much weaker than what stays: the strongest removed gamma (of a block: the mean of
         its end's) is above 0.1 and above a tenth of the median of all that could go.
         """
-        scores = block_scores(self.model, self.graph, self.blocks, choice.mask.keep)
+        if self.importance != "gamma":
+            return ""
+        scores = self.block_scores(choice.mask.keep)
         gone = [float(s) for s, block in zip(scores, self.blocks, strict=True) if block in choice.dropped]
         checks = [("channels", choice.mask.threshold, self.scores[self.pool])] if choice.amount.percent else []
         checks += [("blocks", max(gone), scores)] if gone else []
@@ -154,15 +156,18 @@ class Pruner:
             if strongest > SPARSE_ABSOLUTE and strongest > SPARSE_RELATIVE * typical:
                 return (f"the gammas aren't sparse: those of removed {what} reach {strongest:.3f}, all have a median of "
                         f"{typical:.3f}. Expect a large drop; train with --s first (train.py --s S --prune P), "
-                        "or remove less")  # fmt: skip
+                        "remove less, or choose by --importance taylor")  # fmt: skip
         return ""
 
     def summary(self, choice: Choice) -> dict[str, Any]:
-        """What --json says of the amounts: {requested, achieved, limit, shortcuts{requested, achieved, limit, layers}}."""
+        """What --json says of the choice: {importance{name, images}, requested, achieved, limit, shortcuts{requested, achieved,
+        limit, layers}}."""
         shortcuts = {
             "requested": choice.amount.shortcuts, "achieved": len(choice.dropped), "limit": len(self.blocks),
             "layers": [b.shortcut for b in choice.dropped],
         }  # fmt: skip
         channels = {"requested": choice.amount.percent, "achieved": choice.mask.achieved, "limit": choice.mask.limit}
         counts = {k: shortcuts[k] for k in channels}
-        return (channels if choice.amount.percent or not choice.amount.shortcuts else counts) | {"shortcuts": shortcuts}
+        images = self.evidence.pictures if CRITERIA[self.importance].needs else 0
+        amounts = channels if choice.amount.percent or not choice.amount.shortcuts else counts
+        return {"importance": {"name": self.importance, "images": images}, **amounts, "shortcuts": shortcuts}

@@ -16,9 +16,11 @@ from utils.files import make_folder, write_text
 from utils.judge import Judge
 from utils.masks import POLICIES, Limits
 from utils.measure import network_size
+from utils.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.plots import plot_channels, plot_sweep
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
+from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank
 from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.weights import save_weights
 
@@ -44,6 +46,8 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     cli.add_model_arguments(parser)
     parser.add_argument("--data", default="", help=".data file; without it nothing is evaluated")
     _add_amounts(parser, strategy)
+    add_ranking_arguments(parser)
+    add_mending_arguments(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--layer_keep", type=SHARE, default=defaults.layer_keep, help="share of every layer that stays at least"
@@ -53,8 +57,6 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
                         help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
-    parser.add_argument("--bn-recal", type=whole(0, 1_000_000), default=0, metavar="N",
-                        help="after pruning measure batch normalisation's statistics again on N training pictures")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
@@ -93,15 +95,16 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     pruner = Pruner(loaded.model, args.strategy, limits)
     amount = pruner.check(args.percent, getattr(args, "shortcuts", None), args.force)
     say_what_there_is(pruner)
-    targets = output_paths(args, loaded.model, amount)
+    output_paths(args, loaded.model, amount)
     judge = Judge(args, data, loaded)
     if args.dry_run:
-        return dry_run(args, pruner, judge, amount)
+        return dry_run(args, limits, judge, pruner, amount)
     before = judge.measure(loaded.model, "original")
     goal = goal_of(args, before)
+    (pruner,) = rank(args, [choose_importance(args, pruner, judge, amount, goal)], limits, judge)
     if goal:
         amount = settle(args, pruner, judge, amount, goal)
-        targets = output_paths(args, loaded.model, amount)
+    targets = output_paths(args, loaded.model, amount)
     choice = pruner.choose(amount)
     say_choice(pruner, choice)
     masked = pruner.masked(choice)
@@ -109,13 +112,12 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     warn_if_dead(before, masked_figures, amount)
     small = pruner.compact(choice)
     figures = {
-        "strategy": args.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None,
+        "strategy": args.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": args.spend,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
         "after": judge.measure(small, "compact"), "layers": pruner.layer_counts(choice),
-        "max_abs_diff": max_difference(masked, small, loaded.img_size), "bn_recal": None,
+        "max_abs_diff": max_difference(masked, small, loaded.img_size),
     }  # fmt: skip
-    if args.bn_recal:
-        figures |= recalibrated(args, judge, small, figures["after"])
+    figures |= mend_and_measure(args, judge, pruner, choice, small, figures["after"])
     save(small, figures, targets)
     report(figures, args, judge)
     cli.write_json(args.json, figures)
@@ -126,8 +128,12 @@ def check_arguments(args: argparse.Namespace) -> Limits:
     """What every layer has to keep; UserError for arguments that can't be used."""
     if not args.weights:
         raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
-    if not args.data and (args.max_drop is not None or args.bn_recal):
-        raise UserError(f"{'--bn-recal' if args.bn_recal else '--max-drop'} needs --data FILE.data: pictures to measure on")
+    wanting = {"--refit": args.refit, "--bn-recal": args.bn_recal, "--max-drop": args.max_drop is not None}
+    if not args.data and any(wanting.values()):
+        raise UserError(
+            f"{next(flag for flag, wanted in wanting.items() if wanted)} needs --data FILE.data: pictures to measure on"
+        )
+    check_ranking(args)
     if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
         raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
     return Limits(args.min_channels, args.layer_keep, args.round_to)
@@ -163,31 +169,39 @@ def settle(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount,
         return smallest_amount(pruner, base, goal, judge.loaded.img_size, args.force)
 
     def accuracy(amount: Amount) -> float:
-        found = judge.accuracy(pruner.compact(pruner.choose(amount)), str(amount))["map50"]
+        found = judge.accuracy(mended(args, judge, pruner, pruner.choose(amount)), str(amount))["map50"]
         print(f"{amount}: mAP@0.5 {found:.4f}")
         return found
 
     return largest_amount(pruner, base, goal, accuracy, args.force)
 
 
-def dry_run(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount) -> dict[str, Any]:
-    """A table and a picture of a sweep of amounts; writes no network."""
-    model, size = pruner.model, judge.loaded.img_size
-
-    def accuracy(amount: Amount) -> float:
-        return judge.accuracy(pruner.masked(pruner.choose(amount)), str(amount))["map50"]
-
+def dry_run(args: argparse.Namespace, limits: Limits, judge: Judge, first: Pruner, base: Amount) -> dict[str, Any]:
+    """A table and a picture of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
+    model, size = first.model, judge.loaded.img_size
+    mending = args.refit or args.bn_recal
     before = network_size(Darknet, model.defs, size) | judge.accuracy(model, "original")
-    rows = sweep(pruner, base, size, accuracy if judge.loader else None)
+    names = args.importance if len(args.importance) > 1 else [choose_importance(args, first, judge, base, None)]
+    rows = []
+    for pruner in rank(args, names, limits, judge):
+
+        def accuracy(amount: Amount, pruner: Pruner = pruner) -> float:
+            choice = pruner.choose(amount)
+            network = mended(args, judge, pruner, choice) if mending else pruner.masked(choice)
+            return judge.accuracy(network, f"{pruner.importance} {amount}")["map50"]
+
+        found = sweep(pruner, base, size, accuracy if judge.loader else None)
+        rows += [{"importance": pruner.importance} | row for row in found]
     what = "shortcuts" if base.shortcuts and not base.percent else "percent"
     picture = output_paths(args, model, None).picture
-    keys = (what, "achieved", "params", "macs", "channels", "map50")
-    table = [[row[k] for k in keys] for row in rows]
+    keys = ("importance", what, "achieved", "params", "macs", "channels", "map50")
+    stage = "mended" if mending else "masked"
     print(f"\n{args.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
-    print(cli.format_table([what, "achieved", "parameters", "MACs", "channels", "mAP@0.5, masked"], table))
-    plot_sweep(rows, before, what, picture)
+    header = ["importance", what, "achieved", "parameters", "MACs", "channels", f"mAP@0.5, {stage}"]
+    print(cli.format_table(header, [[row[k] for k in keys] for row in rows]))
+    plot_sweep(rows, before, what, stage, picture)
     print(f"picture:  {picture}")
-    figures = {"strategy": args.strategy, "before": before, "sweep": rows, "picture": str(picture)}
+    figures = {"strategy": args.strategy, "spend": args.spend, "before": before, "sweep": rows, "picture": str(picture)}
     cli.write_json(args.json, figures)
     return figures
 
@@ -239,13 +253,6 @@ def max_difference(masked: Darknet, small: Darknet, img_size: int) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def recalibrated(args: argparse.Namespace, judge: Judge, small: Darknet, after: dict[str, Any]) -> dict[str, Any]:
-    """Re-estimate the compact model's statistics, in place: {after, bn_recal{images, before, after}}, mAPs of both."""
-    images = judge.recalibrate(small, args.bn_recal)
-    found = judge.accuracy(small, "re-estimated")
-    return {"after": after | found, "bn_recal": {"images": images, "before": {k: after[k] for k in found}, "after": found}}
-
-
 def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
     for path in (targets.cfg, targets.weights):
         make_folder(path.parent)
@@ -256,18 +263,12 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
 
 def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> None:
     """The table before/after and the next command."""
-    before, after, again = figures["before"], figures["after"], figures["bn_recal"]
-    compact = again["before"] if again else after
-    header = ["", "original", "masked", "compact", "saved"]
-    rows = [
-        ["mAP@0.5", before["map50"], figures["masked"]["map50"], compact["map50"], None],
-        ["mAP@0.5:0.95", before["map"], figures["masked"]["map"], compact["map"], None],
-        *([label, before[k], None, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS),
-    ]
-    if again:
-        header.insert(4, f"BN from {again['images']} pictures")
-        for row, value in zip(rows, (after["map50"], after["map"], *[None] * len(_COSTS)), strict=True):
-            row.insert(4, value)
+    before, after = figures["before"], figures["after"]
+    stages = [("masked", figures["masked"]), *stage_columns(figures)]
+    blank = [None] * len(stages[1:-1])
+    rows = [[label, before[k], *(stage[k] for _, stage in stages), None] for label, k in _ACCURACIES]
+    rows += [[label, before[k], None, *blank, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS]
+    header = ["", "original", *(name for name, _ in stages), "saved"]
     print(f"\n{args.strategy} pruning; latency: median, batch 1, {judge.device}, fused, --precision {args.precision}")
     print(cli.format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
@@ -276,4 +277,5 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     print(f"next:     {command('train.py', '-pt', *judge.loaded.flags, '--epochs', '...', **files)}")
 
 
+_ACCURACIES = (("mAP@0.5", "map50"), ("mAP@0.5:0.95", "map"))
 _COSTS = (("parameters", "params"), ("MACs", "macs"), ("bytes of .weights", "bytes"), ("latency, ms", "latency_ms"))

@@ -1,0 +1,65 @@
+"""What is done to a pruned network before it is written: refitting (--refit), statistics measured again (--bn-recal)."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from models import Darknet
+from utils.pruner import Choice, Pruner
+from utils.ranges import whole
+
+if TYPE_CHECKING:
+    from utils.judge import Judge
+
+STAGES = {"refit": "refitted", "bn_recal": "re-estimated"}  # option and key of --json -> what the network is then called
+
+
+def add_mending_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("after the cut")
+    group.add_argument("--refit", type=whole(0, 1_000_000), default=0, metavar="N",
+                       help="fit what reads removed channels to the original network's maps of N training pictures, by least "
+                       "squares")  # fmt: skip
+    group.add_argument("--bn-recal", type=whole(0, 1_000_000), default=0, metavar="N",
+                       help="measure batch normalisation's statistics again on N training pictures")  # fmt: skip
+
+
+def mend(
+    args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice, small: Darknet, option: str
+) -> dict[str, Any]:
+    """Do what `option`, a key of STAGES, asks for to the compact network `small`, in place; says on what: {images, ...}."""
+    count = getattr(args, option)
+    if option == "refit":
+        images, layers = judge.refit(pruner, choice, small, count)
+        return {"images": images, "layers": layers}
+    return {"images": judge.recalibrate(small, count)}
+
+
+def mended(args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice) -> Darknet:
+    """The compact network as it would be written."""
+    small = pruner.compact(choice)
+    for option in STAGES:
+        if getattr(args, option):
+            mend(args, judge, pruner, choice, small, option)
+    return small
+
+
+def mend_and_measure(args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice, small: Darknet,
+                     after: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Mend `small`, in place: {after, and for each stage {images, before{map50, map}, after{map50, map}} or None}. after: the
+    figures of the compact network, of which the mAPs become those of the last stage."""
+    figures: dict[str, Any] = {}
+    for option, name in STAGES.items():
+        figures[option] = None
+        if getattr(args, option):
+            what = mend(args, judge, pruner, choice, small, option)
+            found = judge.accuracy(small, name)
+            figures[option] = what | {"before": {k: after[k] for k in found}, "after": found}
+            after = after | found
+    return figures | {"after": after}
+
+
+def stage_columns(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(title, {map50, map}) of the compact network and of each stage that it went through."""
+    done = [(option, figures[option]) for option in STAGES if figures[option]]
+    compact = done[0][1]["before"] if done else figures["after"]
+    titles = {"refit": "refitted to {} pictures", "bn_recal": "BN from {} pictures"}
+    return [("compact", compact)] + [(titles[option].format(stage["images"]), stage["after"]) for option, stage in done]

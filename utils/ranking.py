@@ -1,0 +1,79 @@
+"""Which criterion ranks the channels of a pruning: the one asked for, or the best that there is evidence for."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError
+from utils.importance import CRITERIA, Evidence
+from utils.masks import Limits
+from utils.pruner import Amount, Pruner
+from utils.ranges import whole
+from utils.search import Goal, smallest_amount
+from utils.spend import COSTS
+
+if TYPE_CHECKING:
+    from utils.judge import Judge
+
+AUTO, ALL = "auto", "all"
+
+
+def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which channels")
+    group.add_argument("--importance", type=_names, default=[AUTO], metavar="NAME",
+                       help=f"what a channel is worth: {', '.join(CRITERIA)}; auto: gamma if the gammas are sparse enough for "
+                       "the amount, else taylor with --data, else group-norm; with --dry-run also several, or all")  # fmt: skip
+    group.add_argument("--importance-images", type=whole(1, 1_000_000), default=64, metavar="N",
+                       help="training pictures that taylor, fisher and obd take gradients from")  # fmt: skip
+    group.add_argument("--spend", choices=list(COSTS), default=None,
+                       help="weigh importance against the parameters or MACs that go with a channel")  # fmt: skip
+
+
+def _names(text: str) -> list[str]:
+    """argparse type: names of criteria, separated by commas."""
+    names = list(CRITERIA) if text == ALL else text.split(",")
+    unknown = sorted(set(names) - {AUTO, *CRITERIA})
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join([AUTO, *CRITERIA])}")
+    return list(dict.fromkeys(names))
+
+
+def check_ranking(args: argparse.Namespace) -> None:
+    """Raise UserError for criteria that can't be used."""
+    if len(args.importance) > 1 and not args.dry_run:
+        raise UserError(
+            f"--importance {','.join(args.importance)}: several can be compared with --dry-run; name one to prune by"
+        )
+    blind = [name for name in args.importance if name != AUTO and CRITERIA[name].needs]
+    if blind and not args.data:
+        raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled pictures to take gradients from")
+
+
+def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: "Judge", base: Amount, goal: Goal | None) -> str:
+    """The criterion to prune by, which is said with its reason. pruner: one that ranks by gammas; base: the amount asked for,
+    or where a goal is, what is tried first."""
+    (name,) = args.importance
+    if name != AUTO:
+        return name
+    trial = base
+    if goal and goal.kind != "map50":
+        trial = smallest_amount(pruner, base, goal, judge.loaded.img_size, force=True)
+    if not pruner.sparsity_warning(pruner.choose(trial)):
+        name, why = "gamma", f"the gammas are sparse enough for {trial}"
+    elif judge.loader is not None:
+        name, why = "taylor", f"the gammas aren't sparse enough for {trial}"
+    else:
+        name, why = "group-norm", f"the gammas aren't sparse enough for {trial}, and without --data there are no gradients"
+    print(f"importance: {name}, as {why}")
+    return name
+
+
+def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: "Judge") -> list[Pruner]:
+    """A pruner for each criterion; gradients are taken once for all of them."""
+    model, needs = judge.loaded.model, {CRITERIA[name].needs for name in names}
+    first = Pruner(model, args.strategy, limits)
+    evidence = Evidence()
+    if needs - {""}:
+        evidence = judge.evidence(first, args.importance_images, "curvature" in needs)
+        print(f"gradients of {evidence.pictures} training pictures taken")
+    cost = COSTS[args.spend](model, first.graph, judge.loaded.img_size) if args.spend else None
+    return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]
