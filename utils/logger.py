@@ -118,6 +118,9 @@ def _tensorboard(folder: str | Path, epochs: int) -> Any | None:
     except ImportError:
         print("TensorBoard is not installed (pip install tensorboard); results.txt has the same figures")
         return None
+    if not str(folder).isprintable():
+        print(f"{folder}: TensorBoard knows no names that aren't UTF-8; results.txt has the same figures")
+        return None
     return SummaryWriter(str(make_folder(folder)), purge_step=epochs + 1 if epochs else None)
 
 

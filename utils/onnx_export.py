@@ -179,8 +179,9 @@ def finish(graph: ir.Model, loaded: Loaded, plan: Plan, settings: dict[str, bool
 def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: str) -> dict[str, str]:
     """What detect.py, test.py and other programs need to use the graph; values that aren't words are JSON."""
     model = loaded.model
+    name = model.defs.name.encode(errors="backslashreplace").decode()  # ONNX knows no names of files that aren't UTF-8
     facts: dict[str, Any] = {
-        "format": "darkedge", "cfg": write_cfg(model.defs), "cfg_name": model.defs.name, "precision": precision,
+        "format": "darkedge", "cfg": write_cfg(model.defs), "cfg_name": name, "precision": precision,
         "outputs": plan.outputs, "names": loaded.names, "img_size": plan.size, "stride": model.max_stride,
         "dynamic_size": plan.dynamic, "heads": heads(model), "settings": settings,
     }  # fmt: skip
