@@ -32,7 +32,7 @@ from utils.cli import (
 )
 from utils.engine import normalise
 from utils.errors import UserError
-from utils.files import check_writable
+from utils.files import output_place
 from utils.judge import Judge
 from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
@@ -112,12 +112,11 @@ def check_arguments(args: argparse.Namespace) -> Settings:
 def target(args: argparse.Namespace) -> Path:
     """The file to write; UserError where it would be the source, and where it can't be written."""
     source = Path(args.weights)
-    out = Path(args.out) if args.out else source.with_name(f"{source.stem}_ptq.pt")
+    out = output_place(args.out, source.with_name(f"{source.stem}_ptq.pt"))
     if out.suffix != ".pt":
         raise UserError(f"--out {out}: a quantized network is a checkpoint, so its name must end in .pt")
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out}: would overwrite its own source; name another file with --out")
-    check_writable(out)
     return out
 
 

@@ -24,6 +24,7 @@ from utils.cli import Parser, add_model_arguments, format_table, run, write_json
 from utils.converters.crew import usable_cores
 from utils.errors import UserError
 from utils.filekinds import is_checkpoint, is_onnx
+from utils.files import output_place
 from utils.ranges import PROCESSES
 
 
@@ -43,8 +44,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Check, print the findings, with --fix write the cleaned copy and check that, too; exits with 1 if errors are left."""
     check_arguments(args)
-    out = Path(args.out) if args.out else Path(args.data).with_name(f"{Path(args.data).stem}-clean")
     if args.fix:
+        out = output_place(args.out, Path(args.data).with_name(f"{Path(args.data).stem}-clean"), is_folder=True)
         check_folder(out)
     subject, findings = check(args, args.data)
     report = summarise(subject, findings)

@@ -17,7 +17,7 @@ from utils.class_term import CLASS_TERM
 from utils.cli import Loaded, Parser, load_model, run
 from utils.errors import UserError
 from utils.filekinds import is_checkpoint
-from utils.files import replacing, write_text
+from utils.files import output_place, replacing, write_text
 from utils.threshold import CONF_THRES
 from utils.weights import darknet_tensors, load_weights, save_weights
 
@@ -71,7 +71,7 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
 def target(weights: str, out: str) -> Path:
     """The file to write; UserError for a suffix that names no format."""
     source = Path(weights)
-    path = Path(out) if out else source.with_suffix(".weights" if is_checkpoint(source) else ".pt")
+    path = output_place(out, source.with_suffix(".weights" if is_checkpoint(source) else ".pt"))
     if path.suffix not in SUFFIXES:
         raise UserError(f"--out {path}: the suffix decides the format, so it must be {' or '.join(SUFFIXES)}")
     if path.exists() and path.resolve() == source.resolve():

@@ -22,7 +22,7 @@ from utils.cli import Parser, format_table, run, write_json
 from utils.datasets import scan
 from utils.definitions import Convolutional, Defs, Yolo
 from utils.errors import UserError
-from utils.files import read_text, write_text
+from utils.files import output_place, read_text, write_text
 from utils.option_list import split_lines
 from utils.ranges import IMG_SIZE, SEED
 from utils.shapes import max_stride, output_shapes
@@ -56,6 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    out = output_place(args.out, args.cfg.with_name(f"{args.cfg.stem}-{args.data.stem}.cfg"))
     text = read_text(args.cfg, "cfg", comments="#;")
     original, data = parse_cfg(args.cfg), read_data(args.data)
     if not original.yolo_indices():
@@ -72,7 +73,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         report["anchors"] = change_anchors(defs, data, args)
     output_shapes(defs)
     changes = find_changes(original, defs)
-    out = args.out or args.cfg.with_name(f"{args.cfg.stem}-{args.data.stem}.cfg")
     write_text(out, edit(text, changes))
     rows = [["[net]" if c.layer < 0 else f"{c.layer} [{c.kind}]", c.key, c.before or "-", c.after] for c in changes]
     print(format_table(["layer", "key", "before", "after"], rows) if rows else "nothing had to change")

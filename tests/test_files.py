@@ -1,12 +1,16 @@
 """utils.files: what can't be written is named, before the work and after it, and stays as it was."""
 
+import importlib
 import os
 import stat
 
 import pytest
 
+from tests.tiny import RESIDUAL, network
+from utils.cfg import write_cfg
 from utils.errors import UserError
-from utils.files import check_writable, write_text
+from utils.files import check_writable, output_place, write_text
+from utils.weights import save_checkpoint
 
 
 @pytest.fixture
@@ -47,3 +51,60 @@ def test_checking_leaves_nothing_behind(folder, name):
     assert sorted(folder.rglob("*")) == before
     write_text(folder / name, "new")
     assert (folder / name).read_text() == "new"
+
+
+@pytest.fixture(params=["mode", "owner", "access"])
+def foreign(request, folder, monkeypatch):
+    """A folder that isn't the user's own: kept from being written, of another user, or on a file system for reading only."""
+    place = folder / "sub"
+    if request.param == "mode":
+        place.chmod(0o555)
+    elif request.param == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(place))
+    yield place
+    place.chmod(0o755)
+
+
+def test_nothing_is_added_to_a_folder_of_others_unasked(foreign, folder):
+    with pytest.raises(UserError, match=r"sub: isn't a folder of yours that can be written; say with --out where"):
+        output_place("", foreign / "x.pt")
+    assert output_place(folder / "x.pt", foreign / "x.pt") == folder / "x.pt"
+
+
+def test_results_lie_beside_the_input_in_a_folder_of_ones_own(folder):
+    assert output_place(None, folder / "sub" / "x.pt") == folder / "sub" / "x.pt"
+    assert output_place(None, folder / "sub", is_folder=True) == folder / "sub"
+    with pytest.raises(UserError, match="sub: is a folder, but a file"):
+        output_place(None, folder / "sub")
+    with pytest.raises(UserError, match="cannot be written, since .*file is no folder"):
+        output_place(folder / "file" / "x", folder / "y")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("PTQ", "--weights W --data d.data"),
+        ("convert", "--weights W"),
+        ("export", "--weights W"),
+        ("make_cfg", "--cfg C --data d.data"),
+        ("check", "--data D --fix"),
+    ],
+)
+def test_scripts_say_so_before_the_work(script, words, tmp_path, monkeypatch):
+    """Nothing but the names of the files is looked at before."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared").mkdir()
+    model = network(RESIDUAL)
+    save_checkpoint(tmp_path / "shared" / "x.pt", {"model": model.state_dict(), "cfg": write_cfg(model.defs)})
+    for name in ("d.data", "shared/d.data", "shared/x.cfg"):
+        (tmp_path / name).write_text("classes=2\n")
+    (tmp_path / "shared").chmod(0o555)
+    before = sorted(tmp_path.rglob("*"))
+    spelled = {"W": "shared/x.pt", "C": "shared/x.cfg", "D": "shared/d.data"}
+    module = importlib.import_module(script)
+    args = module.get_parser().parse_args([spelled.get(word, word) for word in words.split()])
+    with pytest.raises(UserError, match="shared: isn't a folder of yours"):
+        module.main(args)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -223,8 +223,6 @@ def test_kmeans_on_real_boxes_against_the_stock_anchors(
 def test_mistakes(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserError, match="--img-size 100: this network needs a multiple of 32"):
         run("--cfg", TINY, "--data", data, "--img-size", 100, "--out", tmp_path / "x.cfg")
-    with pytest.raises(UserError, match="--img-size 0: this network needs a multiple of 32"):
-        run("--cfg", TINY, "--data", data, "--img-size", 0, "--out", tmp_path / "x.cfg")
     with pytest.raises(UserError, match="--stretch is about the boxes that anchors are fitted to; add --anchors kmeans"):
         run("--cfg", TINY, "--data", data, "--stretch", "--out", tmp_path / "x.cfg")
     (tmp_path / "plain.cfg").write_text("[net]\n[convolutional]\n")

@@ -33,6 +33,29 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"{path}: cannot be written, since {place} belongs to others; choose another")
 
 
+def output_place(out: str | Path | None, default: Path, *, is_folder: bool = False) -> Path:
+    """What --out names, else `default`, which lies beside an input; checked before the work, whose result it is to hold.
+
+    Raises UserError where it can't be written, and for a default in a folder that isn't the user's own, or is kept from
+    being written to: what lies there may be shared, so nothing is added to it unless --out says so.
+    """
+    if not out and not _is_own(default.absolute().parent):
+        raise UserError(f"{default.parent}: isn't a folder of yours that can be written; say with --out where the result goes")
+    place = Path(out or default)
+    if is_folder and place.exists() and not place.is_dir():
+        raise UserError(f"{place}: is a file, but a folder is to be written there; name another with --out")
+    check_writable(place / "file" if is_folder else place)
+    return place
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether an existing folder belongs to who asks and may be written; permission bits count for root, too."""
+    if not folder.is_dir():
+        return True  # of another mistake, which is told elsewhere
+    status, user = folder.stat(), getattr(os, "geteuid", lambda: 0)()
+    return bool(status.st_mode & 0o222) and user in (0, status.st_uid) and os.access(folder, os.W_OK | os.X_OK)
+
+
 def _check_kind(path: str | Path) -> None:
     """Raise UserError for what a file must not take the place of: /dev/null, for one, would be gone for all programs."""
     if os.path.isdir(path):

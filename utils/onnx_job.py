@@ -20,7 +20,7 @@ from utils.definitions import Convolutional
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.export_input import input_size, picture_settings
-from utils.files import replacing
+from utils.files import output_place, replacing
 from utils.ground_truth import json_ground_truth
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
@@ -114,7 +114,7 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
 
 def target(args: argparse.Namespace) -> Path:
     """The file to write; UserError if it is one of the inputs."""
-    path = args.out or Path(args.weights).with_suffix(".onnx")
+    path = output_place(args.out, Path(args.weights).with_suffix(".onnx"))
     if path.exists() and path.resolve() in {Path(p).resolve() for p in (args.weights, args.cfg, args.data) if p}:
         raise UserError(f"{path}: would overwrite an input; name another file with --out")
     return path

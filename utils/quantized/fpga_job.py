@@ -19,7 +19,7 @@ from utils.cli import Loaded, format_table
 from utils.datasets import DetectionDataset, Draw
 from utils.errors import UserError
 from utils.export_input import input_size, picture_settings
-from utils.files import make_folder
+from utils.files import make_folder, output_place
 from utils.quantized import integer_dump as dump
 from utils.quantized.fpga import lower
 from utils.quantized.fpga_check import CPU, Agreement, compare
@@ -45,13 +45,13 @@ OWN_FILES = {dump.MANIFEST, VECTORS, *dump.FILES.values()}
 def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """Write the dump's folder, print and return the figures. Raises UserError, with nothing left behind, when the integers
     computed from the files differ from PyTorch's."""
+    out = output_place(args.out, Path(args.weights).with_name(Path(args.weights).stem + "_fpga"), is_folder=True)
     quantized, tiling, size = quantized_model(args, loaded), tiling_of(args), input_size(args, loaded)
     settings = picture_settings(args, loaded)
     tried = check_pictures(args, loaded, data, settings)
     model = quantized.inference_copy(CPU)
     network = lower(model, *size, settings["maxabs"])
     network.info |= description(loaded, size, settings)
-    out = args.out or Path(args.weights).with_name(Path(args.weights).stem + "_fpga")
     with replacing_folder(out) as temporary:
         dump.write(temporary, network, tiling)
         written = dump.read(temporary)
@@ -179,12 +179,10 @@ def verdict(figures: dict[str, Any]) -> str:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in its place when the block ends without an exception.
 
-    Only an earlier dump is replaced: UserError where `path` is a file or holds anything else.
+    Only an earlier dump is replaced: UserError where the folder `path` holds anything else.
     """
     workplace = make_folder(path.absolute().parent) / f".{path.name}.tmp"
     _recover(workplace, path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file, but a folder is to be written there; name another with --out")
     foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_FILES) if path.is_dir() else []
     if foreign:
         raise UserError(f"{path}: holds other files ({foreign[0]}); name a folder of its own with --out")
