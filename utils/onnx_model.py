@@ -1,5 +1,6 @@
 """A .onnx that export.py wrote, in a Darknet's place: what test.py and detect.py need of a network, by ONNX Runtime."""
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.checkpoint import Checkpoint
 from utils.cli import Loaded, load_model
 from utils.errors import UserError
 from utils.filekinds import is_onnx
+from utils.pictures import openable
 from utils.threshold import CONF_THRES
 from utils.weights import LoadReport
 
@@ -51,7 +53,8 @@ def open_session(source: str | Path | bytes, device: torch.device | None = None)
     if device is not None and _has_cuda(device):
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
-        return onnxruntime.InferenceSession(source if isinstance(source, bytes) else str(source), options, providers=providers)
+        with contextlib.nullcontext(source) if isinstance(source, bytes) else openable(source) as readable:
+            return onnxruntime.InferenceSession(readable, options, providers=providers)
     except tuple(getattr(state, name) for name in REFUSALS) as error:
         name = "the exported graph" if isinstance(source, bytes) else source
         gist = " ".join(str(error).split())[:160]
