@@ -7,6 +7,7 @@ import torch
 from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
 from utils.blocks import residual_blocks
 from utils.directed import FADE, DirectedSparsity
+from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import Limits
 from utils.promise import Promise
@@ -136,15 +137,15 @@ def test_what_fades_is_only_let_go_for_something_clearly_weaker():
     model = network(RESIDUAL)
     importance = random_importance(model)
     found = directed(model)
-    advance(model, found, importance, range(20))
+    advance(model, found, importance, range(11))
     assert found.fading.any()
     assert not found.gone.any()
     graph, fading = ChannelGraph(model.defs), found.fading.copy()
     changed = {i: values * np.where(fading[graph.out[i]], 1.3, 1.0).astype(np.float32) for i, values in importance.items()}
-    advance(model, found, changed, range(20, 26))
+    advance(model, found, changed, range(11, 14))
     assert (found.left[fading] < np.inf).all()
     strong = {i: values * np.where(fading[graph.out[i]], 100, 1).astype(np.float32) for i, values in importance.items()}
-    advance(model, found, strong, range(26, 32))
+    advance(model, found, strong, range(14, 16))
     assert (found.left[fading] == np.inf).all()
     assert found.fading.any()
 
@@ -162,7 +163,7 @@ def test_the_push_grows():
         advance(model, found, importance, range(step, step + 1))
         lost.append(1 - norms(model)[index].weight[place].item() / before if before else 1.0)
     assert lost == sorted(lost)
-    assert (lost[0] < 0.1, lost[-1]) == (True, 1.0)
+    assert (lost[0] < 0.25, lost[-1]) == (True, 1.0)
 
 
 def judge(found: DirectedSparsity, map50: float, model, epoch: int = 1) -> bool:
@@ -230,7 +231,7 @@ def test_it_goes_on_after_a_restore_as_it_would_have():
     for model, found in zip(models, runs, strict=True):
         advance(model, found, importance, range(60))
     fresh = directed(models[1])
-    fresh.restore(runs[0].state())
+    fresh.restore(Fields.of(runs[0].state(), "last.pt"))
     advance(models[0], runs[0], importance, range(60, STEPS))
     advance(models[1], fresh, importance, range(60, STEPS))
     assert (fresh.left == runs[0].left).all()

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from models import Darknet
 
 # Shares of the way, which is the sum of the learning rates over the steps (utils.training.Schedule.way).
-PLANNED, LATEST, CLOSED = 0.75, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
+PLANNED, LATEST, CLOSED = 0.9, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
 FADE = 0.1  # from being chosen to zero
 EVERY = 0.01  # between two choices
-POWER = 3  # how the share that isn't chosen yet falls: (1 - way / PLANNED) ** POWER
+POWER = 1.5  # how the share that isn't chosen yet falls: (1 - way / PLANNED) ** POWER
 STAYS = 0.5  # hysteresis: what fades counts as half as important, so that it is only let go for something clearly weaker
 LAYER_KEEP = 0.01  # of every layer, as slim pruning does
 
