@@ -256,9 +256,10 @@ def sum_up(
         say(run.penalty.outcome())
     if evaluation:
         say(threshold_line(evaluation.conf_thres if best == files.last else run.best.get("conf_thres"), str(best)))
-    if run.penalty and not run.model.quantization and Path(__file__).with_name(PRUNERS[args.prune]).exists():
+    amount = run.penalty.amount().split() if run.penalty and not run.model.quantization else []
+    if amount and Path(__file__).with_name(PRUNERS[args.prune]).exists():
         judged = args.data if evaluation else ""
-        say(f"next: {command(PRUNERS[args.prune], *run.penalty.amount().split(), data=judged, weights=files.last)}")
+        say(f"next: {command(PRUNERS[args.prune], *amount, data=judged, weights=files.last)}")
     elif args.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
         say(f"next: {command('detect.py', weights=best, source='PICTURES')}")
     else:

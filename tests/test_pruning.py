@@ -291,7 +291,7 @@ def test_the_next_command_has_the_settings_that_weights_do_not_carry(here, capsy
     settings = {"img_size": 96, "gray": False, "maxabs": True, "stretch": True}
     save_checkpoint("net.weights", {"model": model.state_dict(), "cfg": RESIDUAL, "settings": settings})
     prune("slim")
-    assert ".weights -pt --maxabsscaler --stretch --img-size 96 --epochs ..." in capsys.readouterr().out
+    assert ".weights -pt --finetune --maxabsscaler --stretch --img-size 96 --epochs ..." in capsys.readouterr().out
 
 
 def test_help_states_the_rule_of_the_warning(capsys):

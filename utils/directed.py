@@ -205,6 +205,8 @@ class DirectedSparsity:
 
     def amount(self) -> str:
         share = self.promise.kept["share"] if self.promise.kept else self.share
+        if not share:
+            return ""
         if self.units.graph is None:
             return f"--shortcut {round(share * self.units.pool.sum())}"
         return f"--percent {math.floor(1e4 * share + 1e-6) / 1e4:g}"

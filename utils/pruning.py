@@ -274,7 +274,7 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
-    print(f"next:     {command('train.py', '-pt', *judge.loaded.flags, '--epochs', '...', **files)}")
+    print(f"next:     {command('train.py', '-pt', '--finetune', *judge.loaded.flags, '--epochs', '...', **files)}")
 
 
 _ACCURACIES = (("mAP@0.5", "map50"), ("mAP@0.5:0.95", "map"))

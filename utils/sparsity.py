@@ -66,7 +66,7 @@ class Sparsity(Protocol):
         """What the training ends with, "" for nothing to say."""
 
     def amount(self) -> str:
-        """How much the prune script is to be asked for."""
+        """How much the prune script is to be asked for, "" for nothing."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights."""
