@@ -106,7 +106,8 @@ KINDS = {
     "checkpoint": Kind("net.pt", (
         "test.py --data o.data --weights net.pt --workers 0", f"{CHECK} --weights net.pt",
         f"detect.py --weights net.pt {IMAGES}", "convert.py --weights net.pt --out out/x.weights", f"{PRUNE} --weights net.pt",
-        f"{PTQ} --weights net.pt", f"{TRAIN} --weights net.pt", "export.py --weights net.pt --out out/x.onnx", f"{TRAIN} --KDstr 1 --t_weights net.pt",
+        f"{PTQ} --weights net.pt", f"{TRAIN} --weights net.pt", "export.py --weights net.pt --out out/x.onnx",
+        f"{TRAIN} --KDstr 1 --t_weights net.pt",
     )),
     "quantized": Kind("q.pt", (
         "test.py --data o.data --weights q.pt --workers 0", "export.py --weights q.pt --out out/x.onnx",

@@ -233,7 +233,7 @@ def load_model(
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.quantization:
-        quantize(model, Settings.from_dict(checkpoint.quantization))
+        quantize(model, Settings.from_dict(checkpoint.quantization, checkpoint.path))
     report = LoadReport()
     if checkpoint is not None:
         report = load_state(model, checkpoint, pretrained=pretrained)

@@ -39,6 +39,8 @@ FIGURES = ("fitness", "map50", "map")
 # What doesn't matter for comparing generations: where things go and how fast they get there.
 FREE = {"evolve", "hyp", "name", "weights_dir", "results_dir", "logdir", "json", "device", "workers", "cache_images", "nosave"}
 
+PLACES = {"data", "cfg", "weights", "t_cfg", "t_weights"}  # what may lie elsewhere by now
+
 Train = Callable[[argparse.Namespace], dict[str, Any]]
 
 
@@ -247,14 +249,15 @@ def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> l
     lines = read_text(path, "evolve.txt").splitlines()
     elsewhere = "go on with those it began with, or choose another --name"
     try:
-        known = json.loads(lines[0].removeprefix("# "))
+        known = dict(json.loads(lines[0].removeprefix("# ")))
         columns = lines[1].split()
         rows = [dict(zip(columns, map(float, line.split()), strict=True)) for line in lines[2:]]
         past = [Generation({k: row[k] for k in FIGURES}, {k: type(base[k])(row[k]) for k in base}) for row in rows]
-    except (ValueError, KeyError, IndexError):
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError):
         raise UserError(f"{path}: not an evolve.txt of this version; move it away, or choose another --name") from None
     for name, value in _comparable(args).items():
-        if name in known and known[name] != value:
+        moved = name in PLACES and isinstance(known.get(name), str) and not Path(known[name]).exists()
+        if name in known and known[name] != value and not moved:
             flag = name.replace("_", "-")
             raise UserError(f"{path}: its trainings had --{flag} {known[name]}, not {value}; {elsewhere}")
     for name, value in base.items():

@@ -42,15 +42,25 @@ class Loader(DataLoader):
         self._said = False
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
-            with explained_ends():
-                for batch in super().__iter__():
+        with explained_ends():
+            batches = super().__iter__()
+            try:
+                for batch in batches:
                     if batch.piped and not self._said:
                         tqdm.write(f"warning: {SHARED_MEMORY.format(workers=self.num_workers)}", file=sys.stderr)
                         self._said = True
                     yield batch
-        except (ConnectionError, EOFError) as error:  # with a batch of its own on the way
-            raise dead_worker(error) from None
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                _let_go(batches)
+                if isinstance(error, RuntimeError):
+                    raise
+                raise dead_worker(error) from None  # it died with a batch on the way
+
+
+def _let_go(batches: Iterator[Batch]) -> None:
+    """End the other workers; until then PyTorch's signal handler raises again, wherever the main process is."""
+    with contextlib.suppress(RuntimeError):
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def dead_worker(error: Exception) -> UserError:

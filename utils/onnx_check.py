@@ -1,5 +1,6 @@
 """Trying an exported graph in ONNX Runtime: does it compute what PyTorch computes, how fast, and how well does it detect?"""
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -59,16 +60,31 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(errors(found, expected), initial=0))
 
 
-def deviation(
-    found: Sequence[list[np.ndarray]], expected: Sequence[list[np.ndarray]], without: Sequence[list[np.ndarray]]
-) -> float:
+Maps = Sequence[list[np.ndarray]]  # of each input the graph's outputs before NMS
+
+
+def total_error(found: Maps, expected: Maps) -> float:
+    """The sum of all errors."""
+    return sum(float(errors(x, y).sum()) for xs, ys in zip(found, expected, strict=True) for x, y in zip(xs, ys, strict=True))
+
+
+def deviation(found: Maps, expected: Maps, without: Maps) -> float:
     """Mean error of an integer graph's outputs over the mean error that quantization makes in PyTorch: 0 for equal values,
     about 1 for another rounding of everything. without: the outputs of the network without its quantizers."""
+    return total_error(found, expected) / max(total_error(expected, without), 1e-9)
 
-    def total(some: Sequence[list[np.ndarray]], others: Sequence[list[np.ndarray]]) -> float:
-        return sum(float(errors(x, y).sum()) for xs, ys in zip(some, others, strict=True) for x, y in zip(xs, ys, strict=True))
 
-    return total(found, expected) / max(total(expected, without), 1e-9)
+def imprecision(found: Maps, expected: Maps, exact: Maps) -> float:
+    """Mean error of a float graph's outputs over the mean error of PyTorch's, both against the same network in float64: about
+    1 for the same sums in another order, however large they get; for another function a multiple of that. An error counts
+    as 1 at most: a size that overflowed is no worse than a sigmoid that flipped."""
+
+    def total(some: Maps) -> float:
+        pairs = [(x, y.astype(np.float32)) for xs, ys in zip(some, exact, strict=True) for x, y in zip(xs, ys, strict=True)]
+        return sum(float(np.minimum(errors(x, y), 1).sum()) for x, y in pairs)
+
+    with np.errstate(over="ignore"):
+        return total(found) / max(total(expected), 1e-9)
 
 
 @dataclass
@@ -94,11 +110,12 @@ def run_graph(path: Path, plan: Plan, inputs: Sequence[Tensor]) -> list[Outputs]
 
 
 @torch.inference_mode()
-def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> list[list[np.ndarray]]:
-    """What PyTorch gives in the place of the graph's maps."""
+def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Maps:
+    """What PyTorch gives in the place of the graph's maps, computed in `dtype`."""
+    model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
     found = []
     for images in inputs:
-        decoded, raws = model(images)
+        decoded, raws = model(images.to(dtype))
         found.append([t.numpy() for t in (raws if plan.outputs == "raw" else [decoded])])
     return found
 

@@ -28,6 +28,7 @@ from utils.quantized.transform import quantizers, switched
 from utils.threshold import choose_threshold
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
+IMPRECISION = 4.0  # of check.imprecision, where fp32 is further away
 DEVIATION = 2.0  # of check.deviation, for int8
 EVEN = 4  # filters come in multiples of this where ONNX Runtime is fast (EXPERIMENTS.md)
 
@@ -129,10 +130,11 @@ def describe(path: Path, plan: Plan) -> dict[str, Any]:
 
 
 def agreement(path: Path, trial: Trial) -> dict[str, Any]:
-    """{difference, deviation, allowed, tried}: the graph against PyTorch; UserError when they are too far apart.
+    """{difference, deviation or imprecision, allowed, tried}: the graph against PyTorch; UserError when they are too far apart.
 
-    fp32: by check.difference. int8: by check.deviation; a value near the middle between two integers may be rounded to either,
-    and what follows from it, by other integers than PyTorch's.
+    fp32: by check.difference; where that is too large by check.imprecision: raw maps may be so large that float32 itself
+    is off by more than a sigmoid leaves, as with random weights. int8: by check.deviation; a value near the middle between
+    two integers may be rounded to either, and what follows from it, by other integers than PyTorch's.
     """
     inputs, plan = trial.inputs(), trial.plan
     results = check.run_graph(path, plan, inputs)
@@ -140,8 +142,12 @@ def agreement(path: Path, trial: Trial) -> dict[str, Any]:
     wanted = check.run_torch(trial.loaded.model, plan, inputs)
     difference = max(check.difference(a, b) for x, y in zip(found, wanted, strict=True) for a, b in zip(x, y, strict=True))
     figures: dict[str, Any] = {"difference": difference, "tried": [list(images.shape) for images in inputs]}
-    if trial.precision == "fp32":
+    if trial.precision == "fp32" and difference <= TOLERANCE:
         measure, allowed, unit = difference, TOLERANCE, "(of a value, or of 1 if that is more)"
+    elif trial.precision == "fp32":
+        exact = check.run_torch(trial.loaded.model, plan, inputs, torch.float64)
+        measure, allowed, unit = check.imprecision(found, wanted, exact), IMPRECISION, "times float32's own error"
+        figures["imprecision"] = measure
     else:
         measure = check.deviation(found, wanted, check.run_torch(trial.reference, plan, inputs))
         allowed, unit = DEVIATION, "times what quantization itself changed"
@@ -201,6 +207,9 @@ def report(figures: dict[str, Any]) -> str:
     lines.append(f"against PyTorch, inputs {tried}: outputs differ by {figures['difference']:.2g} at most")
     if "deviation" in figures:
         lines.append(f"on average by {figures['deviation']:.2g} of what quantization changed ({figures['allowed']:g} allowed)")
+    if "imprecision" in figures:
+        lines.append(f"on average by {figures['imprecision']:.2g} of what float32 is off, against float64: its maps are too "
+                     f"large for it ({figures['allowed']:g} allowed)")  # fmt: skip
     for side in ("inputs", "outputs"):
         lines += [f"{side[:-1]} {name} {shape}".replace("'", "") for name, shape in figures[side].items()]
     lines += [f"outputs: {figures['outputs_are']}", f"{figures['file']}: {figures['precision']}, opset {figures['opset']}"]

@@ -15,17 +15,20 @@ from models import check_img_size
 from utils.augment import FILL, fitted_size
 from utils.boxes import decode, predict_at
 from utils.cfg import DataConfig, parse_cfg
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, picture_settings
 from utils.cli import Loaded, load_model
 from utils.errors import UserError
+from utils.fields import Fields
 from utils.filekinds import is_onnx
 from utils.pictures import openable
+from utils.ranges import IMG_SIZE
 from utils.threshold import CONF_THRES
 from utils.weights import LoadReport
 
 if TYPE_CHECKING:
     import onnxruntime
 
+WORDS = ("format", "cfg", "cfg_name", "precision", "outputs")  # of the metadata: the others are JSON
 # What ONNX Runtime raises for a file that is damaged, or needs what this version hasn't got.
 REFUSALS = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 
@@ -55,7 +58,7 @@ def open_session(source: str | Path | bytes, device: torch.device | None = None)
     try:
         with contextlib.nullcontext(source) if isinstance(source, bytes) else openable(source) as readable:
             return onnxruntime.InferenceSession(readable, options, providers=providers)
-    except tuple(getattr(state, name) for name in REFUSALS) as error:
+    except tuple([UnicodeDecodeError, *(getattr(state, name) for name in REFUSALS)]) as error:  # noqa: C409
         name = "the exported graph" if isinstance(source, bytes) else source
         gist = " ".join(str(error).split())[:160]
         raise UserError(f"{name}: ONNX Runtime {onnxruntime.__version__} can't run this file ({gist})") from None
@@ -65,6 +68,13 @@ def _has_cuda(device: torch.device) -> bool:
     import onnxruntime
 
     return device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _from_json(text: str, name: str, path: str | Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise UserError(f"{path}: metadata {name} is no JSON: the file is damaged; export it again") from None
 
 
 class OnnxModel:
@@ -82,19 +92,42 @@ class OnnxModel:
         facts = self.session.get_modelmeta().custom_metadata_map
         if facts.get("format") != "darkedge":
             raise UserError(f"{path}: this ONNX file lacks the metadata that export.py writes; export it again with export.py")
-        self.defs = parse_cfg(facts["cfg"])
-        self.defs.name = facts["cfg_name"]
-        self.precision, self.outputs = facts["precision"], facts["outputs"]
-        self.names: list[str] = json.loads(facts["names"])
-        self.heads: list[dict[str, Any]] = json.loads(facts["heads"])
-        self.settings: dict[str, bool] = json.loads(facts["settings"])
-        self.conf_thres: float | None = json.loads(facts.get(CONF_THRES, "null"))
-        self.nms: dict[str, float] = json.loads(facts.get("nms", "{}"))
-        self.max_stride: int = json.loads(facts["stride"])
-        self.size: tuple[int, int] = tuple(json.loads(facts["img_size"]))
-        self.fixed_size = None if json.loads(facts["dynamic_size"]) else self.size
+        self._read(facts)
         batch = self.session.get_inputs()[0].shape[0]
         self.fixed_batch = batch if isinstance(batch, int) else None
+
+    def _read(self, facts: dict[str, str]) -> None:
+        """Take over the metadata, of which those that aren't words are JSON; UserError where they aren't as written."""
+        told = Fields.of(
+            {k: v if k in WORDS else _from_json(v, k, self.path) for k, v in facts.items()}, f"{self.path}: metadata"
+        )
+        told.required("what export.py writes", *WORDS, "names", "heads", "settings", "stride", "img_size", "dynamic_size")
+        self.defs = parse_cfg(told.text("cfg") + "\n")
+        self.defs.name = told.line("cfg_name")
+        self.precision, self.outputs = told.line("precision"), told.line("outputs")
+        if self.outputs not in ("decoded", "raw", "nms"):
+            raise told.wrong("outputs", "decoded, raw or nms")
+        self.names = told.lines("names")
+        items = told.items("heads")
+        self.heads = [self._head(items.fields(key)) for key in items.values]
+        self.settings = picture_settings(told.fields("settings"))
+        self.conf_thres = told.number(CONF_THRES, None, 0, 1)
+        limits = told.fields("nms")
+        self.nms = {name: limits.number(name) for name in limits.values}
+        self.max_stride = told.whole("stride", least=1)
+        sides = told.items("img_size")
+        self.size: tuple[int, int] = tuple(sides.whole(key, least=1, most=IMG_SIZE.most) for key in sides.values)
+        if len(self.size) != 2:
+            raise told.wrong("img_size", "height and width")
+        self.fixed_size = None if told.flag("dynamic_size") else self.size
+
+    @staticmethod
+    def _head(head: Fields) -> dict[str, Any]:
+        anchors = head.items("anchors")
+        pairs = [anchors.floats(key, least=0) for key in anchors.values]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise head.wrong("anchors", "pairs of width and height")
+        return {"anchors": pairs, "scale_x_y": head.number("scale_x_y", 1.0), "new_coords": head.flag("new_coords")}
 
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "OnnxModel":
         """Itself, on `device`; UserError for a precision that it wasn't exported in."""

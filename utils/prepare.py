@@ -140,7 +140,7 @@ def load_resumed(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpo
     loaded = load_model(checkpoint.cfg + "\n", "", checkpoint.settings["img_size"], data)
     loaded.model.defs.name = defs.name
     if checkpoint.quantization:
-        quantize(loaded.model, Settings.from_dict(checkpoint.quantization))
+        quantize(loaded.model, Settings.from_dict(checkpoint.quantization, checkpoint.path))
     return loaded
 
 

@@ -49,7 +49,8 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
     """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with, but
     for those of OF_THIS_CALL, and for the PLACES that are given: things may have moved.
 
-    Raises UserError when there is no such file, when it holds weights without a run, and where a PLACE has nothing any more.
+    A given --cfg stays, too: utils.prepare compares it with the run's own. Raises UserError when there is no such file, when
+    it holds weights without a run, and where a PLACE has nothing any more.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")
@@ -60,7 +61,7 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
     given = getattr(args, "given", frozenset())
     ignored = []
     for name, value in _arguments(checkpoint, parser).items():
-        if name in OF_THIS_CALL or (name in PLACES and name in given):
+        if name in OF_THIS_CALL or (name in PLACES | {"cfg"} and name in given):
             continue
         if name in given and getattr(args, name) != value:
             ignored.append(f"--{name.replace('_', '-')} {value}")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from utils.errors import UserError
+from utils.fields import Fields
 from utils.quantized.fake_quantize import OFF, QuantizerConfig
 from utils.quantized.observers import OBSERVERS
 
@@ -90,12 +91,14 @@ class Settings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """From a checkpoint; UserError for one of a newer version."""
+    def from_dict(cls, values: dict[str, Any], origin: str = "this checkpoint") -> "Settings":
+        """From a checkpoint, which `origin` names; UserError for one of a newer version, and for values that can't be."""
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
-            raise UserError(f"this checkpoint is quantized in a way that is not known here ({', '.join(sorted(unknown))})")
-        return cls(**values)
+            raise UserError(f"{origin} is quantized in a way that is not known here ({', '.join(sorted(unknown))})")
+        found, usual = Fields.of(values, origin, "quantization."), cls()
+        readers = {bool: found.flag, int: found.whole, str: found.line}
+        return cls(**{name: readers[type(getattr(usual, name))](name, getattr(usual, name)) for name in values})
 
     def __str__(self) -> str:
         extras = [f"{self.w_bit}-bit kernels, {self.a_bit}-bit maps"]
