@@ -216,5 +216,5 @@ def _limits(model: OnnxModel) -> str:
     """What to know before comparing figures: NMS in the graph has thrown away what it was told to."""
     if not model.nms:
         return ""
-    kept = f"confidences above {model.nms['conf_thres']:g}, {model.nms['max_det']} boxes a picture"
+    kept = f"confidences above {model.nms['conf_thres']:g}, {model.nms['max_det']:g} boxes a picture"
     return f"{model.path}: NMS is in the graph and leaves {kept}; for mAP export without --nms, or with --conf-thres 0.001"
