@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cfg.make_variants import VARIANTS
@@ -14,9 +15,12 @@ from models import Darknet
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
 from utils.errors import UserError
+from utils.graph import ChannelGraph
+from utils.importance import Evidence
 from utils.layers import Convolution
 from utils.masks import Limits
 from utils.pruner import STRATEGIES, Choice, Pruner
+from utils.spend import COSTS
 from utils.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,13 +64,18 @@ def build(path: Path) -> Darknet:
     return randomise(Darknet(defs, 64))
 
 
-def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path) -> Iterator[Cell]:
-    """Prune `model` in each of the ways and put every result through its checks."""
+def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path, importance: str = "gamma",
+          spend: str = "") -> Iterator[Cell]:  # fmt: skip
+    """Prune `model` in each of the ways and put every result through its checks; gradients, where the criterion reads them, are
+    random numbers."""
+    graph = ChannelGraph(model.defs)
+    evidence = random_evidence(len(graph.label))
+    cost = COSTS[spend](model, graph, 64) if spend else None
     total = sum(p.numel() for p in model.parameters())
     for strategy, percent in chosen:
         cell = Cell(strategy, percent)
-        pruner = Pruner(model, strategy, Limits(layer_keep=STRATEGIES[strategy].layer_keep,
-                                                round_to=8 if strategy == "regular" else 1))  # fmt: skip
+        limits = Limits(layer_keep=STRATEGIES[strategy].layer_keep, round_to=8 if strategy == "regular" else 1)
+        pruner = Pruner(model, strategy, limits, importance, evidence, cost)
         try:
             amount = pruner.check(0.0 if strategy == "layer" else percent, blocks_to_drop(pruner, percent))
         except UserError as error:
@@ -81,6 +90,11 @@ def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path) -> Iter
         check_files(small, folder)
         check_training(small)
         yield cell
+
+
+def random_evidence(channels: int) -> Evidence:
+    rng = np.random.default_rng(0)
+    return Evidence(terms=rng.normal(size=(3, channels)), curvature=rng.random(channels), pictures=12)
 
 
 def blocks_to_drop(pruner: Pruner, percent: float) -> int | None:

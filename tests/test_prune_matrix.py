@@ -16,6 +16,7 @@ from utils.blocks import residual_blocks
 from utils.cfg import parse_cfg, write_cfg
 from utils.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.graph import ChannelGraph
+from utils.importance import CRITERIA
 from utils.masks import Limits
 from utils.pruner import STRATEGIES, Amount, Pruner
 from utils.weights import save_weights
@@ -59,6 +60,18 @@ def test_yolov4_by_all_six_at_half(strategy, tmp_path, yolov4):
     assert cell.error < 1e-4
     assert cell.constant_error < 1e-4
     assert cell.share < 0.9
+
+
+@pytest.mark.parametrize("importance", CRITERIA)
+@pytest.mark.parametrize("spend", ["", "macs"])
+@pytest.mark.parametrize("name", ["cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"])
+def test_whatever_ranks_the_channels_the_cut_is_exact(name, spend, importance, tmp_path, built):
+    bound = max(MEASURED.get(type(d), 1e-4) for d in built(name).defs)
+    for cell in cells(built(name), [("slim", 0.5)], tmp_path, importance, spend):
+        assert not cell.refused
+        assert cell.error < 1e-4
+        assert cell.constant_error < bound
+        assert cell.share < 1
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,8 @@ def removal_order(scores: np.ndarray, pool: np.ndarray, cost: Cost, rounds: int 
     share = max(1, -(-int(pool.sum()) // rounds))
     while (pool & keep).any():
         left = np.flatnonzero(pool & keep)
-        worth = scores[left] / np.maximum(cost(keep)[left], np.finfo(float).tiny)
+        saved = cost(keep)[left]
+        worth = np.divide(scores[left], saved, out=np.full(len(left), np.inf), where=saved > 0)
         ranked = left[np.argsort(worth, kind="stable")][:share]
         keep[ranked] = False
         order = np.concatenate([order, ranked])
