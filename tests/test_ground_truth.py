@@ -131,6 +131,7 @@ SAME: dict[str, Callable[[dict], dict]] = {
     "negative area": each("annotations", lambda _, a: a | {"area": -1}),
     "no iscrowd": without("annotations", "iscrowd"),
     "iscrowd null": each("annotations", lambda _, a: a | {"iscrowd": None}),
+    "iscrowd NaN": each("annotations", lambda _, a: a | {"iscrowd": float("nan")}),
     "no sizes": without("images", "width"),
     "invented sizes": each("images", lambda _, i: i | {"width": 9, "height": 9}),
     "turned sizes": each("images", lambda _, i: i | {"width": i["height"], "height": i["width"]}),

@@ -1,5 +1,6 @@
 """COCO's instances_*.json (Lin et al. 2014, "Microsoft COCO"; format: cocodataset.org/#format-data), as people have it."""
 
+import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -164,7 +165,9 @@ def _text(item: dict[str, Any], key: str) -> str:
 
 
 def _flag(item: dict[str, Any], key: str) -> bool:
-    return bool(float(item.get(key) or 0))
+    """Not set where absent: by null, or by the NaN that a table has there."""
+    value = float(item.get(key) or 0)
+    return value != 0 and not math.isnan(value)
 
 
 def _box(item: dict[str, Any]) -> Box | None:
