@@ -44,6 +44,15 @@ def test_videos_of_any_name(tmp_path: Path, name: bytes) -> None:
     assert [round(f.image.mean() / 100) for f in Frames(items).read(items[0])] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pfm_has_the_channels_that_are_asked_for(channels: int) -> None:
+    """OpenCV's reader of this format gives what the file has."""
+    size = (4, 6, 3)[: 2 + channels // 2]
+    data = cv2.imencode(".pfm", np.random.default_rng(0).uniform(0, 255, size).astype(np.float32))[1].tobytes()
+    assert decode(data)[0].shape == (4, 6, 3)
+    assert decode(data, gray=True)[0].shape == (4, 6)
+
+
 def test_a_name_that_is_utf8_is_opened_itself(tmp_path: Path) -> None:
     with openable(tmp_path / "红") as name:
         assert name == str(tmp_path / "红")

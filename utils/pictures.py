@@ -57,9 +57,13 @@ def decode(data: bytes, gray: bool = False) -> tuple[np.ndarray | None, str]:
 
 def _decoded(data: bytes, flags: int) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # no bytes, or more pixels than OpenCV's limit
         return None
+    channels = 3 if flags & cv2.IMREAD_COLOR else 1
+    if image is None or image[:1, :1].size == channels:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if channels == 3 else cv2.COLOR_BGR2GRAY)  # PFM's reader asks no flag
 
 
 def write_picture(path: str | Path, image: np.ndarray, options: Sequence[int] = ()) -> None:
