@@ -52,9 +52,13 @@ def mend_and_measure(args: argparse.Namespace, judge: "Judge", pruner: Pruner, c
         if getattr(args, option):
             what = mend(args, judge, pruner, choice, small, option)
             found = judge.accuracy(small, name)
-            figures[option] = what | {"before": {k: after[k] for k in found}, "after": found}
+            figures[option] = what | {"before": _maps(after), "after": _maps(found)}
             after = after | found
     return figures | {"after": after}
+
+
+def _maps(figures: dict[str, Any]) -> dict[str, Any]:
+    return {k: figures[k] for k in ("map50", "map")}
 
 
 def stage_columns(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
