@@ -81,7 +81,19 @@ class Preparation:
 
 
 def opencv(cfg: Path, weights: Path) -> Network:
-    """The network as OpenCV reads it: a net for each size of input, since its anchors are shares of the .cfg's size."""
+    """The network as OpenCV reads it."""
+    rows = opencv_rows(cfg, weights)
+
+    def run(blob: np.ndarray) -> np.ndarray:
+        found = rows(blob)
+        return np.concatenate((found[:, :4], found[:, 5:]), 1)
+
+    return run
+
+
+def opencv_rows(cfg: Path, weights: Path) -> Network:
+    """(1, channels, height, width) -> (rows, 5 + classes): cx cy w h in pixels, objectness, and scores, objectness times class
+    probability. A net for each size of input, since its anchors are shares of the .cfg's size."""
     text, nets = cfg.read_text(), {}
 
     def run(blob: np.ndarray) -> np.ndarray:
@@ -95,9 +107,17 @@ def opencv(cfg: Path, weights: Path) -> Network:
         net = nets[height, width]
         net.setInput(blob)
         rows = np.concatenate([out.reshape(-1, out.shape[-1]) for out in net.forward(net.getUnconnectedOutLayersNames())])
-        return np.concatenate((rows[:, :4] * (width, height, width, height), rows[:, 5:]), 1)
+        return np.concatenate((rows[:, :4] * (width, height, width, height), rows[:, 4:]), 1)
 
     return run
+
+
+def class_certainty(rows: Network, prepare: Preparation, folder: Path) -> float:
+    """Of a network with one class, as opencv_rows gives it: the mean class probability of what it finds in the pictures of a
+    folder, objects of this class nearly all. Scores that are cut count as 0."""
+    found = np.concatenate([rows(prepare(cv2.imread(str(path)))[0]) for path in sorted(folder.glob("*.png"))])
+    likely = found[found[:, 4] > 2 * CUT]
+    return float(np.mean(likely[:, 5] / likely[:, 4]))
 
 
 def onnx_runtime(path: Path) -> Network:
