@@ -25,6 +25,12 @@ WHOLE = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0b", "\x1e"])
+def test_names_that_only_python_splits_are_one_line(end):
+    found = Checkpoint.of(WHOLE | {"cfg_name": f"a{end}b.cfg", "names": [f"a{end}b", "c"]}, "x.pt")
+    assert (found.cfg_name, found.names) == (f"a{end}b.cfg", [f"a{end}b", "c"])
+
+
 def test_a_whole_one_gives_typed_fields():
     found = Checkpoint.of(WHOLE, "x.pt")
     assert (found.path, found.cfg, found.names, found.seen, found.epoch) == ("x.pt", RESIDUAL, ["cat", "dog"], 7, 3)

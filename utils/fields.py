@@ -51,9 +51,9 @@ class Fields:
         return value
 
     def line(self, name: str, default: str = "") -> str:
-        """A text of one line."""
+        """A text of one line, as lines of files end; a path may hold what else str.splitlines splits at."""
         value = self.text(name, default)
-        if len(value.splitlines()) > 1:
+        if not {"\n", "\r"}.isdisjoint(value):
             raise self.wrong(name, "a text of one line")
         return value
 

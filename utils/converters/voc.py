@@ -12,6 +12,7 @@ from utils.converters.base import TRAIN, VALID, Annotations, Entry, Found, Optio
 from utils.converters.tree import Match, Pictures, Tree, folded, nearest, note_unused, only, stem_of
 from utils.errors import UserError
 from utils.files import read_text
+from utils.option_list import split_lines
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LISTS = ("train", "val", "trainval", "test")  # the others of ImageSets/Main list one class each
@@ -102,7 +103,7 @@ def _members(path: str, files: list[str], missing: dict[str, str]) -> list[str]:
     root = os.path.dirname(above) if os.path.basename(above).lower() == "imagesets" else above
     by_stem = {folded(stem_of(file)): file for file in files if file.startswith(root + os.sep)}
     found = []
-    for number, line in enumerate(read_text(path, "list of pictures", paths=True).splitlines(), 1):
+    for number, line in enumerate(split_lines(read_text(path, "list of pictures", paths=True)), 1):
         names = _spellings(line.strip())
         known = next((by_stem[name] for name in map(folded, names) if name in by_stem), None)
         if known:
