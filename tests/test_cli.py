@@ -61,6 +61,17 @@ def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\u2028b", "a\x1b[2Kb"])
+def test_a_name_with_ends_of_lines_stays_on_one(name, capsys, monkeypatch):
+    def main(args: argparse.Namespace) -> None:
+        raise UserError(f"红/{name}.jpg: wrong")
+
+    monkeypatch.setattr(sys, "argv", ["tool.py"])
+    with pytest.raises(SystemExit):
+        cli.run(main, cli.Parser("x"))
+    assert capsys.readouterr().err == f"tool.py: 红/{repr(name)[1:-1]}.jpg: wrong\n"
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "gbk", "utf-8"])
 def test_every_terminal_shows_what_it_can(encoding):
     """Letters that it lacks, and bytes of names that are no text, come as escapes on both streams and from tqdm."""

@@ -17,7 +17,7 @@ from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.commands import command
 from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
-from utils.errors import Remark, UserError
+from utils.errors import Remark, UserError, one_line
 from utils.filekinds import is_checkpoint, is_onnx
 from utils.files import check_writable, write_text
 from utils.loader import explained_ends
@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         return declared.get(flag.replace("_", "-"), flag) + equals + value
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -116,7 +116,7 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
         with explained_ends():
             main(args)
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{parser.prog}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
@@ -133,7 +133,7 @@ def _print_remarks(prog: str) -> None:
             show_other(message, category, *place, **more)
         elif str(message) not in shown and os.environ.get("RANK", "0") == "0":
             shown.add(str(message))
-            print(f"{prog}: warning: {message}", file=sys.stderr)
+            print(f"{prog}: warning: {one_line(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show
 

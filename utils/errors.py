@@ -12,6 +12,15 @@ class UserError(Exception):
     """
 
 
+def one_line(text: str) -> str:
+    r"""`text` as one line of a terminal: what would end it there or steer the terminal, as names of files may hold, is escaped.
+
+    >>> print(one_line("a\nb.jpg: no picture"))
+    a\nb.jpg: no picture
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Remark(UserWarning):
     """What was read all the same, but perhaps not as it was meant; `utils.cli.run` prints it to stderr, once."""
 
