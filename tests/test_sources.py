@@ -63,6 +63,19 @@ def test_pattern_list_and_single_files(tmp_path: Path) -> None:
     assert find_items(str(video(tmp_path / "v.avi")))[0].kind == "video"
 
 
+def test_what_a_list_names_is_looked_at_whatever_its_name(tmp_path: Path, capsys) -> None:
+    """In a folder, hidden files and those that lie beside pictures are passed over without a word."""
+    for name in (".hidden.png", "a.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "b.png").rename(tmp_path / "readme")
+    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "list.txt").write_text(".hidden.png\na.png\nreadme\nnotes.md\n")
+    assert [str(i.relative) for i in find_items(str(tmp_path / "list.txt"))] == [".hidden.png", "a.png", "readme"]
+    assert "1 of 4 files left out, no pictures that OpenCV can read: notes.md" in capsys.readouterr().err
+    assert [str(i.relative) for i in find_items(str(tmp_path))] == ["a.png"]
+    assert not capsys.readouterr().err
+
+
 def test_a_list_of_relative_and_absolute_paths_stays_under_the_output_folder(tmp_path: Path, monkeypatch) -> None:
     picture(tmp_path / "here" / "a.png")
     picture(tmp_path / "there" / "b.png")

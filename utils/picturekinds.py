@@ -41,10 +41,11 @@ def is_beside(path: str | Path) -> bool:
     return os.path.splitext(name)[1].lower() in _BESIDE_SUFFIXES or name.startswith(".") or name.lower() in _BESIDE_NAMES
 
 
-def kind_of(path: str | Path) -> str:
+def kind_of(path: str | Path, *, listed: bool = False) -> str:
     """IMAGE, VIDEO, BESIDE (see is_beside) or OTHER. Names that end as a picture's do or that lie beside pictures are
-    believed; the content of the others says whether OpenCV can read it as a picture."""
-    if is_beside(path):
+    believed; the content of the others says whether OpenCV can read it as a picture. listed: a user wrote this very name
+    into a list of pictures, so that it lies beside nothing."""
+    if is_beside(path) and not listed:
         return BESIDE
     suffix = os.path.splitext(path)[1].lower()
     if suffix in PICTURE_SUFFIXES or (suffix not in _RAW_SUFFIXES and holds_picture(path)):

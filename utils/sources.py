@@ -84,7 +84,7 @@ def _single(path: Path) -> list[Item]:
     paths = [Path(p) for p in image_paths(path, problems)]
     if problems.counts:
         tqdm.write(f"{path}: {problems.summary()}", file=sys.stderr)
-    return _files(paths, _common_folder(paths), None, str(path))
+    return _files(paths, _common_folder(paths), None, str(path), listed=True)
 
 
 def _camera(number: str) -> Item:
@@ -93,16 +93,16 @@ def _camera(number: str) -> Item:
     return Item(number, Path(f"camera{number}"), "stream")
 
 
-def _files(paths: list[Path], base: Path, exclude: Path | None, source: str) -> list[Item]:
-    """Items of those paths that are images or videos; `relative` counts from the folder `base`. Those that are neither, nor
-    labels and the like, are named on stderr. Raises UserError when nothing is left of `source`."""
+def _files(paths: list[Path], base: Path, exclude: Path | None, source: str, *, listed: bool = False) -> list[Item]:
+    """Items of those paths that are images or videos; `relative` counts from the folder `base`. Those that are neither, nor,
+    unless they are `listed`, labels and the like, are named on stderr. Raises UserError when nothing is left of `source`."""
     items, others = [], []
     # a folder of results that holds the sources, or is theirs, hides nothing: the caller looks for overwritten inputs
     hidden = exclude.resolve() if exclude and base.resolve() in exclude.resolve().parents else None
     for path in paths:
         if not path.is_file() or hidden in path.resolve().parents:
             continue
-        kind = kind_of(path)
+        kind = kind_of(path, listed=listed)
         if kind in (IMAGE, VIDEO):
             kind = VIDEO if kind == IMAGE and is_animated(path) else kind
             items.append(Item(str(path), Path(os.path.relpath(path, base)), kind))
