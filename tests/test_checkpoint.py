@@ -56,7 +56,7 @@ def test_a_whole_one_gives_typed_fields():
         ("best_fitness", "high", "best_fitness is the text 'high', but should be a finite number"),
         ("best_fitness", 10**400, "best_fitness is a number of more than 64 bits"),
         ("settings", 3.5, "settings is 3.5, but should be named values"),
-        ("settings", {"img_size": 0}, "settings.img_size is 0, but should be a whole number of at least 1, at most 32768"),
+        ("settings", {"img_size": 0}, "settings.img_size is 0, but should be a whole number of at least 1, at most 8192"),
         ("settings", {"gray": "no"}, "settings.gray is the text 'no', but should be true or false"),
         (
             "settings",
