@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from models import Darknet
 
 # Shares of the way, which is the sum of the learning rates over the steps (utils.training.Schedule.way).
-PLANNED, LATEST, CLOSED = 0.9, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
+PLANNED, LATEST, CLOSED = 0.75, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
 FADE = 0.1  # from being chosen to zero
 EVERY = 0.01  # between two choices
-POWER = 1.5  # how the share that isn't chosen yet falls: (1 - way / PLANNED) ** POWER
+POWER = 2  # how the share that isn't chosen yet falls: (1 - way / PLANNED) ** POWER
+HASTE = 1.5  # how much faster than an undisturbed training with the same share to go it may become, after pauses
 STAYS = 0.5  # hysteresis: what fades counts as half as important, so that it is only let go for something clearly weaker
 LAYER_KEEP = 0.01  # of every layer, as slim pruning does
 
@@ -148,12 +149,13 @@ class DirectedSparsity:
         self._push(way, averaged)
 
     def _choose(self, done: float, total: float) -> None:
-        """Choose anew what fades: so many more that the planned share is reached in what is left of the way, but never
-        faster than at the beginning of an undisturbed training."""
-        pool, gone, end = self.units.pool, self.gone, PLANNED * total
-        open_part = ((end - done) / (end - self.chosen_at)) ** POWER if done < end else 0.0
-        fastest = POWER * self.target * (done - self.chosen_at) / end
-        self.aim = min(self.target - (self.target - self.aim) * open_part, self.aim + fastest)
+        """Choose anew what fades: so many more that the target is reached as planned in what is left of the way, or as many as
+        haste allows."""
+        pool, gone, end, passed = self.units.pool, self.gone, PLANNED * total, done - self.chosen_at
+        missing = self.target - self.aim
+        as_planned = missing * (1 - ((end - done) / (end - self.chosen_at)) ** POWER) if done < end else missing
+        usual = POWER * self.target / end * (missing / self.target) ** (1 - 1 / POWER) * passed
+        self.aim += min(as_planned, max(HASTE * usual, 1e-3 * self.target))
         scores = self.importance * np.where(self.fading, STAYS, 1.0)
         scores[gone] = -1.0
         chosen = self.units.weakest(scores, max(round(self.aim * pool.sum()), gone.sum()))

@@ -89,9 +89,9 @@ class Hyp:
 
 # train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind
 # (EXPERIMENTS.md); but its biases have found their place, and few epochs should not end at a rate of next to nothing.
-FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_batches": 20, "warmup_bias_lr": 0.0, "least_steps": 1000}
+FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0, "least_steps": 1000}
 # train.py --prune without --s: directed sparsity, which must keep what the network has learned.
-DIRECTED = FINETUNE | {}
+DIRECTED = FINETUNE | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = FINETUNE | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
