@@ -75,7 +75,7 @@ def test_presets_are_overridden_by_a_file(tmp_path):
     (tmp_path / "h.yaml").write_text("lrf: 0.5\n")
     hyp = Hyp.load(tmp_path / "h.yaml", preset(finetune=True, quantized=False))
     assert (hyp.lrf, hyp.warmup_bias_lr) == (0.5, FINETUNE["warmup_bias_lr"])
-    assert Hyp.load("", preset(finetune=True, quantized=True)).lr0 < hyp.lr0 == Hyp().lr0
+    assert Hyp.load("", preset(finetune=True, quantized=True)).lr0 < hyp.lr0 < Hyp().lr0
     assert Hyp.load("", preset(finetune=False, quantized=False)) == Hyp()
 
 

@@ -134,3 +134,15 @@ def test_an_evaluation_below_the_promise_is_never_kept():
     assert promise.note(found, 0.41, 0.3, model)
     assert promise.note(found, 0.1, 0.31, model)
     assert not promise.broken
+
+
+def test_what_was_begun_is_given_up_unless_it_comes_back():
+    promise, model = Promise(0.02, start=0.8), torch.nn.Linear(1, 1)
+
+    def lost(map50: float) -> bool:
+        promise.note({"epoch": 1, "map50": map50, "map": 0.4}, 0.4, 0.3, model)
+        return promise.lost
+
+    assert [lost(map50) for map50 in (0.7, 0.6, 0.6, 0.61, 0.62, 0.62, 0.61, 0.79, 0.7)] == [
+        False, False, False, False, False, True, True, False, False,
+    ]  # fmt: skip

@@ -87,14 +87,16 @@ class Hyp:
             raise UserError(f"{origin}: {name}={error}") from None
 
 
-# train.py --finetune: a pruned network needs the whole rate to find its way back, a quarter or half of it left it points behind
-# (EXPERIMENTS.md); but its biases have found their place, and few epochs should not end at a rate of next to nothing.
-FINETUNE = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0, "least_steps": 1000}
-# train.py --prune without --s: directed sparsity, which must keep what the network has learned.
-DIRECTED = FINETUNE | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50}
+# Trained weights: biases have found their place, and few epochs should not end at a rate of next to nothing.
+TRAINED = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
+# train.py --finetune: a pruned network that still works. At the whole rate AdamW trains it away from what it knows within two
+# epochs, and few epochs don't bring it back (EXPERIMENTS.md).
+FINETUNE = TRAINED | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50, "least_steps": 1000}
+# train.py --prune without --s, directed sparsity: the same, and a rate that still teaches something when the last channels go.
+DIRECTED = FINETUNE | {"lrf": 0.2}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
-QUANTIZED = FINETUNE | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
+QUANTIZED = TRAINED | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
 
 
 def preset(finetune: bool, quantized: bool, directed: bool = False) -> dict[str, float]:

@@ -10,7 +10,7 @@ from utils.fields import Fields
 if TYPE_CHECKING:
     from models import Darknet
 
-PATIENCE = 4  # evaluations in a row below the promise after which what was begun is given up
+PATIENCE = 4  # evaluations in a row below the promise after which what was begun is given up, unless the last one rose
 
 
 @dataclass
@@ -18,19 +18,22 @@ class Promise:
     """mAP@0.5 stays within `max_drop` of `start`, that of what the training began with; None until it was evaluated.
 
     One evaluation of a small set is noisy: a drop counts when it is the second in a row, or twice as large as allowed.
-    below: how many in a row were further down than allowed. kept: {epoch, map50, map, fitness, share, model}: of the evaluated
+    last: the last evaluation; rises: whether it was better than the one before. below: how many in a row were further down
+    than allowed. kept: {epoch, map50, map, fitness, share, model}: of the evaluated
     networks that keep the promise the one that is without the largest share, and of several such ones the fittest.
     """
 
     max_drop: float
     start: float | None = None
     last: float | None = None
+    rises: bool = False
     below: int = 0
     kept: dict[str, Any] | None = None
 
     def note(self, found: dict[str, float], fitness: float, share: float, model: "Darknet") -> bool:
         """Judge an evaluation, {epoch, map50, map}, of `model`, which is without `share` of what could go. Returns whether
         it is the one to keep."""
+        self.rises = self.last is not None and found["map50"] > self.last
         self.last = found["map50"]
         self.below = self.below + 1 if self.drop > self.max_drop + 1e-9 else 0
         if self.below or (self.kept and (share, fitness) <= (self.kept["share"], self.kept["fitness"])):
@@ -52,7 +55,7 @@ class Promise:
     @property
     def lost(self) -> bool:
         """Whether waiting hasn't brought it back."""
-        return self.below >= PATIENCE
+        return self.below >= PATIENCE and not self.rises
 
     def restore_kept(self, model: "Darknet") -> None:
         """Give `model` the weights that kept the promise."""
@@ -60,12 +63,12 @@ class Promise:
             model.load_state_dict(self.kept["model"])
 
     def state(self) -> dict[str, Any]:
-        return {"start": self.start, "last": self.last, "below": self.below, "kept": self.kept}
+        return {"start": self.start, "last": self.last, "rises": self.rises, "below": self.below, "kept": self.kept}
 
     def restore(self, state: Fields) -> None:
         """Go on from what `state` gave; UserError where it isn't that."""
         self.start, self.last = (state.number(name, default=None) for name in ("start", "last"))
-        self.below = state.whole("below")
+        self.rises, self.below = state.flag("rises"), state.whole("below")
         kept = state.fields("kept")
         if kept.values:
             kept.required("a number", "epoch", "map50", "map", "fitness", "share")
