@@ -30,6 +30,14 @@ def test_only_files_are_replaced(folder, name, message):
     assert stat.S_IFMT((folder / name).stat().st_mode) == kind
 
 
+@pytest.mark.parametrize("name", ["n" * 300, f"new/{'n' * 300}/x"])
+def test_a_name_that_is_too_long_is_told_before_the_work(folder, name):
+    check_writable(folder / name.replace("n" * 300, "n" * 200))
+    with pytest.raises(UserError, match=r"cannot be written \(File name too long\); choose another"):
+        check_writable(folder / name)
+    assert not (folder / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["file/x", "file/deep/x"])
 def test_a_file_is_no_folder(folder, name):
     with pytest.raises(UserError, match="x: cannot be written, since .*file is no folder"):

@@ -31,6 +31,13 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"{path}: cannot be written, since {place} is no folder; choose another")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written, since {place} belongs to others; choose another")
+    for name in Path(os.path.abspath(path)).relative_to(place).parts:
+        try:
+            os.lstat(os.path.join(place, name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # mostly of a name that is too long
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another") from None
 
 
 def output_place(out: str | Path | None, default: Path, *, is_folder: bool = False) -> Path:
