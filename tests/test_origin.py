@@ -66,8 +66,21 @@ def test_a_record_that_is_no_record_is_refused(kept):
         parse_ranges(kept)
 
 
+def test_a_record_of_another_number_of_filters_is_refused():
+    graph = ChannelGraph(parse_cfg(RESIDUAL))
+    keep = np.ones(graph.count, dtype=bool)
+    keep[graph.out[2][0]] = False
+    for kept, said in {"0-1": "kept=0-1 names 2 filters, but there are 6", "0-99999999999": "of at most 6 numbers"}.items():
+        graph.defs[2].extra["kept"] = kept
+        with pytest.raises(UserError, match=said):
+            compact_defs(graph, keep)
+        with pytest.raises(UserError, match=said):
+            surviving_ids(graph, graph.defs)
+
+
 def test_an_origin_that_is_no_number_is_refused():
     student = parse_cfg(RESIDUAL)
-    student[1].extra["origin"] = "one"
-    with pytest.raises(UserError, match="origin=one: expected the number of a layer"):
-        origin_of(student, 1)
+    for origin in ("one", "-1", "²", "1" * 5000):
+        student[1].extra["origin"] = origin
+        with pytest.raises(UserError, match=f"origin={origin[:40]}: expected the number of a layer"):
+            origin_of(student, 1)

@@ -27,8 +27,7 @@ def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
     if origin != new:
         d.extra["origin"] = str(origin)
     if isinstance(d, Convolutional) and not kept.all():
-        before = np.array(parse_ranges(d.extra["kept"]) if "kept" in d.extra else range(len(kept)))
-        d.extra["kept"] = format_ranges(before[kept].tolist())
+        d.extra["kept"] = format_ranges(np.array(kept_of(d, len(kept)))[kept].tolist())
 
 
 def origin_of(defs: Defs, index: int) -> int:
@@ -36,8 +35,20 @@ def origin_of(defs: Defs, index: int) -> int:
     return _number(defs[index].extra.get("origin", str(index)))
 
 
+def kept_of(d: Convolutional, filters: int) -> list[int]:
+    """The filters of the unpruned network's convolution that `d`, which has `filters` of them, still has; UserError where its
+    record tells of another number."""
+    if "kept" not in d.extra:
+        return list(range(filters))
+    numbers = parse_ranges(d.extra["kept"], filters)
+    if len(numbers) != filters:
+        raise UserError(f"line {d.line}: kept={d.extra['kept'][:40]} names {len(numbers)} filters, but there are {filters}; "
+                        "leave the key out if they aren't a pruned network's")  # fmt: skip
+    return numbers
+
+
 def _number(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:
         raise UserError(f"origin={text[:40]}: expected the number of a layer")
     return int(text)
 
@@ -55,7 +66,7 @@ def surviving_ids(teacher: ChannelGraph, student: Defs) -> np.ndarray:
             continue
         origin = origin_of(student, index)
         ids = teacher.out[origin] if 0 <= origin < len(teacher.out) else np.zeros(0, dtype=int)
-        kept = parse_ranges(d.extra["kept"]) if "kept" in d.extra else list(range(len(ids)))
+        kept = kept_of(d, d.filters if "kept" in d.extra else len(ids))
         if len(kept) != d.filters or (kept and max(kept) >= len(ids)):
             raise UserError(f"{student.where(index)}: was not pruned from layer {origin} of {teacher.defs.name}; "
                             "name the cfg that it was pruned from")  # fmt: skip
@@ -74,13 +85,14 @@ def format_ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def parse_ranges(text: str) -> list[int]:
-    """The numbers of `0-3,7`; raises UserError for other text."""
+def parse_ranges(text: str, most: int = 1_000_000) -> list[int]:
+    """The numbers of `0-3,7`; raises UserError for other text, and before they are listed for more than `most` of them."""
     try:
         bounds = [[int(n) for n in part.split("-")] for part in text.split(",")]
     except ValueError:
         bounds = []
-    numbers = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]
+    count = sum(max(end[-1] - end[0] + 1, 0) for end in bounds)
+    numbers = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)] if count <= most else []
     if not numbers or sorted(set(numbers)) != numbers or max(map(len, bounds)) > 2:
-        raise UserError(f"kept={text[:40]}: expected ascending ranges such as 0-3,7")
+        raise UserError(f"kept={text[:40]}: expected ascending ranges such as 0-3,7, of at most {most} numbers")
     return numbers
