@@ -189,7 +189,32 @@ def test_rows_that_cannot_be_compared_are_refused(here, flags, message):  # noqa
     with pytest.raises(UserError, match=message):
         evolve(arguments(flags), Trainer())
     assert Path("evolve.txt").read_text() == before
-    Path("evolve.txt").write_text("something else\n")
+
+
+def in_row(text: str, column: str, value: str) -> str:
+    """An evolve.txt with another value in its last row."""
+    names, last = (text.splitlines()[i].split() for i in (1, -1))
+    last[names.index(column)] = value
+    return "\n".join([*text.splitlines()[:-1], " ".join(last)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "something else\n",
+        lambda text: text.replace("{", '["epochs", {', 1).replace("}", "}]", 1),
+        lambda text: "# " + "[" * 100_000 + "\n" + text,
+        lambda text: in_row(text, "lr0", "nan"),
+        lambda text: in_row(text, "lr0", "-1"),
+        lambda text: in_row(text, "close_mosaic", "inf"),
+        lambda text: in_row(text, "close_mosaic", "1.5"),
+        lambda text: in_row(text, "fitness", "nan"),
+        lambda text: in_row(text, "map50", "1e9"),
+    ],
+)
+def test_what_is_no_evolve_txt_is_refused(here, damage):  # noqa: F811
+    evolve(arguments("--evolve 2"), Trainer())
+    Path("evolve.txt").write_text(damage(Path("evolve.txt").read_text()))
     with pytest.raises(UserError, match=r"evolve.txt: not an evolve.txt"):
         evolve(arguments("--evolve 3"), Trainer())
 

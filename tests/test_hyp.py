@@ -27,6 +27,10 @@ def test_a_file_overrides_what_it_names(text, tmp_path):
         ("most_anchors: 1.5", "most_anchors=1.5: must be a whole number"),
         ("translate: -1", "translate=-1: must be a number, 0 to 1"),
         ('{"lr0": }', "hyp.txt:1: not valid JSON"),
+        ('{"lr0": 1, "lr0": 1}', "lr0 stands in it twice"),
+        ("lr0: 1\n lr0 = 0.1", "lr0 stands in it twice"),
+        ('{"lr0": ' + "[" * 100_000, "holds what is no hyper-parameter"),
+        ('{"lr0": ' + "1" * 5000 + "}", "holds what is no hyper-parameter"),
     ],
 )
 def test_nonsense_is_one_line(text, said, tmp_path):

@@ -28,6 +28,7 @@ from utils.commands import option
 from utils.errors import UserError
 from utils.files import make_folder, read_text, write_text
 from utils.hyp import LIMITS, Hyp, preset
+from utils.ranges import SHARE
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -251,9 +252,9 @@ def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> l
     try:
         known = dict(json.loads(lines[0].removeprefix("# ")))
         columns = lines[1].split()
-        rows = [dict(zip(columns, map(float, line.split()), strict=True)) for line in lines[2:]]
-        past = [Generation({k: row[k] for k in FIGURES}, {k: type(base[k])(row[k]) for k in base}) for row in rows]
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+        rows = [dict(zip(columns, line.split(), strict=True)) for line in lines[2:]]
+        past = [Generation({k: SHARE(row[k]) for k in FIGURES}, {k: LIMITS[k](row[k]) for k in base}) for row in rows]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError, argparse.ArgumentTypeError):
         raise UserError(f"{path}: not an evolve.txt of this version; move it away, or choose another --name") from None
     for name, value in _comparable(args).items():
         moved = name in PLACES and isinstance(known.get(name), str) and not Path(known[name]).exists()

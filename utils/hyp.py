@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import read_text
+from utils.option_list import split_lines
 from utils.ranges import SHARE, Range, whole
 
 # What a value may be.
@@ -106,12 +107,29 @@ def preset(finetune: bool, quantized: bool, directed: bool = False) -> dict[str,
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    """The named values of a file; UserError for one that isn't JSON, and for a name that stands in it twice: other programs
+    take the last one, Darknet's files the first."""
     text = read_text(path, "--hyp file", comments="#")
     if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
-    lines = [line.split("#", 1)[0] for line in text.splitlines()]
+        return _read_json(text, path)
+    lines = [line.split("#", 1)[0] for line in split_lines(text)]
     pairs = [line.replace("=", ":").partition(":") for line in lines if line.strip()]
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return _once([(key.strip(), value.strip()) for key, _, value in pairs], path)
+
+
+def _read_json(text: str, path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except (RecursionError, ValueError):  # a number of thousands of digits
+        raise UserError(f"{path}: holds what is no hyper-parameter: lists within lists, or endless numbers") from None
+
+
+def _once(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in values if names.count(name) > 1)
+        raise UserError(f"{path}: {twice} stands in it twice; leave one of them")
+    return values
