@@ -9,7 +9,7 @@ import torch
 
 from models import Darknet
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
-from utils.errors import UserError
+from utils.errors import UserError, noting_remarks
 from utils.weights import darknet_tensors, is_checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
@@ -96,15 +96,28 @@ def test_checkpoint_of_another_cfg_names_both_shapes(tmp_path):
         UserError, match=r"module_list.0.Conv2d.weight is \(8, 3, 3, 3\) there, but this cfg makes it \(6, 3, 3, 3\)"
     ):
         load_weights(network(NET + conv(6)), tmp_path / "a.pt", pretrained=True)
-    with pytest.raises(UserError, match="which this cfg has no place for"):
-        load_weights(network(NET + conv(8)), _with_extra(tmp_path / "a.pt"))
+    for layer in ("1", "²", "9" * 5000):
+        with pytest.raises(UserError, match="which this cfg has no place for"):
+            load_weights(network(NET + conv(8)), _with_extra(tmp_path / "a.pt", layer))
 
 
-def _with_extra(path):
+def _with_extra(path, layer):
     data = load_checkpoint(path)
-    data["model"]["module_list.1.Conv2d.weight"] = torch.zeros(1)
+    data["model"] |= {f"module_list.{layer}.Conv2d.weight": torch.zeros(1)}
     save_checkpoint(path, data)
     return path
+
+
+@pytest.mark.parametrize("seen", [-5, 2**53 + 1, 2**63 - 1])
+def test_a_count_of_pictures_that_cannot_be_starts_again(seen, tmp_path):
+    """Otherwise a training that counts on would write a file that no one can read."""
+    model = network(RESIDUAL)
+    save_weights(model, tmp_path / "a.weights", seen=seen)
+    with noting_remarks() as remarks:
+        load_weights(model, tmp_path / "a.weights")
+    assert model.seen == 0
+    assert remarks == [f"{tmp_path}/a.weights: its header says that {seen} pictures were seen, which can't be; they are "
+                       "counted from 0"]  # fmt: skip
 
 
 def test_formats_are_told_apart_by_content(tmp_path):

@@ -24,6 +24,7 @@ from utils.ranges import IMG_SIZE
 
 # What torch.load raises for a file that was cut short or written over, depending on where.
 DAMAGES = (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)
+MOST_SEEN = 2**53  # pictures: no training comes near, and there is room to go on counting in a header's 63 bits
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ class Checkpoint:
             names=named.lines("names"),
             settings=picture_settings(named.fields("settings")),
             quantization=named.fields("quantization").values,
-            seen=named.whole("seen"),
+            seen=named.whole("seen", most=MOST_SEEN),
             epoch=named.whole("epoch", default=-1, least=-1),
             best_fitness=named.number("best_fitness", default=None),
             training_results=named.text("training_results"),

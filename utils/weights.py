@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
 from utils.checkpoint import load_checkpoint as load_checkpoint
 from utils.checkpoint import save_checkpoint as save_checkpoint
 from utils.class_term import mend_class_term
 from utils.definitions import Defs, Yolo
-from utils.errors import UserError
+from utils.errors import UserError, remark
 from utils.filekinds import first_bytes, is_checkpoint, is_weights
 from utils.filekinds import is_onnx as is_onnx
 from utils.files import replacing
@@ -86,6 +86,9 @@ def _read_values(path: str | Path) -> tuple[int, np.ndarray]:
     with open(path, "rb") as file:
         header, values = file.read(size).ljust(size, b"\0"), np.fromfile(file, dtype="<f4")
     (seen,) = struct.unpack("<q" if size == 20 else "<i", header[12:])
+    if not 0 <= seen <= MOST_SEEN:
+        remark(f"{path}: its header says that {seen} pictures were seen, which can't be; they are counted from 0")
+        seen = 0
     rest = max(Path(path).stat().st_size - size, 0)
     if rest % 4:
         raise UserError(f"{path}: truncated: {rest} bytes of values are no whole number of float32; get the file again")
@@ -235,7 +238,7 @@ def _is_weight(defs: Defs, name: str) -> bool:
     parts = name.split(".")
     if parts[0] != "module_list" or name.endswith(COUNTERS):
         return False
-    index = int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else len(defs)
+    index = int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() and len(parts[1]) < 10 else len(defs)
     return not (index < len(defs) and isinstance(defs[index], Yolo))
 
 
