@@ -1,5 +1,6 @@
 """check.py on BCCD: every planted fault is found, and a clean copy has none."""
 
+import re
 import resource
 import sys
 from pathlib import Path
@@ -168,6 +169,17 @@ def test_a_line_without_a_value_is_no_folder(copy):
     status, report = copy.check()
     assert status == 1
     assert [f["what"] for f in report["findings"]] == ["a .data without a line `valid=`"]
+
+
+def test_a_command_that_a_message_ends_with_stays_on_one_line(copy, capsys):
+    """It is there to be copied, so it is the remedy and not a part of what is wrong, which is wrapped."""
+    names = copy.folder / "bccd.names"
+    names.write_bytes("红细胞\n白细胞\n血小板\n".encode("gbk"))
+    _, report = copy.check()
+    found = next(f for f in report["findings"] if "gbk" in f["what"])
+    assert found["first"].endswith("bccd.names:1")
+    assert re.fullmatch(r"iconv -f gbk -t utf-8 \S*bccd.names > \S*bccd-utf8.names", found["remedy"])
+    assert found["remedy"] in capsys.readouterr().out
 
 
 def test_an_onnx_file_is_called_so(copy):

@@ -1,5 +1,6 @@
 """What a check looks at and what it says: the data, its pictures and labels, the network; findings with a remedy."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from utils.labels import Problems
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
+_COMMAND = re.compile(r"(.*?)(; (?:run|convert it): (.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Finding:
 
 
 def finding_of(error: UserError | str, remedy: str = "mend it", severity: str = ERROR) -> Finding:
-    """A finding that stands for a message `place: what is wrong`."""
-    where, _, what = str(error).partition(": ")
-    return Finding(severity, what or where, 1, where if what else "-", remedy)
+    """A finding that stands for a message `place: what is wrong`; a command with which it ends is the remedy."""
+    text, _, typed = _COMMAND.fullmatch(str(error)).groups()
+    where, _, what = text.partition(": ")
+    return Finding(severity, what or where, 1, where if what else "-", typed or remedy)
 
 
 @dataclass
