@@ -11,6 +11,7 @@ import pytest
 from tests.tiny import CSP, NET, RESIDUAL, conv, head, network
 from utils import cli
 from utils.cfg import read_data
+from utils.devices import select_device
 from utils.errors import UserError
 from utils.weights import save_checkpoint, save_weights
 
@@ -34,6 +35,12 @@ def parser() -> cli.Parser:
 def test_dashes_and_underscores_are_the_same(words):
     args = parser().parse_args(words)
     assert (args.layer_keep, args.img_size, args.multi_scale) == (0.5, 64, True)
+
+
+@pytest.mark.parametrize("device", ["²", "cuda:²", "9" * 5000, "-1", "gpu"])
+def test_devices_that_are_none(device):
+    with pytest.raises(UserError, match="this machine has .* CUDA devices; use --device"):
+        select_device(device)
 
 
 def test_values_that_look_like_flags_are_left_alone():

@@ -218,9 +218,11 @@ def read_data(path: str | Path) -> DataConfig:
     Raises UserError for a missing file or key and for a count of names that isn't `classes`.
     """
     options = data_options(path)
-    classes = class_count(options.pop("classes", ""))
+    stated = options.pop("classes", "")
+    classes = class_count(stated)
     if not classes:
-        raise UserError(f"{path}: needs a line `classes=N` with the number of classes, at most {MOST_CLASSES:,}")
+        found = f", but has classes={stated[:40]}" if stated else ""
+        raise UserError(f"{path}: needs a line `classes=N` with the number of classes, at most {MOST_CLASSES:,}{found}")
     base = Path(path).parent
     listed = options.pop("names", "")
     names = read_names(find_file(listed, base)) if listed else [str(i) for i in range(classes)]

@@ -20,7 +20,7 @@ def select_device(name: str = "") -> torch.device:
         return torch.device("cpu")
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     count = torch.cuda.device_count()
-    if not number.isdigit() or int(number) >= count:
+    if not number.isdecimal() or len(number) > 9 or int(number) >= count:
         choices = f"cpu or 0..{count - 1}" if count else "cpu"
         raise UserError(f"--device {name}: this machine has {count} CUDA devices; use --device {choices}")
     return torch.device(f"cuda:{number}")

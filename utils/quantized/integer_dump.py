@@ -172,7 +172,7 @@ def read(folder: str | Path) -> Network:
         pixels = _array(contents, image.pop("pixels"))
         steps = [_step(contents, entry, path) for entry in manifest["steps"]]
         return Network(Grid(**image), pixels, steps, manifest["outputs"], manifest["info"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not a manifest ({type(error).__name__}: {error}); export it again") from None
 
 
