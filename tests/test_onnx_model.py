@@ -217,6 +217,29 @@ def test_files_that_are_not_ours(files: Path, tmp_path: Path) -> None:
         load_model("", files / "any.onnx")
 
 
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("cfg", None, "cfg is missing"),
+    ("cfg", "x.cfg", "its own cfg:1: expected a"),
+    ("names", '["red"', "names is no JSON"),
+    ("names", "[" * 100_000, "names is no JSON"),
+    ("names", '["red"]', "its names or heads aren't those of its cfg"),
+    ("names", "7", "names is 7, but should be a list"),
+    ("outputs", "boxes", "outputs is the text 'boxes', but should be decoded, raw or nms"),
+    ("heads", '[{"scale_x_y": 1, "anchors": [[1]]}]', "anchors is a list, but should be pairs"),
+    ("heads", "[]", "its names or heads aren't those of its cfg"),
+    ("img_size", "[64, 1e9]", "img_size.1. is 1000000000.0, but should be a whole number"),
+    ("stride", "0", "stride is 0, but should be a whole number of at least 1"),
+    ("conf_thres", "NaN", "conf_thres is nan, but should be a finite number between 0 and 1"),
+])  # fmt: skip
+def test_metadata_that_cannot_be_used(key: str, value: str | None, said: str, files: Path, tmp_path: Path) -> None:
+    graph = ir.load(files / "any.onnx")
+    graph.metadata_props.pop(key, None)
+    graph.metadata_props.update({key: value} if value else {})
+    ir.save(graph, tmp_path / "odd.onnx")
+    with pytest.raises(UserError, match=f"odd.onnx: .*{said}"):
+        load_detector("", tmp_path / "odd.onnx")
+
+
 def test_cfg_beside_it_may_be_its_own(files: Path, tmp_path: Path) -> None:
     (tmp_path / "x.cfg").write_text(write_cfg(cells().defs))
     assert load_detector(tmp_path / "x.cfg", files / "any.onnx", 96).img_size == 96

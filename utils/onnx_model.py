@@ -23,7 +23,7 @@ from utils.filekinds import is_onnx
 from utils.pictures import openable
 from utils.ranges import IMG_SIZE
 from utils.threshold import CONF_THRES
-from utils.weights import LoadReport
+from utils.weights import LoadReport, checkpoint_classes
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -73,7 +73,7 @@ def _has_cuda(device: torch.device) -> bool:
 def _from_json(text: str, name: str, path: str | Path) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: metadata {name} is no JSON: the file is damaged; export it again") from None
 
 
@@ -102,7 +102,10 @@ class OnnxModel:
             {k: v if k in WORDS else _from_json(v, k, self.path) for k, v in facts.items()}, f"{self.path}: metadata"
         )
         told.required("what export.py writes", *WORDS, "names", "heads", "settings", "stride", "img_size", "dynamic_size")
-        self.defs = parse_cfg(told.text("cfg") + "\n")
+        try:
+            self.defs = parse_cfg(told.text("cfg") + "\n")
+        except UserError as error:
+            raise UserError(f"{self.path}: its own {error}") from None
         self.defs.name = told.line("cfg_name")
         self.precision, self.outputs = told.line("precision"), told.line("outputs")
         if self.outputs not in ("decoded", "raw", "nms"):
@@ -110,7 +113,7 @@ class OnnxModel:
         self.names = told.lines("names")
         items = told.items("heads")
         self.heads = [self._head(items.fields(key)) for key in items.values]
-        self.settings = picture_settings(told.fields("settings"))
+        self.settings = dict.fromkeys(("gray", "maxabs", "stretch"), False) | picture_settings(told.fields("settings"))
         self.conf_thres = told.number(CONF_THRES, None, 0, 1)
         limits = told.fields("nms")
         self.nms = {name: limits.number(name) for name in limits.values}
@@ -120,6 +123,8 @@ class OnnxModel:
         if len(self.size) != 2:
             raise told.wrong("img_size", "height and width")
         self.fixed_size = None if told.flag("dynamic_size") else self.size
+        if len(self.names) != checkpoint_classes(self.defs) or len(self.heads) != len(self.defs.yolo_indices()):
+            raise UserError(f"{self.path}: its names or heads aren't those of its cfg: the file is damaged; export it again")
 
     @staticmethod
     def _head(head: Fields) -> dict[str, Any]:
