@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
+from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.blocks import residual_blocks
 from utils.directed import FADE, DirectedSparsity
+from utils.errors import UserError
 from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import Limits
@@ -237,3 +238,20 @@ def test_it_goes_on_after_a_restore_as_it_would_have():
     assert (fresh.left == runs[0].left).all()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_a_pause_delayed_is_gone_before_the_end():
+    model = network(RESIDUAL)
+    found, importance = directed(model), random_importance(model)
+    advance(model, found, importance, range(40))
+    found.held, fading = True, found.fading.copy()
+    advance(model, found, importance, range(40, STEPS - 4))
+    assert (found.fading == fading).all()
+    found.held = False
+    advance(model, found, importance, range(STEPS - 4, STEPS))
+    assert found.gone[fading].all()
+
+
+def test_a_network_without_anything_that_may_go_is_refused():
+    with pytest.raises(UserError, match="--prune 0: .* has no channel that may go"):
+        directed(network(NET + conv(8, bn=0) + head()))

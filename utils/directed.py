@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from utils.blocks import residual_blocks
+from utils.errors import UserError
 from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.importance import TaylorTerms
@@ -89,10 +90,9 @@ class DirectedSparsity:
     """Brings the share `target` of the units to zero: gammas and betas, so that what goes passes on nothing at all.
 
     left: (units,) what each has left of its way to zero: inf for the free ones, 0 for those that are gone. aim: the share
-    that is to be chosen by now. In every step a
-    fading unit loses the share of its gammas and betas that the step has of what is left: a push that grows and ends at
-    exactly 0, whatever the optimizer makes of gradients. Free units are never touched. Averaged weights get the values of
-    the pushed ones, since their path is drawn and not learned.
+    that is to be chosen by now. In every step a fading unit loses the share of its gammas and betas that the step has of what
+    is left: a push that grows and ends at exactly 0, whatever the optimizer makes of gradients. Free units are never touched.
+    Averaged weights get the values of the pushed ones, since their path is drawn and not learned.
 
     The promise holds it: `start_epoch` pauses while accuracy is too low, and lets go what fades when that lasts.
     """
@@ -101,6 +101,8 @@ class DirectedSparsity:
         graph = ChannelGraph(model.defs)
         self.channels = penalised_channels(graph, strategy)
         self.units, self.target, self.promise = Units.of(graph, strategy), target, promise
+        if not self.units.pool.any():
+            raise UserError(f"--prune {strategy}: {model.defs.name} has no channel that may go")
         self.terms = TaylorTerms(model, self.units)
         self.norms = {i: model.module_list[i].BatchNorm2d for i in self.channels}
         self.importance = np.zeros(self.units.count)
@@ -146,6 +148,8 @@ class DirectedSparsity:
             way = 0.0
         elif self.seen >= self.window and done - self.chosen_at >= EVERY * total and done <= LATEST * total:
             self._choose(done, total)
+        if not self.held:  # what pauses have cost is made up for before it ends
+            self.left[self.fading] = np.minimum(self.left[self.fading], max(CLOSED * total - done, way))
         self._push(way, averaged)
 
     def _choose(self, done: float, total: float) -> None:

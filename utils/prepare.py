@@ -92,6 +92,8 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     run = Run(loaded.model, hyp, plan, device, dtype, world)
     run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
     if directed and not checkpoint:
+        if not args.weights:
+            say("warning: directed sparsity takes away what a trained network can do without: begin with --weights of one")
         describe_steps(run, say)
     if teacher:
         run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype))
