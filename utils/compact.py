@@ -12,6 +12,7 @@ from utils import definitions as c
 from utils import layers as l
 from utils.blocks import Block, surviving_layers, without_blocks
 from utils.constants import kernel_shift, layer_constants
+from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.origin import note_origin
 
@@ -27,7 +28,10 @@ def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Bloc
     defs = without_blocks(graph.defs, dropped)
     for new, old in enumerate(surviving_layers(len(graph.defs), dropped)):
         d, kept = defs[new], keep[graph.out[old]]
-        note_origin(d, new, old, kept)
+        try:
+            note_origin(d, new, old, kept)
+        except UserError as error:
+            raise UserError(f"{graph.defs.where(old)}: {error}") from None
         if isinstance(d, c.Convolutional):
             if d.groups > 1 and graph.is_depthwise(old):
                 d.groups = int(kept.sum())

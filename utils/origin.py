@@ -42,7 +42,7 @@ def kept_of(d: Convolutional, filters: int) -> list[int]:
         return list(range(filters))
     numbers = parse_ranges(d.extra["kept"], filters)
     if len(numbers) != filters:
-        raise UserError(f"line {d.line}: kept={d.extra['kept'][:40]} names {len(numbers)} filters, but there are {filters}; "
+        raise UserError(f"kept={d.extra['kept'][:40]} names {len(numbers)} filters, but there are {filters}; "
                         "leave the key out if they aren't a pruned network's")  # fmt: skip
     return numbers
 
