@@ -32,7 +32,7 @@ from tests.tiny import NET, conv, head, network
 from utils.cfg import write_cfg
 from utils.checkpoint import load_checkpoint
 from utils.cli import Remark
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.weights import save_checkpoint, save_weights
@@ -306,9 +306,9 @@ def run(command: str, stop: tuple[type[BaseException], ...] = (Exception, System
             main, args = parse(command)
             main(args)
     except stop as error:
-        one_line = isinstance(error, UserError) and "\n" not in str(error) and str(error)
-        if one_line or (isinstance(error, SystemExit) and error.code == 2):
-            return str(error)
+        told = isinstance(error, UserError) and str(error)
+        if told or (isinstance(error, SystemExit) and error.code == 2):
+            return one_line(str(error))  # as utils.cli.run says it
         if isinstance(error, SystemExit) and error.code == 1 and command.startswith("check.py"):
             return None  # its table has errors
         return f"defect\n{traceback.format_exc()}"
