@@ -21,7 +21,7 @@ def test_a_file_overrides_what_it_names(text, tmp_path):
         ("speed: 9", "speed is not a hyper-parameter; there are: lr0"),
         ("lr0: fast", "lr0=fast: must be a number, 0 to 100"),
         ("lr0: nan", "lr0=nan: must be a number, 0 to 100"),
-        ("momentum: 1.5", "momentum=1.5: must be a number, 0 to 1"),
+        ("momentum: 1", "momentum=1: must be a number, at least 0 and below 1"),
         ("nominal_batch: 0", "nominal_batch=0: must be a whole number, 1 to 65536"),
         ("most_anchors: inf", "most_anchors=inf: must be a whole number, 0 to 1000"),
         ("most_anchors: 1.5", "most_anchors=1.5: must be a whole number"),

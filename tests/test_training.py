@@ -60,6 +60,16 @@ def test_only_kernels_decay(adam, kind):
         assert decay[id(parameter)] == (0.125 if parameter.ndim == 4 else 0.0)
 
 
+def test_without_momentum_sgd_is_plain():
+    model = nn.Conv2d(1, 1, 1)
+    optimizer = build_optimizer(model, Hyp(momentum=0.0, weight_decay=0.0, lr0=0.5), False, 64)
+    before = model.weight.item()
+    for _ in range(2):
+        model.weight.grad, model.bias.grad = torch.ones_like(model.weight), torch.zeros_like(model.bias)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(before - 2 * 0.5)
+
+
 def test_schedule_warms_up_and_follows_a_cosine():
     hyp = Hyp(lr0=0.1, lrf=0.1, momentum=0.9, warmup_epochs=2)
     schedule = Schedule.plan(hyp, adam=False, epochs=100, epoch_steps=50, accumulate=1)

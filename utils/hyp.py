@@ -10,14 +10,15 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import read_text
 from utils.option_list import split_lines
-from utils.ranges import SHARE, Range, whole
+from utils.ranges import NOT_ALL, SHARE, Range, whole
 
 # What a value may be.
 LIMITS: dict[str, Range] = (
     dict.fromkeys(("lr0", "lr0_adam", "warmup_bias_lr", "weight_decay"), Range(0, 100))
-    | dict.fromkeys(("lrf", "momentum", "warmup_momentum", "label_smoothing", "cls_weights", "hsv_h", "hsv_s", "hsv_v"), SHARE)
+    | dict.fromkeys(("lrf", "label_smoothing", "cls_weights", "hsv_h", "hsv_s", "hsv_v"), SHARE)
     | dict.fromkeys(("translate", "flipud", "fliplr", "mosaic"), SHARE)
     | dict.fromkeys(("box", "obj", "cls"), Range(0, 1e4))
+    | dict.fromkeys(("momentum", "warmup_momentum"), NOT_ALL)
     | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
     | {"least_steps": whole(0, 1_000_000)}
     | {"clip_grad": Range(1e-6, 1e6), "anchor_t": Range(1, 1000), "most_anchors": whole(0, 1000)}

@@ -49,7 +49,7 @@ def build_optimizer(model: nn.Module, hyp: Hyp, adam: bool, step_images: int) ->
     if adam:
         # fused: one pass over the memory; the default's several take a fifth of a small network's step on a CPU
         return torch.optim.AdamW(groups, lr=hyp.lr0_adam, betas=(hyp.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0)
 
 
 @dataclass(frozen=True)
