@@ -240,6 +240,14 @@ def test_metadata_that_cannot_be_used(key: str, value: str | None, said: str, fi
         load_detector("", tmp_path / "odd.onnx")
 
 
+def test_metadata_that_are_no_text(files: Path, tmp_path: Path) -> None:
+    content = (files / "any.onnx").read_bytes()
+    assert content.count(b"darkedge") == 1
+    (tmp_path / "x.onnx").write_bytes(content.replace(b"darkedge", b"dark\xffdge"))
+    with pytest.raises(UserError, match=r"x\.onnx: its metadata are no text"):
+        OnnxModel(tmp_path / "x.onnx")
+
+
 def test_cfg_beside_it_may_be_its_own(files: Path, tmp_path: Path) -> None:
     (tmp_path / "x.cfg").write_text(write_cfg(cells().defs))
     assert load_detector(tmp_path / "x.cfg", files / "any.onnx", 96).img_size == 96

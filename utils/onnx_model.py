@@ -89,7 +89,10 @@ class OnnxModel:
 
     def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
         self.path, self.session = path, open_session(path, device)
-        facts = self.session.get_modelmeta().custom_metadata_map
+        try:
+            facts = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: its metadata are no text: the file is damaged; export it again") from None
         if facts.get("format") != "darkedge":
             raise UserError(f"{path}: this ONNX file lacks the metadata that export.py writes; export it again with export.py")
         self._read(facts)
