@@ -45,21 +45,7 @@ def get_parser() -> Parser:
     parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all pictures are seen")
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, of all processes together")
     parser.add_argument("--accumulate", type=whole(0, 65536), default=0, help="batches a step; 0: up to the nominal batch")
-    parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
-                        help="sparse training of trained --weights: what is to go is brought to zero; for 0 normal and "
-                        "regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
-    parser.add_argument("--sparse-target", type=NOT_ALL_OR_NONE, default=0.7,
-                        help="directed: share of the channels (2: blocks) to go; dynamic: of gammas under 1e-2")  # fmt: skip
-    parser.add_argument("--max-drop", type=SHARE, default=0.02, metavar="D",
-                        help="directed: mAP@0.5 ends at most so far below where it began; less may go")  # fmt: skip
-    parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="instead: one penalty of this strength on all gammas")
-    parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="",
-                        help="directed (default without --s): the least important channels fade; of --s: constant (default); "
-                        "global-decay: from half of the epochs on s/100; local-decay: from half on the smallest gammas keep "
-                        "s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
-    parser.add_argument(
-        "--sparse-keep", type=NOT_ALL_OR_NONE, default=0.85, help="local-decay: share of the gammas that keep s"
-    )
+    _add_sparsity_arguments(parser)
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
     parser.add_argument(
@@ -73,7 +59,9 @@ def get_parser() -> Parser:
     parser.add_argument("--observer", choices=OBSERVERS, default="",
                         help="quantized: how ranges of maps are found, see PTQ.py (default: the strategy's)")  # fmt: skip
     parser.add_argument(
-        "--finetune", **flag, help="a schedule for trained weights: no head start for biases, less warm-up (utils.hyp.FINETUNE)"
+        "--finetune",
+        **flag,
+        help="for trained weights, such as a pruned network's: small rates, and best.pt never worse than what went in",
     )
     parser.add_argument("--single-cls", **flag, help="all classes count as one; the cfg needs classes=1")
     parser.add_argument("--image-weights", **flag, help="draw pictures of rare and of badly detected classes more often")
@@ -101,6 +89,24 @@ def get_parser() -> Parser:
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and their order")
     add_device_arguments(parser)
     return parser
+
+
+def _add_sparsity_arguments(parser: Parser) -> None:
+    parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
+                        help="sparse training of trained --weights: what is to go is brought to zero; for 0 normal and "
+                        "regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
+    parser.add_argument("--sparse-target", type=NOT_ALL_OR_NONE, default=0.7,
+                        help="directed: share of the channels (2: blocks) to go; dynamic: of gammas under 1e-2")  # fmt: skip
+    parser.add_argument("--max-drop", type=SHARE, default=0.02, metavar="D",
+                        help="directed: mAP@0.5 ends at most so far below where it began; less may go")  # fmt: skip
+    parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="instead: one penalty of this strength on all gammas")
+    parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="",
+                        help="directed (default without --s): the least important channels fade; of --s: constant (default); "
+                        "global-decay: from half of the epochs on s/100; local-decay: from half on the smallest gammas keep "
+                        "s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
+    parser.add_argument(
+        "--sparse-keep", type=NOT_ALL_OR_NONE, default=0.85, help="local-decay: share of the gammas that keep s"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
