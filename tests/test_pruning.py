@@ -220,7 +220,7 @@ def test_max_drop_takes_the_largest_amount_that_keeps_the_accuracy(here, strateg
 def test_max_drop_that_the_smallest_amount_exceeds(here, monkeypatch):
     write(RESIDUAL)
     monkeypatch.setattr(Judge, "accuracy", lambda self, model, what: {"map50": 0.1 if "--" in what else 0.9, "map": 0.4})
-    with pytest.raises(UserError, match=r"--percent 0.01 already leaves an mAP@0.5 under 0.890; train sparser"):
+    with pytest.raises(UserError, match=r"--percent 0.01 already leaves an mAP@0.5 under 0.890; train sparse"):
         prune("slim", "--data d.data --max-drop 0.01")
     assert prune("slim", "--data d.data --max-drop 0.01 --force")["requested"] == 0.01
 

@@ -155,8 +155,8 @@ class Pruner:
             typical = float(np.median(values))
             if strongest > SPARSE_ABSOLUTE and strongest > SPARSE_RELATIVE * typical:
                 return (f"the gammas aren't sparse: those of removed {what} reach {strongest:.3f}, all have a median of "
-                        f"{typical:.3f}. Expect a large drop; train with --s first (train.py --s S --prune P), "
-                        "remove less, or choose by --importance taylor")  # fmt: skip
+                        f"{typical:.3f}. Expect a large drop; train sparse first (train.py --prune P), remove "
+                        "less, or choose by --importance taylor")  # fmt: skip
         return ""
 
     def summary(self, choice: Choice) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def largest_amount(pruner: Pruner, base: Amount, goal: Goal, accuracy: Callable[
     past = first_true(amounts, lambda a: accuracy(a) < goal.value)
     place = len(amounts) if past is None else amounts.index(past)
     if place == 0 and not force:
-        raise UserError(f"{amounts[0]} already leaves an mAP@0.5 under {goal.value:.3f}; train sparser (train.py --s), allow a "
-                        "larger --max-drop, or take it with --force and finetune")  # fmt: skip
+        raise UserError(f"{amounts[0]} already leaves an mAP@0.5 under {goal.value:.3f}; train sparse (train.py --prune P), "
+                        "allow a larger --max-drop, or take it with --force and finetune")  # fmt: skip
     return amounts[max(place - 1, 0)]
 
 
