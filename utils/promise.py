@@ -19,8 +19,8 @@ class Promise:
 
     One evaluation of a small set is noisy: a drop counts when it is the second in a row, or twice as large as allowed.
     last: the last evaluation; rises: whether it was better than the one before. below: how many in a row were further down
-    than allowed. kept: {epoch, map50, map, fitness, share, model}: of the evaluated
-    networks that keep the promise the one that is without the largest share, and of several such ones the fittest.
+    than allowed. kept: {epoch, map50, map, fitness, share, model}: of the evaluated networks that keep the promise the one
+    that is without the largest share, and of several such ones the fittest.
     """
 
     max_drop: float
