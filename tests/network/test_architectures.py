@@ -1,0 +1,96 @@
+"""YOLOv5 as written by cfg/make_networks.py: byte for byte, with the published counts, and the same to OpenCV."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cfg import make_networks
+from cfg.make_networks import NAMES, write_network
+from models import Darknet
+from tests.conftest import ROOT
+from tests.test_darknet_networks import calm_heads, equals_opencv
+from tests.test_networks import parameters
+from tests.tiny import randomise
+from utils.cfg import parse_cfg
+from utils.definitions import Route, Shortcut
+from utils.network.architectures import ANCHORS, SCALES, YOLOV5, Found, build
+from utils.shapes import output_shapes
+from utils.weights import save_weights
+
+PARAMETERS = {  # reference/ultralytics.md, 80 classes
+    "yolov5/yolov5n": 1_872_157,
+    "yolov5/yolov5s": 7_235_389,
+    "yolov5/yolov5m": 21_190_557,
+    "yolov5/yolov5l": 46_563_709,
+    "yolov5/yolov5x": 86_749_405,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_what_the_script_writes(name: str, tmp_path: Path) -> None:
+    assert write_network(name, tmp_path).read_bytes() == (ROOT / "cfg" / f"{name}.cfg").read_bytes()
+
+
+def test_the_script_writes_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(make_networks, "write_network", lambda name, folder: written.append((name, folder)))
+    make_networks.main(make_networks.get_parser().parse_args(["--out", str(tmp_path)]))
+    assert written == [(name, tmp_path) for name in PARAMETERS]
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_parameters_are_the_published_ones(name: str, count: int) -> None:
+    assert parameters(parse_cfg(ROOT / "cfg" / f"{name}.cfg")) == count
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "yolov5" in n])
+def test_heads_with_anchors(name: str) -> None:
+    """Three heads at strides 8, 16 and 32, each with its third of the published anchors; a residual in the backbone alone."""
+    defs = parse_cfg(ROOT / "cfg" / f"{name}.cfg")
+    shapes, heads = output_shapes(defs), defs.yolo_indices()
+    assert [640 // shapes[i][1] for i in heads] == [8, 16, 32]
+    assert [a for i in heads for a in defs[i].anchor_sizes()] == list(zip(ANCHORS[::2], ANCHORS[1::2], strict=True))
+    pyramid = next(i for i, d in enumerate(defs) if isinstance(d, Route) and len(d.layers) == 4)
+    assert all(i < pyramid for i, d in enumerate(defs) if isinstance(d, Shortcut))
+
+
+@pytest.mark.parametrize("size", ["n", pytest.param("s", marks=pytest.mark.slow), pytest.param("m", marks=pytest.mark.slow)])
+def test_yolov5_equals_opencv(size: str, tmp_path: Path) -> None:
+    model = randomise(Darknet(ROOT / f"cfg/yolov5/yolov5{size}.cfg", 64), 0.1)
+    images = [np.random.default_rng(0).random((1, 3, *shape), dtype=np.float32) for shape in ((64, 64), (64, 96))]
+    calm_heads(model, images)
+    save_weights(model, tmp_path / "random.weights")
+    equals_opencv(model, tmp_path / "random.weights", images)
+
+
+def test_every_convolution_has_the_name_of_its_module() -> None:
+    network = build(YOLOV5, SCALES["yolov5"]["n"])
+    convolutions = [i for i, d in enumerate(network.defs) if d.kind == "convolutional"]
+    assert list(network.names) == convolutions
+    assert len(set(network.names.values())) == len(convolutions) == 60
+    assert network.names[0] == "0"
+    assert network.names[convolutions[-1]] == "24.m.2"
+
+
+def test_found_widths_repeats_and_classes_take_the_place_of_the_scale() -> None:
+    filters = {"0": 24, "2.cv2": 10, "2.m.0.cv1": 6, "2.m.1.cv1": 7, "2.m.2.cv2": 5, "24.m.0": 14}
+    found = Found(
+        filters=filters, biased=frozenset({"0"}), activation="relu", classes=2, anchors=tuple(range(1, 13)), channels=1
+    )
+    network = build(YOLOV5, SCALES["yolov5"]["n"], found)
+    defs, at = network.defs, {name: index for index, name in network.names.items()}
+    assert {name: defs[at[name]].filters for name in filters} == filters
+    assert (defs[0].batch_normalize, defs[1].batch_normalize, defs[0].activation, defs.net.channels) == (0, 1, "relu", 1)
+    assert [defs[i].mask for i in defs.yolo_indices()] == [(0, 1), (2, 3), (4, 5)]
+    assert defs[at["24.m.1"]].filters == 2 * (5 + 2)
+    assert "2.m.2.cv1" in at
+    assert "2.m.3.cv1" not in at
+    with torch.device("meta"):
+        Darknet(parse_cfg(network.text("x")), 64)
+
+
+def test_opencv_reads_the_cfg_as_it_is_written() -> None:
+    assert cv2.dnn.readNetFromDarknet(str(ROOT / "cfg/yolov5/yolov5n.cfg")).getLayerNames()
