@@ -1,21 +1,20 @@
 """Darknet: a network built from a .cfg."""
 
 import copy
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from utils.boxes import decode
 from utils.cfg import parse_cfg
 from utils.cpu_inference import speed_up
 from utils.definitions import Defs
 from utils.devices import inference_dtype
 from utils.errors import UserError
-from utils.layers import Convolution, YoloHead, build_layer
+from utils.layers import Convolution, build_layer
 from utils.memory import ADDRESSABLE, available_memory, check_memory
+from utils.network.heads import Head
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.shapes import input_channels, max_stride, output_shapes
 
@@ -29,8 +28,8 @@ class Darknet(nn.Module):
     cfg: path, text, or parsed definitions; img_size: side of the (square) input in pixels, or (height, width).
     Raises UserError naming file, line and layer for a cfg that can't be built, or an image size that doesn't fit it.
 
-    Training mode: forward(x) -> one raw map a [yolo] layer, in the cfg's order, float32
-    (batch, anchors, ny, nx, 5 + classes), before any sigmoid.
+    Training mode: forward(x) -> one raw map a head ([yolo], [dfl]), in the cfg's order, float32, before any sigmoid:
+    (batch, anchors, ny, nx, 5 + classes), or (batch, 1, ny, nx, 4 * reg_max + classes).
     Eval mode: forward(x) -> (decoded, raws), decoded (batch, boxes, 5 + classes): cx cy w h in pixels of the input,
     objectness and class probabilities.
     x: (batch, channels, height, width), RGB in 0..1, sides multiples of `max_stride`.
@@ -59,9 +58,9 @@ class Darknet(nn.Module):
         self._initialise_heads(shapes, height)
 
     @property
-    def heads(self) -> list[YoloHead]:
-        """The [yolo] layers, in the cfg's order."""
-        return [m for m in self.module_list if isinstance(m, YoloHead)]
+    def heads(self) -> list[Head]:
+        """The layers that detect, in the cfg's order."""
+        return [self.module_list[i] for i in self.defs.head_indices()]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,21 +68,20 @@ class Darknet(nn.Module):
         return next(self.parameters()).dtype
 
     def head_convolutions(self) -> list[tuple[int, int]]:
-        """(index of the convolution, index of the [yolo] layer that reads it), for each head fed by a convolution."""
-        pairs = [(self.sources[i][0], i) for i in self.defs.yolo_indices()]
-        return [(s, i) for s, i in pairs if s >= 0 and isinstance(self.module_list[s], Convolution)]
+        """(index of the convolution, index of the head that reads it), of all convolutions that feed heads."""
+        return [(s, i) for i in self.defs.head_indices() for s in self.defs.feeding(i)]
 
     @torch.no_grad()
     def _initialise_heads(self, shapes: list[tuple[int, int, int]], height: int) -> None:
-        """Biases that start with few objects (8 a 640-pixel picture) and equal classes (Lin et al. 2017, section 3.3)."""
-        for source, index in self.head_convolutions():
-            head, bias = self.module_list[index], self.module_list[source].conv.bias
-            if bias is None:
+        """Give the heads the biases that training begins with, where convolutions with biases feed them."""
+        for index in self.defs.head_indices():
+            biases = [self.module_list[s].conv.bias for s in self.defs.feeding(index)]
+            if not biases or any(bias is None for bias in biases):
                 continue
-            rows = bias.view(len(head.anchors), -1)
-            stride = height / shapes[index][1]
-            rows[:, 4] += math.log(8 / (640 / stride) ** 2)
-            rows[:, 5:] += math.log(0.6 / max(head.classes - 0.99, 0.6))
+            joined = torch.cat(biases)
+            self.module_list[index].start(joined, height / shapes[index][1])
+            for bias, part in zip(biases, joined.split([len(bias) for bias in biases]), strict=True):
+                bias.copy_(part)
 
     def forward(self, x: Tensor) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         height = x.shape[-2]
@@ -91,7 +89,7 @@ class Darknet(nn.Module):
         raws: list[Tensor] = []
         for i, module in enumerate(self.module_list):
             maps[i] = module(*(maps[s] for s in self.sources[i]))
-            if isinstance(module, YoloHead):
+            if isinstance(module, Head):
                 raws.append(maps[i])
             for s in self._done[i]:  # a map that nobody reads any more gives its memory back
                 del maps[s]
@@ -100,9 +98,8 @@ class Darknet(nn.Module):
     def decode(self, raws: list[Tensor], height: int) -> Tensor:
         """Raw maps of a `height` pixels high input -> (batch, boxes of all heads, 5 + classes)."""
         if not raws:
-            raise UserError(f"{self.defs.name}: has no [yolo] layer, so it detects nothing")
-        heads = zip(self.heads, raws, strict=True)
-        return torch.cat([decode(r, h.anchors, height / r.shape[2], h.scale_x_y, h.new_coords) for h, r in heads], 1)
+            raise UserError(f"{self.defs.name}: has no {self.defs.heads_named()} layer, so it detects nothing")
+        return torch.cat([head.decode(raw, height) for head, raw in zip(self.heads, raws, strict=True)], 1)
 
     def fuse(self) -> "Darknet":
         """Fold every batch normalisation into its convolution, in place; returns self.
@@ -120,9 +117,9 @@ class Darknet(nn.Module):
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "Darknet":
         """A fused copy in eval mode, on `device`, in channels_last and the precision that suits it.
 
-        precision: auto | fp32 | bf16 | fp16 (see utils.devices). The convolutions that feed a [yolo] layer stay in
-        float32: box sides are exponentials of their outputs, and bfloat16's 8 bits would cost accuracy. A quantized
-        network computes in float32, where its integers are exact: the copy gives the same numbers bit for bit.
+        precision: auto | fp32 | bf16 | fp16 (see utils.devices). The convolutions that feed heads stay in
+        float32: box sides are exponentials or means of what exponentials weigh, and bfloat16's 8 bits would cost accuracy. A
+        quantized network computes in float32, where its integers are exact: the copy gives the same numbers bit for bit.
         """
         dtype = torch.float32 if self.quantization else inference_dtype(device, precision)
         if self.quantization and precision not in ("auto", "fp32"):

@@ -22,8 +22,8 @@ from utils.distill_losses import (
     near_objects,
     objectness_and_classes,
 )
-from utils.layers import YoloHead
 from utils.loss import RatioAssigner
+from utils.network.heads import YoloHead
 
 
 def yolo_head(classes: int = 2, **options) -> YoloHead:

@@ -90,7 +90,7 @@ def test_standard_networks_equal_opencv(family, tmp_path, pytestconfig):
 def test_every_parameter_learns_and_every_head_speaks(name):
     model = network(TOPOLOGIES[name]).train()
     raws = model(torch.rand(2, 3, 64, 64))
-    assert [r.shape[1] for r in raws] == [len(h.anchors) for h in model.heads]
+    assert [r.shape[1] for r in raws] == [h.predictions for h in model.heads]
     sum(r.square().sum() for r in raws).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 

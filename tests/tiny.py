@@ -50,7 +50,31 @@ REORG = (
     + "[sam]\nfrom=-2\n" + conv(8) + head()
 )  # fmt: skip
 
-TOPOLOGIES = {"residual": RESIDUAL, "csp": CSP, "spp": SPP, "depthwise": DEPTHWISE, "dialect": DIALECT, "reorg": REORG}
+
+def dfl_head(source: int, first: int, reg_max: int = 6, classes: int = 2) -> str:
+    """An anchor-free head on layer `source`: two branches, joined; its first layer is number `first`."""
+    box = conv(8, activation="swish") + conv(4 * reg_max, 1, bn=0, activation="linear")
+    scores = conv(6, activation="swish") + conv(classes, 1, bn=0, activation="linear")
+    joined = f"[route]\nlayers={first + 2},{first + 5}\n[dfl]\nclasses={classes}\nreg_max={reg_max}\n"
+    return f"[route]\nlayers={source}\n{box}[route]\nlayers={source}\n{scores}{joined}"
+
+
+DFL = (  # a C2f block (halves, a bottleneck on the second, all of it joined), SPPF, two levels of the anchor-free head
+    NET + conv(8, stride=2, activation="swish") + conv(16, 1, activation="swish") + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n"
+    + conv(8, activation="swish") + conv(8, activation="swish") + "[shortcut]\nfrom=-3\nactivation=linear\n"
+    + "[route]\nlayers=1,-1\n" + conv(12, 1, activation="swish") + conv(6, 1, activation="swish")
+    + "[maxpool]\nstride=1\nsize=5\n" * 3 + "[route]\nlayers=-4,-3,-2,-1\n" + conv(12, 1, activation="swish")
+    + dfl_head(13, 14) + "[route]\nlayers=13\n" + conv(10, stride=2, activation="swish") + dfl_head(23, 24)
+)  # fmt: skip
+
+TOPOLOGIES = {
+    "residual": RESIDUAL,
+    "csp": CSP,
+    "spp": SPP,
+    "depthwise": DEPTHWISE,
+    "dialect": DIALECT,
+    "reorg": REORG,
+}
 
 
 def randomise(model: Darknet, beta: float = 0.3) -> Darknet:

@@ -46,7 +46,7 @@ def residual_blocks(graph: ChannelGraph) -> list[Block]:
 
     A block is everything between a shortcut and its `from`, if nobody else reads what is in between. Left out are
     shortcuts with weights, several `from` or an activation (without the block the activation would go, too), maps of
-    different widths, branches that don't end in batch normalisations, and sums that a [yolo] layer reads directly.
+    different widths, branches that don't end in batch normalisations, and sums that a head reads directly.
     """
     defs = graph.defs
     readers: list[list[int]] = [[] for _ in defs]
@@ -66,7 +66,7 @@ def _block(graph: ChannelGraph, index: int, readers: list[list[int]]) -> Block |
     inside = range(source + 1, index)
     if any(reader > index for layer in inside for reader in readers[layer]) or len(graph.out[branch]) != len(graph.out[source]):
         return None
-    heads = graph.defs.yolo_indices()
+    heads = graph.defs.head_indices()
     if any(h in inside or np.isin(graph.out[index], graph.out[h]).any() for h in heads):
         return None
     tail = _tail(graph, branch)

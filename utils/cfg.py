@@ -28,13 +28,25 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg_values import convert
-from utils.definitions import SECTIONS, Convolutional, Defs, LayerDef, Net, Route, ScaleChannels, Shortcut, Yolo, absolute
+from utils.definitions import (
+    SECTIONS,
+    Convolutional,
+    Defs,
+    Head,
+    LayerDef,
+    Net,
+    Route,
+    ScaleChannels,
+    Shortcut,
+    Yolo,
+    absolute,
+)
 from utils.errors import UserError, remark
 from utils.files import read_text
 from utils.option_list import OptionList, lines_of, remark_repeated, split_lines, split_option
 
 LEAST = dict.fromkeys(("filters", "size", "stride", "stride_x", "stride_y", "groups", "dilation", "out_channels"), 1)
-LEAST |= dict.fromkeys(("reduction", "hidden", "classes", "num"), 1) | {"padding": 0, "group_id": 0}
+LEAST |= dict.fromkeys(("reduction", "hidden", "classes", "num"), 1) | {"padding": 0, "group_id": 0, "reg_max": 2}
 MOST_CLASSES = 1_000_000  # of a .data file: more is a slip of the keyboard, and their names alone would fill the memory
 UNSUPPORTED: dict[type[LayerDef], tuple[str, ...]] = {
     Convolutional: ("binary", "xnor", "share_index", "deform", "rotate", "stretch", "stretch_sway", "sway"),
@@ -130,8 +142,9 @@ def _check_layer(defs: Defs, index: int) -> None:
     for key in (k for kind, keys in UNSUPPORTED.items() if isinstance(d, kind) for k in keys):
         if d.extra.get(key, "0") != "0":
             raise UserError(f"{defs.where(index)}: {key}={d.extra[key]} is not supported")
-    for source in (s for s in defs.sources(index) if s >= 0 and isinstance(defs[s], Yolo)):
-        raise UserError(f"{defs.where(index)}: reads layer {source}, a [yolo], whose output is boxes; put a [route] before it")
+    for source in (s for s in defs.sources(index) if s >= 0 and isinstance(defs[s], Head)):
+        what = f"reads layer {source}, a [{defs[source].kind}], whose output is boxes"
+        raise UserError(f"{defs.where(index)}: {what}; put a [route] before it")
     if isinstance(d, Yolo):
         _check_yolo(defs, index, d)
 

@@ -34,7 +34,8 @@ def mend_class_term(model: "Darknet", checkpoint: Checkpoint, anew: Collection[i
 
     Returns a line that says so, "" where there was nothing to mend.
     """
-    heads = [(s, i) for s, i in model.head_convolutions() if model.module_list[i].classes == 1 and s not in anew]
+    anchored = model.defs.yolo_indices()  # the others have no objectness that could do without
+    heads = [(s, i) for s, i in model.head_convolutions() if i in anchored and model.defs[i].classes == 1 and s not in anew]
     if not heads or not is_untrained(checkpoint):
         return ""
     for source, index in heads:

@@ -228,8 +228,9 @@ def load_model(
         defs.net.channels = 1
     classes = checkpoint_classes(defs)
     if data is not None and data.classes != classes:
-        raise UserError(f"{defs.name}: its [yolo] layers have classes={classes}, but {data.path} has {data.classes}; "
-                        f"run: {command('make_cfg.py', cfg=defs.name, data=data.path)}")  # fmt: skip
+        ours = f"{defs.name}: its {defs.heads_named()} layers have classes={classes}"
+        remedy = command("make_cfg.py", cfg=defs.name, data=data.path)
+        raise UserError(f"{ours}, but {data.path} has {data.classes}; run: {remedy}")
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.quantization:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.layers import Block, Convolution, MaxPool
+from utils.layers import Convolution, MaxPool
+from utils.network.block import Block
 from utils.shapes import output_shapes
 
 if TYPE_CHECKING:

@@ -198,11 +198,31 @@ class Dropout(LayerDef):
 
 
 @dataclass(kw_only=True)
-class Yolo(LayerDef):
+class Head(LayerDef):
+    """A layer that detects: it reads one map and gives boxes."""
+
+    classes: int = 20
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map that it reads."""
+        raise NotImplementedError
+
+    @property
+    def class_channels(self) -> int:
+        """How many of them each class has; all others don't depend on the number of classes."""
+        return 1
+
+    def demand(self) -> str:
+        """What it needs to read, and why, in words."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Yolo(Head):
     kind: ClassVar[str] = "yolo"
     mask: Ints = ()
     anchors: Floats = ()
-    classes: int = 20
     num: int = 1
     scale_x_y: float = 1.0
     new_coords: int = 0
@@ -214,11 +234,40 @@ class Yolo(LayerDef):
         pairs = list(zip(self.anchors[::2], self.anchors[1::2], strict=True))
         return [pairs[m] for m in self.mask]
 
+    @property
+    def channels(self) -> int:
+        return len(self.mask) * (5 + self.classes)
+
+    @property
+    def class_channels(self) -> int:
+        return len(self.mask)
+
+    def demand(self) -> str:
+        what = f"has {len(self.mask)} anchors and classes={self.classes}"
+        return f"{what}, so the layer before it needs filters={self.channels}"
+
+
+@dataclass(kw_only=True)
+class Dfl(Head):
+    """The anchor-free head (this suite's section): reads a [route] of two 1x1 convolutions, reg_max logits for each of the
+    distances to the left, top, right and bottom side, then a logit for each class. See utils.network.dfl."""
+
+    kind: ClassVar[str] = "dfl"
+    reg_max: int = 16
+
+    @property
+    def channels(self) -> int:
+        return 4 * self.reg_max + self.classes
+
+    def demand(self) -> str:
+        what = f"has reg_max={self.reg_max} and classes={self.classes}"
+        return f"{what}, so the map before it needs {self.channels} channels (4 * reg_max + classes)"
+
 
 SECTIONS: dict[str, type[LayerDef]] = {
     c.kind: c
     for c in (Net, Convolutional, Depthwise, SqueezeExcite, BatchNorm, MaxPool, LocalAvgPool, AvgPool, Upsample, Route,
-              Shortcut, ScaleChannels, Sam, Reorg, Reorg3d, Dropout, Yolo)
+              Shortcut, ScaleChannels, Sam, Reorg, Reorg3d, Dropout, Yolo, Dfl)
 }  # fmt: skip
 # Darknet's short names.
 SECTIONS |= {"network": Net, "conv": Convolutional, "max": MaxPool, "avg": AvgPool, "local_avg": LocalAvgPool}
@@ -250,8 +299,37 @@ class Defs:
         layer = self.layers[index]
         return f"{self.name}:{layer.line}: layer {index} [{layer.kind}]"
 
+    def head_indices(self) -> list[int]:
+        """The layers that detect."""
+        return [i for i, d in enumerate(self.layers) if isinstance(d, Head)]
+
     def yolo_indices(self) -> list[int]:
+        """Those of them that have anchors."""
         return [i for i, d in enumerate(self.layers) if isinstance(d, Yolo)]
+
+    def heads_named(self) -> str:
+        """The kinds of the layers that detect, for messages: `[yolo]`; those that there are where it has none."""
+        kinds = {self.layers[i].kind: None for i in self.head_indices()}
+        return " and ".join(f"[{kind}]" for kind in kinds) or "[yolo] or [dfl]"
+
+    def feeding(self, index: int) -> list[int]:
+        """The convolutions whose maps head `index` reads, directly or joined by [route]s, in the order of the channels, so that
+        the last one makes the classes; [] where anything else comes between, or several predictions are joined."""
+        found = self._joined(self.sources(index)[0]) or []
+        return found if len(found) == 1 or self.layers[index].class_channels == 1 else []
+
+    def class_convolutions(self) -> dict[int, int]:
+        """{convolution: the head whose classes are its last filters}."""
+        return {self.feeding(i)[-1]: i for i in self.head_indices() if self.feeding(i)}
+
+    def _joined(self, index: int) -> list[int] | None:
+        d = self.layers[index] if index >= 0 else None
+        if isinstance(d, Convolutional):
+            return [index]
+        if not isinstance(d, Route) or d.groups > 1:
+            return None
+        parts = [self._joined(source) for source in self.sources(index)]
+        return None if None in parts else [i for part in parts for i in part]
 
 
 def absolute(reference: int, index: int) -> int:

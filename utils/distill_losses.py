@@ -14,8 +14,8 @@ from torch import Tensor
 
 from utils.boxes import MAX_EXPONENT, MIN_SHARE
 from utils.distributed import mean_over_processes, mean_with_gradient
-from utils.layers import YoloHead
 from utils.loss import LOGIT_EPS, Grid, Matches
+from utils.network.heads import YoloHead
 
 NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a position belongs to it
 # Weights of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6 and of 7: as large a share of the loss as helped a

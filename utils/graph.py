@@ -35,7 +35,7 @@ class ChannelGraph:
     """The channel ids of a network, from its definitions alone.
 
     out[i]: ids of layer i's output, one a channel; inputs(i, k): ids of the k-th map that it reads.
-    count: number of ids. frozen: (count,) bool, ids that no strategy may remove (the image, what a [yolo] reads,
+    count: number of ids. frozen: (count,) bool, ids that no strategy may remove (the image, what a head reads,
     channels without a batch normalisation, ordinary grouped convolutions). united: (count,) bool, ids that a shortcut
     made one. raw_out[i]: the same channels before anything was united, so that a convolution's own filters can be told
     apart; label: raw id -> id. equal_parts: lists of id arrays of which equally many must be kept (the parts of
@@ -165,7 +165,7 @@ class ChannelGraph:
             self._unite(blocks[:, 0], blocks[:, k])
         return np.repeat(np.tile(blocks[:, 0], d.stride**2), d.stride**2)
 
-    def _yolo(self, d: c.Yolo, sources: list[Ids]) -> Ids:
+    def _head(self, d: c.Head, sources: list[Ids]) -> Ids:
         self._freeze(sources[0])
         return sources[0]
 
@@ -207,5 +207,5 @@ _RULES: tuple[tuple[type[c.LayerDef], Callable[..., Ids]], ...] = (
     (c.MaxPool, ChannelGraph._max_pool),
     (c.Reorg3d, ChannelGraph._reorg3d),
     (c.Reorg, ChannelGraph._reorg),
-    (c.Yolo, ChannelGraph._yolo),
+    (c.Head, ChannelGraph._head),
 )

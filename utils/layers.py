@@ -16,43 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from utils import definitions as c
 from utils.activations import activation
 from utils.errors import UserError
+from utils.network.block import Block, Blur
+from utils.network.heads import DflHead, YoloHead
 from utils.shapes import Shape
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.03
-
-
-class Block(nn.Module):
-    """A cfg block; most have no tensors in a .weights file, and multiply nothing by kernels."""
-
-    def darknet_tensors(self) -> Iterator[Tensor]:
-        yield from ()
-
-    def macs(self, source: Shape, output: Shape) -> int:
-        """Multiply-accumulates of one picture: products with kernels and weight matrices, as torch's FlopCounterMode counts.
-
-        source, output: (channels, height, width) of the (first) map that is read, and of the result.
-        """
-        return sum(child.macs(output) for child in self.children() if isinstance(child, Blur))
-
-
-class Blur(nn.Module):
-    """antialiasing: what the layer computed by single steps, blurred before it is thinned out (Zhang 2019).
-
-    1: the 3x3 binomial kernel, zero-padded by one; 2: the mean of 2x2, not padded.
-    """
-
-    def __init__(self, d: c.Convolutional | c.MaxPool) -> None:
-        super().__init__()
-        self.strides, self.taps = d.strides, {1: (0.25, 0.5, 0.25), 2: (0.5, 0.5)}[d.antialiasing]
-
-    def forward(self, x: Tensor) -> Tensor:
-        taps = x.new_tensor(self.taps)
-        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, kernel, stride=self.strides, padding=len(taps) - 2, groups=x.shape[1])
-
-    def macs(self, output: Shape) -> int:
-        return len(self.taps) ** 2 * math.prod(output)
 
 
 class Convolution(Block):
@@ -322,32 +291,6 @@ def space_to_depth(x: Tensor, s: int) -> Tensor:
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(b, s * s * channels, h // s, w // s)
 
 
-class YoloHead(Block):
-    """[yolo]: cuts the map into anchors; `utils.boxes.decode` makes boxes of it.
-
-    Attributes: anchors (anchors, 2) width and height in pixels of the input, classes, scale_x_y, new_coords, definition.
-    """
-
-    def __init__(self, d: c.Yolo) -> None:
-        super().__init__()
-        self.definition, self.classes, self.scale_x_y, self.new_coords = d, d.classes, d.scale_x_y, bool(d.new_coords)
-        self.register_buffer("anchors", torch.tensor(d.anchor_sizes(), dtype=torch.float32), persistent=False)
-        self.anchors: Tensor
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Anchors follow the model to its device but never to a lower precision: 373 is no bfloat16."""
-        super()._apply(fn, recurse)
-        self.anchors = torch.tensor(self.definition.anchor_sizes(), dtype=torch.float32, device=self.anchors.device)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, anchors * (5 + classes), ny, nx) -> (b, anchors, ny, nx, 5 + classes), at least float32."""
-        b, _, ny, nx = x.shape
-        maps = x.reshape(b, len(self.anchors), 5 + self.classes, ny, nx)
-        maps = maps.permute(0, 1, 3, 4, 2).contiguous()
-        return maps if maps.dtype == torch.float64 else maps.float()
-
-
 def _max_pool(d: c.MaxPool, channels: int) -> Block:
     return MaxPoolDepth(d) if d.maxpool_depth else MaxPool(d)
 
@@ -370,6 +313,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "reorg3d": lambda d, channels: Reorg3d(d),
     "dropout": lambda d, channels: Dropout(d),
     "yolo": lambda d, channels: YoloHead(d),
+    "dfl": lambda d, channels: DflHead(d),
 }
 
 

@@ -14,7 +14,7 @@ from utils.balance import class_loss_weights
 from utils.boxes import decode_boxes, decode_map, to_corners
 from utils.distributed import mean_over_processes
 from utils.hyp import Hyp
-from utils.layers import YoloHead
+from utils.network.heads import YoloHead
 
 LOGIT_EPS = 1e-6  # probabilities that a new_coords head gives are kept this far from 0 and 1
 

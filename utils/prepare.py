@@ -119,8 +119,8 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint | No
     loaded = load_model(args.cfg, args.weights, args.img_size, None if args.single_cls else data, **start)
     heads = {head.classes for head in loaded.model.heads}
     if args.single_cls and heads != {1}:
-        name = loaded.model.defs.name
-        raise UserError(f"{name}: --single-cls needs [yolo] layers with classes=1, these have {sorted(heads)}; write the "
+        name, kind = loaded.model.defs.name, loaded.model.defs.heads_named()
+        raise UserError(f"{name}: --single-cls needs {kind} layers with classes=1, these have {sorted(heads)}; write the "
                         "line classes=1 into a file one.data and run: "
                         f"{command('make_cfg.py', cfg=name, data='one.data')}")  # fmt: skip
     wanted = requested(args)

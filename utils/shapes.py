@@ -8,6 +8,7 @@ from utils.definitions import (
     Convolutional,
     Defs,
     Depthwise,
+    Head,
     LayerDef,
     MaxPool,
     Reorg,
@@ -15,7 +16,6 @@ from utils.definitions import (
     ScaleChannels,
     Shortcut,
     Upsample,
-    Yolo,
 )
 from utils.errors import UserError
 
@@ -26,8 +26,7 @@ BLURS = {0: 0, 1: 2 - 3, 2: 0 - 2}  # antialiasing -> padding less window: 3x3 p
 def output_shapes(defs: Defs, height: int | None = None, width: int | None = None) -> list[Shape]:
     """(channels, height, width) of every layer's output, for an input of the given size or the cfg's own.
 
-    Raises UserError naming the layer where maps don't fit together or the filters before a [yolo] aren't
-    len(mask) * (5 + classes).
+    Raises UserError naming the layer where maps don't fit together or a head doesn't get as many channels as it needs.
     """
     image = (defs.net.channels, height or defs.net.height, width or defs.net.width)
     shapes: list[Shape] = []
@@ -52,9 +51,9 @@ def input_channels(defs: Defs, shapes: list[Shape], index: int) -> list[int]:
 def max_stride(defs: Defs) -> int:
     """The number that --img-size must be a multiple of: the smallest power of two whose odd multiples fit the network, too.
 
-    At least that of the coarsest [yolo] grid; more where a network goes on to coarser maps and comes back from them.
+    At least that of the coarsest head's grid; more where a network goes on to coarser maps and comes back from them.
     """
-    size, heads = 1024, defs.yolo_indices()
+    size, heads = 1024, defs.head_indices()
     shapes = output_shapes(defs, size, size)
     stride = max(size // min((shapes[i][1] for i in heads), default=size // 32), 1)
     for multiple in (stride, 2 * stride, 4 * stride):
@@ -132,13 +131,9 @@ def _upsample(d: Upsample, inputs: list[Shape]) -> Shape:
     return channels, height * d.stride, width * d.stride
 
 
-def _yolo(d: Yolo, inputs: list[Shape]) -> Shape:
-    needed = len(d.mask) * (5 + d.classes)
-    if inputs[0][0] != needed:
-        raise ValueError(
-            f"has {len(d.mask)} anchors and classes={d.classes}, so the layer before it needs "
-            f"filters={needed}, not {inputs[0][0]}"
-        )
+def _head(d: Head, inputs: list[Shape]) -> Shape:
+    if inputs[0][0] != d.channels:
+        raise ValueError(f"{d.demand()}, not {inputs[0][0]}")
     return inputs[0]
 
 
@@ -152,5 +147,5 @@ _RULES: tuple[tuple[type[LayerDef], Callable[..., Shape]], ...] = (
     (Shortcut, _shortcut),
     (ScaleChannels, _product),
     (Reorg, _reorg),
-    (Yolo, _yolo),
+    (Head, _head),
 )

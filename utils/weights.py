@@ -18,7 +18,7 @@ from utils.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
 from utils.checkpoint import load_checkpoint as load_checkpoint
 from utils.checkpoint import save_checkpoint as save_checkpoint
 from utils.class_term import mend_class_term
-from utils.definitions import Defs, Yolo
+from utils.definitions import Defs, Head
 from utils.errors import UserError, remark
 from utils.filekinds import first_bytes, is_checkpoint, is_weights
 from utils.filekinds import is_onnx as is_onnx
@@ -54,7 +54,7 @@ def darknet_tensors(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
 def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:
     """Load a Darknet .weights file or a .pt checkpoint, told apart by content, into `model`.
 
-    pretrained: heads (the convolution before a [yolo]) for another number of classes keep their own initial values.
+    pretrained: heads (the convolution that makes a head's classes) for another number of classes keep their own initial values.
     prefix: accept a .weights file that ends exactly between two layers, such as a backbone's.
     Raises UserError, with the model unchanged, for anything else that doesn't fit.
     """
@@ -100,15 +100,16 @@ def _count(tensors: list[tuple[int, Tensor]]) -> int:
 
 
 def _foreign_heads(model: "Darknet", count: int, tensors: list[tuple[int, Tensor]]) -> dict[int, tuple[int, int]]:
-    """{head convolution: (classes, values in the file)} if `count` values are this network with other classes."""
-    pairs = {s: model.module_list[i] for s, i in model.head_convolutions()}
-    sizes = {s: sum(t.numel() for i, t in tensors if i == s) for s in pairs}
-    per_class = {s: sizes[s] // (5 + head.classes) for s, head in pairs.items()}
+    """{convolution with a head's classes: (classes, values in the file)} if `count` values are this network with others."""
+    heads = {s: model.defs[i] for s, i in model.defs.class_convolutions().items()}
+    sizes = {s: sum(t.numel() for i, t in tensors if i == s) for s in heads}
+    per_class = {s: sizes[s] // model.defs[s].filters * head.class_channels for s, head in heads.items()}
     if not per_class:
         return {}
-    fixed = _count(tensors) - sum(per_class[s] * head.classes for s, head in pairs.items())
+    others = {s: sizes[s] - per_class[s] * head.classes for s, head in heads.items()}
+    fixed = _count(tensors) - sum(per_class[s] * head.classes for s, head in heads.items())
     classes, rest = divmod(count - fixed, sum(per_class.values()))
-    return {s: (classes, per_class[s] * (5 + classes)) for s in pairs} if rest == 0 and classes > 0 else {}
+    return {s: (classes, others[s] + per_class[s] * classes) for s in heads} if rest == 0 and classes > 0 else {}
 
 
 def _check_fit(
@@ -189,7 +190,7 @@ def load_state(model: "Darknet", checkpoint: Checkpoint, *, pretrained: bool = F
     if checkpoint.quantization and model.quantization is None:
         raise UserError(f"{path}: holds a quantized network; give the float weights that it was made from")
     own = model.state_dict()
-    heads = {f"module_list.{s}.": s for s, _ in model.head_convolutions()}
+    heads = {f"module_list.{s}.": s for s in model.defs.class_convolutions()}
     skipped = set()
     for name, tensor in own.items():
         if name not in state and name.endswith(COUNTERS):
@@ -234,18 +235,18 @@ def refuse_broken(model: nn.Module, path: str | Path) -> None:
 
 
 def _is_weight(defs: Defs, name: str) -> bool:
-    """Whether a foreign name in a state dict is a layer's tensor; a [yolo] layer's own buffers (grids, anchors) are none."""
+    """Whether a foreign name in a state dict is a layer's tensor; a head's own buffers (grids, anchors) are none."""
     parts = name.split(".")
     if parts[0] != "module_list" or name.endswith(COUNTERS):
         return False
     index = int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() and len(parts[1]) < 10 else len(defs)
-    return not (index < len(defs) and isinstance(defs[index], Yolo))
+    return not (index < len(defs) and isinstance(defs[index], Head))
 
 
 def checkpoint_classes(defs: Defs) -> int:
     """Classes of a network's heads; UserError when it has none or they differ."""
-    classes = {d.classes for d in defs if isinstance(d, Yolo)}
+    classes = {defs[i].classes for i in defs.head_indices()}
     if len(classes) != 1:
-        found = sorted(classes) or "no [yolo] layer"
-        raise UserError(f"{defs.name}: needs [yolo] layers of one number of classes, has {found}")
+        found = sorted(classes) or f"no {defs.heads_named()} layer"
+        raise UserError(f"{defs.name}: needs {defs.heads_named()} layers of one number of classes, has {found}")
     return classes.pop()
