@@ -1,6 +1,6 @@
 """Train a Darknet .cfg detector, from scratch or from weights, densely or towards prunable gammas.
 
-python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60 -mpt
+python train.py --data data/bccd/bccd.data --cfg cfg/yolov3tiny/yolov3-tiny.cfg --epochs 60
 python train.py --data data/bccd/bccd.data --weights weights/best.pt --prune 0
 python train.py --data data/bccd/bccd.data --weights pruned.weights --cfg pruned.cfg --t_weights best.pt --KDstr 4 --finetune
 torchrun --nproc_per_node 2 train.py --data data/bccd/bccd.data --cfg cfg/yolov3/yolov3.cfg --batch-size 64
@@ -14,6 +14,7 @@ from typing import Any
 from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
 from utils.cli import run as run_script
 from utils.commands import command, option
+from utils.datasets import CACHE_ROOM
 from utils.distill import add_distillation_arguments, check_distillation_arguments
 from utils.distributed import joined
 from utils.engine import evaluate
@@ -26,6 +27,7 @@ from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
 from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
+from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.threshold import threshold_line
@@ -43,8 +45,7 @@ def get_parser() -> Parser:
     add_model_arguments(parser)
     parser.add_argument("-pt", "--pretrained", **flag, help="weights may be a backbone's, or have heads for other classes")
     parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all pictures are seen")
-    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, of all processes together")
-    parser.add_argument("--accumulate", type=whole(0, 65536), default=0, help="batches a step; 0: up to the nominal batch")
+    _add_recipe_arguments(parser)
     _add_sparsity_arguments(parser)
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
@@ -70,14 +71,11 @@ def get_parser() -> Parser:
     parser.add_argument("--stretch", **flag, help="resize as Darknet does, without keeping the aspect ratio")
     parser.add_argument("--gray-scale", **flag, help="one-channel pictures and network")
     parser.add_argument("--maxabsscaler", "-mas", **flag, help="pictures in -1..1 instead of 0..1")
-    parser.add_argument("--cache-images", **flag, help="keep decoded pictures in memory")
     parser.add_argument("--hyp", default="", metavar="FILE", help="hyper-parameters, JSON or `name: value` lines")
     parser.add_argument("--evolve", nargs="?", type=whole(1, 100_000), const=100, metavar="N",
                         help="train N times (100), each time with hyper-parameters mutated from the best so far in evolve.txt; "
                         "the same command goes on with it")  # fmt: skip
-    parser.add_argument("--adam", **flag, help="AdamW instead of SGD")
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="average the weights over steps")
-    parser.add_argument("--mixedprecision", "-mpt", **flag, help="compute in bfloat16 or float16 where that is faster")
     parser.add_argument("--resume", **flag, help="go on with the run that last.pt belongs to")
     parser.add_argument("--nosave", **flag, help="write last.pt after the last epoch only, and no best.pt")
     parser.add_argument("--notest", **flag, help="evaluate after the last epoch only")
@@ -89,6 +87,19 @@ def get_parser() -> Parser:
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and their order")
     add_device_arguments(parser)
     return parser
+
+
+def _add_recipe_arguments(parser: Parser) -> None:
+    switch, few = {"action": argparse.BooleanOptionalAction}, f"default: for up to {FEW:,} pictures"
+    parser.add_argument("--adam", **switch, help=f"AdamW instead of SGD; {few}, but not with --s")
+    parser.add_argument("--batch-size", type=BATCH_SIZE,
+                        help=f"pictures a batch, of all processes together; {few} 8, else 16")  # fmt: skip
+    parser.add_argument("--accumulate", type=whole(0, 65536),
+                        help=f"batches an optimizer step; 0: up to the nominal batch of 64; {few} 1, else 0")  # fmt: skip
+    parser.add_argument("--cache-images", **switch, help="keep decoded pictures in memory; default: if they take less "
+                        f"than {CACHE_ROOM[None]:.0%}% of what is free")  # fmt: skip
+    parser.add_argument("--mixedprecision", "-mpt", **switch, default=True,
+                        help="compute in bfloat16 or float16 where that is faster")  # fmt: skip
 
 
 def _add_sparsity_arguments(parser: Parser) -> None:

@@ -290,7 +290,18 @@ def test_cache_that_does_not_fit(tmp_path, monkeypatch, capfd):
     source = make_set(tmp_path, [(8, 8)])
     monkeypatch.setattr("utils.datasets.available_memory", lambda: 10_000)
     assert loader(source, cache_images=True).dataset.cache is None
-    assert "reading from disk instead" in capfd.readouterr().err
+    assert "--cache-images: 0.0 GiB needed, 0.0 GiB free; reading from disk instead" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, 0.25), (True, 0.8)])
+def test_how_much_memory_pictures_may_take(asked, limit, tmp_path, monkeypatch, capfd):
+    """Two of 64 x 64 pixels, in two processes, each of which keeps them."""
+    source, needed = make_set(tmp_path, [(64, 64), (64, 64)]), 2 * 64 * 64 * 3
+    for free, fits in ((2 * needed / limit + 2, True), (2 * needed / limit - 2, False)):
+        monkeypatch.setattr("utils.datasets.available_memory", lambda free=free: free)
+        found = loader(source, cache_images=asked, rank=0, world_size=2).dataset.cache
+        assert (found is not None) is fits
+    assert ("reading from disk" in capfd.readouterr().err) is bool(asked)
 
 
 def test_image_that_breaks_after_the_scan(tmp_path, capfd):

@@ -60,7 +60,8 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-BASE = "--data d.data --cfg tiny.cfg --batch-size 4 --accumulate 1 --workers 0 --device cpu --logdir="
+PLAIN = "--no-adam --no-mixedprecision --no-cache-images"  # what the recipe for few pictures would change
+BASE = f"--data d.data --cfg tiny.cfg --batch-size 4 --accumulate 1 {PLAIN} --workers 0 --device cpu --logdir="
 
 
 def train_with(text: str, base: str = BASE) -> dict:

@@ -39,10 +39,10 @@ class Arguments(argparse.Namespace):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that tells the range of a number, too."""
+    """Help that tells the range of a number, too, and no default where there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = super()._get_help_string(action)
+        text = action.help if action.default is None else super()._get_help_string(action)
         return f"{text} [{action.type}]" if isinstance(action.type, Range) else text
 
 

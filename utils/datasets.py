@@ -35,6 +35,9 @@ from utils.memory import available_memory
 from utils.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
+# The share of the free memory that decoded pictures may take, of all processes together: where nobody asked, and where
+# --cache-images did.
+CACHE_ROOM = {None: 0.25, True: 0.8}
 
 
 class Draw(NamedTuple):
@@ -130,7 +133,6 @@ class DetectionDataset(Dataset):
         hyp: Hyp | None = None,
         stretch: bool = False,
         gray: bool = False,
-        cache_images: bool = False,
         seed: int = 0,
     ) -> None:
         found = scan(source, label_classes or classes)
@@ -144,7 +146,7 @@ class DetectionDataset(Dataset):
         self.unreadable = torch.zeros(len(self.paths), dtype=torch.uint8)
         with contextlib.suppress(RuntimeError):  # no room in shared memory: each worker names them
             self.unreadable.share_memory_()  # each is named once by all workers
-        self.cache: list[np.ndarray] | None = self._fill_cache() if cache_images else None
+        self.cache: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -207,19 +209,19 @@ class DetectionDataset(Dataset):
             self.unreadable[index] = 1
             tqdm.write(f"{self.paths[index]}: cannot be decoded; a gray image without boxes stands in for it", file=sys.stderr)
 
-    def _fill_cache(self) -> list[np.ndarray] | None:
-        """All images, resized, or None where they don't fit: called before the workers fork, who then share them."""
+    def fill_cache(self, room: float) -> str:
+        """Keep all pictures, decoded and resized, if they need at most the share `room` of the free memory; returns what is
+        short, "" if nothing is. To be called before the workers fork, who then share them."""
         channels = 1 if self.gray else 3
         ratios = 1.0 if self.stretch else self.shapes.min(1) / self.shapes.max(1)
         needed = int(np.sum(np.broadcast_to(ratios, len(self)) * self.img_size**2 * channels))
         available = available_memory()
-        if available is not None and needed > 0.8 * available:
-            needs = f"{needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free"
-            tqdm.write(f"--cache-images: {needs}; reading from disk instead", file=sys.stderr)
-            return None
+        if available is not None and needed > room * available:
+            return f"{needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free"
         with ThreadPool(os.cpu_count()) as pool:
             images = pool.imap(self._decoded, range(len(self)), chunksize=8)
-            return list(tqdm(images, desc="Caching images", total=len(self), delay=1, leave=False))
+            self.cache = list(tqdm(images, desc="Caching images", total=len(self), delay=1, leave=False))
+        return ""
 
 
 def rect_size(shapes: np.ndarray, img_size: int, stride: int) -> Size:
@@ -303,7 +305,7 @@ def create_loader(
     rect: bool = False,
     stretch: bool = False,
     gray: bool = False,
-    cache_images: bool = False,
+    cache_images: bool | None = False,
     workers: int = 2,
     seed: int = 0,
     rank: int = 0,
@@ -314,17 +316,21 @@ def create_loader(
     `batch_size` counts the images of all `world_size` processes together; a training loader gives each process its equal
     part of every batch. `training` shuffles and augments (call `loader.dataset.set_epoch(e)` before each epoch; set
     `loader.dataset.mosaic = False` to close mosaic); otherwise every image comes once, letterboxed. `rect` gives each
-    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. Raises UserError as
-    scan; what was mended is said once, on rank 0.
+    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. `cache_images` keeps
+    decoded images in memory; None: if they take a small part of it. Raises UserError as scan; what was mended is said once,
+    on rank 0.
     """
     if workers < 0:
         raise UserError(f"--workers {workers}: must be at least 0")
     dataset = DetectionDataset(
         source, classes=classes, img_size=img_size, training=training, hyp=hyp, stretch=stretch, gray=gray,
-        cache_images=cache_images, seed=seed, label_classes=label_classes,
+        seed=seed, label_classes=label_classes,
     )  # fmt: skip
     if rank == 0 and dataset.problems.counts:
         tqdm.write(f"{source}: {dataset.problems.summary()}", file=sys.stderr)
+    short = "" if cache_images is False else dataset.fill_cache(CACHE_ROOM[cache_images] / world_size)
+    if short and cache_images and rank == 0:
+        tqdm.write(f"--cache-images: {short}; reading from disk instead", file=sys.stderr)
     plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size)
     return Loader(
         dataset, workers=workers, batch_sampler=plan, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,

@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.files import make_folder, read_text, write_text
 from utils.hyp import LIMITS, Hyp, preset
 from utils.ranges import SHARE
+from utils.recipe import settle
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -146,6 +147,7 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
     base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
     data = read_data(args.data)
     data.source("valid")  # without it there is no fitness
+    settle(args, data)
     active = genes(args, 1 if args.single_cls else data.classes)
     past = read_rows(files.rows, args, base)
     print(f"{files.rows}: {len(past)} of {args.evolve} trainings done; evolving {', '.join(active)}")

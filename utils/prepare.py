@@ -28,6 +28,7 @@ from utils.hyp import Hyp, preset
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
+from utils.recipe import settle
 from utils.training import Plan, Run
 from utils.weights import refuse_broken
 
@@ -63,6 +64,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     data = read_data(args.data)
     if args.single_cls:
         data = data.as_one_class()
+    how = settle(args, data, world.size)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
@@ -71,6 +73,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, rates)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
+    say(how)
     if loaded.report.message:
         say(loaded.report.message)
     if loaded.model.quantization:
