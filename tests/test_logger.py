@@ -14,7 +14,7 @@ from utils.metrics import Evaluation
 from utils.train_epoch import EpochFigures
 from utils.training import Plan
 
-FIGURES = EpochFigures(box=0.125, obj=0.5, cls=0.25, total=0.875, lr=0.0123456, size=416, seconds=12.5)
+FIGURES = EpochFigures({"box": 0.125, "obj": 0.5, "cls": 0.25}, total=0.875, lr=0.0123456, size=416, seconds=12.5)
 EVALUATION = Evaluation(map50=0.75, map=0.5, precision=0.625, recall=0.875, f1=0.7, images=9, targets=20, per_class=[])
 GAMMAS = {"near_zero": 0.375, "quantiles": {0.05: 0.001, 0.25: 0.01, 0.5: 0.1, 0.75: 0.5, 0.95: 1.5}}
 

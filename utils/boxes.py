@@ -65,6 +65,13 @@ def to_corners(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), -1)
 
 
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of a[i] and b[i], (n, 4) x1 y1 x2 y2 -> (n,)."""
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
+    areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
+    return overlap / (areas - overlap).clamp(min=1e-7)
+
+
 def nms(
     decoded: Tensor,
     conf_thres: float,

@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.batch import Batch
+from utils.detection.losses import build_loss
 from utils.devices import training_dtype
 from utils.engine import normalise
 from utils.graph import ChannelGraph
 from utils.hyp import Hyp
 from utils.importance import Evidence, RawChannels, TaylorTerms
-from utils.loss import DetectionLoss
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -33,7 +33,7 @@ def gather(
     takes half as long again.
     """
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval().requires_grad_(curvature)
-    terms, loss = TaylorTerms(network, RawChannels(graph)), DetectionLoss(network, Hyp())
+    terms, loss = TaylorTerms(network, RawChannels(graph)), build_loss(network, Hyp())
     for parameter in terms.parameters:
         parameter.requires_grad_(True)
     squares = {p: torch.zeros_like(p) for p in network.parameters()} if curvature else {}

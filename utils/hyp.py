@@ -17,7 +17,7 @@ LIMITS: dict[str, Range] = (
     dict.fromkeys(("lr0", "lr0_adam", "warmup_bias_lr", "weight_decay"), Range(0, 100))
     | dict.fromkeys(("lrf", "label_smoothing", "cls_weights", "hsv_h", "hsv_s", "hsv_v"), SHARE)
     | dict.fromkeys(("translate", "flipud", "fliplr", "mosaic"), SHARE)
-    | dict.fromkeys(("box", "obj", "cls"), Range(0, 1e4))
+    | dict.fromkeys(("box", "obj", "cls", "dfl_box", "dfl_cls", "dfl"), Range(0, 1e4))
     | dict.fromkeys(("momentum", "warmup_momentum"), NOT_ALL)
     | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
     | {"least_steps": whole(0, 1_000_000)}
@@ -42,9 +42,12 @@ class Hyp:
     nominal_batch: int = 64  # gradients are accumulated to about this many images
     least_steps: int = 0  # fewer images where a training would have fewer optimizer steps than these
     clip_grad: float = 10.0  # largest norm of the whole gradient
-    box: float = 0.1  # weights of the loss parts
+    box: float = 0.1  # weights of the loss parts of [yolo] heads
     obj: float = 1.0
     cls: float = 0.5
+    dfl_box: float = 7.5  # of [dfl] heads: overlap, classes, distributions of the sides
+    dfl_cls: float = 0.5
+    dfl: float = 1.5
     cls_weights: float = 0.0  # how much more rare classes weigh in it; 1: by the inverse square root of their boxes
     anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor,
     most_anchors: int = 0  # and if it is one of so many most similar ones; 0: all. 4 where most boxes have one size

@@ -16,6 +16,7 @@ from utils.train_epoch import EpochFigures
 from utils.training import Plan
 
 LOSSES = ("box", "obj", "cls", "total")
+OTHER_LOSSES = ("dfl",)  # columns behind the others, of networks whose heads have such a part
 METRICS = {"P": "precision", "R": "recall", "mAP50": "map50", "mAP": "map", "F1": "f1"}  # column: attribute
 GAMMAS = ("near_zero", *(f"g{round(100 * q):02d}" for q in QUANTILES))
 COLUMNS = ("epoch", *LOSSES, "lr", "size", *METRICS, *GAMMAS, "seconds")
@@ -28,10 +29,10 @@ def results_row(
 ) -> dict[str, float]:
     """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics.
 
-    A distillation's terms follow after COLUMNS.
+    Other parts of the loss and a distillation's terms follow after COLUMNS.
     """
     row = dict.fromkeys(COLUMNS, math.nan) | {"epoch": epoch, "size": figures.size}
-    row |= {name: getattr(figures, name) for name in (*LOSSES, "lr", "seconds")}
+    row |= {"total": figures.total, "lr": figures.lr, "seconds": figures.seconds} | figures.parts
     if evaluation is not None:
         row |= {column: getattr(evaluation, attribute) for column, attribute in METRICS.items()}
     if gammas is not None:
@@ -107,7 +108,7 @@ class RunLog:
 
 
 def _group(column: str) -> str:
-    groups = {"loss": LOSSES, "metrics": METRICS, "gamma": GAMMAS}
+    groups = {"loss": (*LOSSES, *OTHER_LOSSES), "metrics": METRICS, "gamma": GAMMAS}
     other = "distillation" if column.startswith("kd_") else "train"
     return next((name for name, members in groups.items() if column in members), other)
 

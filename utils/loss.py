@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from utils.balance import class_loss_weights
-from utils.boxes import decode_boxes, decode_map, to_corners
+from utils.boxes import decode_boxes, decode_map, paired_iou, to_corners
+from utils.detection.head_loss import HeadLoss, pixel_boxes
 from utils.distributed import mean_over_processes
 from utils.hyp import Hyp
 from utils.network.heads import YoloHead
@@ -91,13 +90,6 @@ def _cells(images: Tensor, boxes: Tensor, chosen: Tensor, grid: Grid) -> Matches
     return Matches(target, images[target], anchor[pair], row, column)
 
 
-def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of a[i] and b[i], (n, 4) x1 y1 x2 y2 -> (n,)."""
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
-    areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
-    return overlap / (areas - overlap).clamp(min=1e-7)
-
-
 # iou_loss of a [yolo] section -> loss of paired boxes. `mse`, Darknet's default, regresses coordinates one by one; CIoU
 # does the same job better (Zheng et al. 2020) and isn't a property of the trained network, so it stands in for it.
 BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -109,8 +101,8 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DetectionLoss:
-    """Loss of a Darknet's raw maps against target boxes, computed in float32.
+class DetectionLoss(HeadLoss):
+    """Loss of [yolo] heads, raw maps (batch, anchors, ny, nx, 5 + classes).
 
     box: the head's iou_loss, mean over its matches. obj: binary cross-entropy with the matched box's IoU as the label
     (0 elsewhere), mean over the map, a head's share falling with the square of its stride as its number of cells does;
@@ -123,36 +115,23 @@ class DetectionLoss:
     their gradients) equals one process's loss of the whole batch.
     """
 
+    parts = ("box", "obj", "cls")
+    heads: list[YoloHead]
+
     def __init__(self, model: nn.Module, hyp: Hyp, ignore: bool = True) -> None:
-        self.heads: list[YoloHead] = model.heads
-        self.hyp = hyp
+        super().__init__(model, hyp)
         self.ignore = ignore
         self.assign = RatioAssigner(hyp.anchor_t, hyp.most_anchors)
-        self.class_weights: Tensor | None = None
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
 
-    def weigh_classes(self, counts: np.ndarray) -> None:
-        """Tell how many boxes each class has (see utils.balance.class_loss_weights)."""
-        if self.hyp.cls_weights:
-            self.class_weights = torch.from_numpy(class_loss_weights(counts, self.hyp.cls_weights)).float()
-
-    def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """raws: a map a head, (batch, anchors, ny, nx, 5 + classes); targets (n, 6): picture, class, cx cy w h as shares
-        of the input; image_size: (height, width) of the input in pixels.
-
-        Returns (loss, parts): the mean over the batch, and its summands {"box", "obj", "cls"} without gradient.
-        """
-        with torch.autocast(raws[0].device.type, enabled=False):
-            return self._loss([r.float() for r in raws], targets.to(raws[0].device).float(), image_size)
-
-    def _loss(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        height, width = image_size
+    def _parts(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Tensor:
+        height, _ = image_size
         grids = [
             Grid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
             for h, r in zip(self.heads, raws, strict=True)
         ]
         images, labels = targets[:, 0].long(), targets[:, 1].long()
-        boxes = targets[:, 2:] * targets.new_tensor([width, height, width, height])
+        boxes = pixel_boxes(targets, image_size)
         matches = self.assign(images, boxes, grids)
         counts = mean_over_processes(raws[0].new_tensor([len(m.image) for m in matches]))
         counts = counts.clamp(min=1e-3)  # 0 only where the sums they divide are 0 too
@@ -162,11 +141,10 @@ class DetectionLoss:
             box, obj, cls = self._head_loss(i, raw, grid, matches[i], images, boxes, labels)
             balance = 4 * (finest / grid.stride) ** 2
             parts = parts + torch.stack((box / counts[i], obj * balance, cls / (counts[i] * head.classes)))
-        parts = parts * parts.new_tensor(self.weights(height, width))
-        return parts.sum(), dict(zip(("box", "obj", "cls"), parts.detach(), strict=True))
+        return parts
 
     def weights(self, height: int, width: int) -> tuple[float, float, float]:
-        """What a part is multiplied with: the hyper-parameters hold for three heads, 80 classes and 640 pixels.
+        """The hyper-parameters hold for three heads, 80 classes and 640 pixels.
 
         The class part grows with the square root of the number of classes: in proportion to it, as for the sum over
         classes, few classes would hardly be learned in short trainings (EXPERIMENTS.md).
@@ -204,8 +182,7 @@ class DetectionLoss:
         """logits (n, classes), labels (n,) -> sum of binary cross-entropies. One class is no exception, as in Darknet: scores
         are objectness times class probability, so a probability that nothing trains would make noise of them."""
         classes = logits.shape[1]
-        smoothing = self.hyp.label_smoothing
-        wanted = F.one_hot(labels, classes).to(logits) * (1 - smoothing) + smoothing / 2
+        wanted = self._smoothed(F.one_hot(labels, classes).to(logits))
         weight = None if self.class_weights is None else self.class_weights.to(logits)[labels, None]
         return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
 

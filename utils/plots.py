@@ -11,7 +11,7 @@ from utils.files import replacing
 
 # panel title -> columns of results.txt
 PANELS = {
-    "loss": ("box", "obj", "cls", "total"),
+    "loss": ("box", "obj", "cls", "dfl", "total"),
     "validation": ("P", "R", "F1", "mAP50", "mAP"),
     "distillation": ("kd_out", "kd_cls", "kd_obj", "kd_box", "kd_feat"),
     "learning rate": ("lr",),

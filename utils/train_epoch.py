@@ -19,7 +19,6 @@ from utils.engine import normalise
 from utils.errors import UserError
 from utils.training import REMEDY, Run
 
-PARTS = ("box", "obj", "cls")
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
 
 
@@ -27,12 +26,11 @@ TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch t
 class EpochFigures:
     """Means over an epoch's batches of the loss and its parts, the last learning rate and the time it took.
 
-    distillation: the terms of --KDstr and TEACHER_TIME by name, empty without a teacher; `total` has the terms in it.
+    parts: of the detection loss; distillation: the terms of --KDstr and TEACHER_TIME, empty without a teacher; both by name,
+    both in `total`.
     """
 
-    box: float
-    obj: float
-    cls: float
+    parts: dict[str, float]
     total: float
     lr: float
     size: int
@@ -70,15 +68,16 @@ def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
     run.model.seen += run.plan.batch_size * len(loader)
     means = totals / max(len(loader), 1)
     seconds = time.perf_counter() - begin
-    terms = dict(zip(part_names(run)[3:], means[3:].tolist(), strict=True))
+    found = dict(zip(part_names(run), means.tolist(), strict=True))
+    parts = {name: found.pop(name) for name in run.loss.parts}
     if clock:
-        terms[TEACHER_TIME] = (clock.seconds - taught) / seconds
-    return EpochFigures(*means[:3].tolist(), sum(means.tolist()), run.schedule.rate(run.step - 1), size, seconds, terms)
+        found[TEACHER_TIME] = (clock.seconds - taught) / seconds
+    return EpochFigures(parts, sum(means.tolist()), run.schedule.rate(run.step - 1), size, seconds, found)
 
 
 def part_names(run: Run) -> tuple[str, ...]:
     """What the loss is the sum of: the detection loss's parts and a distiller's terms."""
-    return (*PARTS, *(run.distiller.terms if run.distiller else ()))
+    return (*run.loss.parts, *(run.distiller.terms if run.distiller else ()))
 
 
 def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, int]:

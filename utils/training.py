@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import Checkpoint
+from utils.detection.losses import build_loss
 from utils.directed import DirectedSparsity
 from utils.distributed import World, parallel
 from utils.errors import UserError
 from utils.hyp import Hyp
-from utils.loss import DetectionLoss
 from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
@@ -164,7 +164,7 @@ class Run:
         self.hyp, self.plan, self.device, self.dtype, self.world = hyp, plan, device, dtype, world
         self.model = model.to(device=device, memory_format=torch.channels_last).train()
         self.forward = parallel(self.model, device, world)
-        self.loss = DetectionLoss(self.model, hyp)
+        self.loss = build_loss(self.model, hyp)
         self.accumulate = plan.accumulate or batches_a_step(hyp, plan)
         self.epoch_steps = math.ceil(plan.batches / self.accumulate)
         step_images = plan.batch_size * self.accumulate

@@ -1,0 +1,21 @@
+"""Which loss a network's heads learn by."""
+
+from torch import nn
+
+from utils.detection.dfl_loss import TaskAlignedLoss
+from utils.detection.head_loss import HeadLoss
+from utils.errors import UserError
+from utils.hyp import Hyp
+from utils.loss import DetectionLoss
+
+# kind of a head's section -> its loss
+LOSSES: dict[str, type[HeadLoss]] = {"yolo": DetectionLoss, "dfl": TaskAlignedLoss}
+
+
+def build_loss(model: nn.Module, hyp: Hyp) -> HeadLoss:
+    """The loss of a Darknet's heads. Raises UserError for a network whose heads are of several kinds, or that has none."""
+    kinds = {head.definition.kind for head in model.heads}
+    if len(kinds) != 1:
+        found = f"both {model.defs.heads_named()}" if kinds else f"no {model.defs.heads_named()}"
+        raise UserError(f"{model.defs.name}: has {found} layers; training needs heads of one kind, as each has its own loss")
+    return LOSSES[kinds.pop()](model, hyp)
