@@ -1,7 +1,8 @@
-"""Convert weights between Darknet's .weights and .pt checkpoints, and prove that nothing changed.
+"""Convert weights between Darknet's .weights and .pt checkpoints, and prove that nothing changed; take in YOLOv5 and YOLOv8.
 
 python convert.py --cfg cfg/yolov3/yolov3.cfg --weights weights/yolov3.weights             # writes weights/yolov3.pt
 python convert.py --weights weights/best.pt --out best.weights
+python convert.py --weights yolov5n.pt              # its owners' checkpoint: yolov5n_darknet.cfg, .pt and .weights
 """
 
 import argparse
@@ -15,11 +16,14 @@ from utils.cfg import write_cfg
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Loaded, Parser, load_model, run
+from utils.converters.ultralytics import convert
+from utils.definitions import is_darknets
 from utils.errors import UserError
 from utils.filekinds import is_checkpoint
 from utils.files import output_place, replacing, write_text
+from utils.network.foreign import Foreign, convertible
 from utils.threshold import CONF_THRES
-from utils.weights import darknet_tensors, load_weights, save_weights
+from utils.weights import LoadReport, darknet_tensors, load_weights, refuse_broken, save_weights
 
 SUFFIXES = (".weights", ".pt")
 
@@ -37,22 +41,58 @@ def main(args: argparse.Namespace) -> Path:
 
     Raises UserError for weights that don't fit the cfg, and with nothing written if the round trip should fail.
     """
-    out = target(args.weights, args.out)
+    found = convertible(args.weights) if is_checkpoint(args.weights) else None
+    out = target(args.weights, args.out, is_foreign=found is not None)
+    if found is not None:
+        return take_in(found, args.cfg, out)
     loaded = load_model(args.cfg, args.weights)
     if loaded.report.message:
         print(loaded.report.message)
     if loaded.model.quantization:
         raise UserError(f"{args.weights}: is quantized ({loaded.model.quantization}), which a .weights file can't hold; "
                         "export.py makes an int8 ONNX file of it, or an FPGA dump")  # fmt: skip
+    write(loaded, args.weights, out)
+    if out.suffix == ".weights":
+        say_what_is_left(loaded, args.cfg, out)
+    return out
+
+
+def write(loaded: Loaded, source: str, out: Path) -> None:
+    """Write the network to `out`, whose suffix says how, and compare what can be read back before it stays there."""
     with replacing(out) as temporary:
         if out.suffix == ".pt":
             save_checkpoint(temporary, checkpoint(loaded))
         else:
             save_weights(loaded.model, temporary)
         compared = verify(loaded.model, temporary, out)
-    print(f"{args.weights} -> {out}: {compared}, read back identical, and so are the outputs on a random picture")
-    if out.suffix == ".weights":
-        say_what_is_left(loaded, args.cfg, out)
+    print(f"{source} -> {out}: {compared}, read back identical, and so are the outputs on a random picture")
+
+
+def take_in(found: Foreign, cfg: str, out: Path) -> Path:
+    """Write another program's checkpoint as a cfg and `out`, and as .weights, too, if that is a .pt and Darknet can read them.
+
+    Raises UserError for a network that isn't the architecture that it looks like, with nothing written.
+    """
+    source = found.file.path
+    if cfg:
+        raise UserError(f"--cfg {cfg}: {source} brings its own architecture, so leave --cfg out")
+    converted = convert(found)
+    defs = converted.network.defs
+    defs.name = str(out.with_suffix(".cfg"))
+    model = Darknet(defs, converted.img_size)
+    for tensor, value in zip((t for _, t in darknet_tensors(model)), converted.values(), strict=True):
+        tensor.data.copy_(value)
+    refuse_broken(model, source)
+    carried = Checkpoint(names=converted.names, settings={"img_size": converted.img_size, "gray": defs.net.channels == 1})
+    loaded = Loaded(model.eval(), converted.names, converted.img_size, carried, LoadReport())
+    for path in (out, out.with_suffix(".weights")) if out.suffix == ".pt" and is_darknets(defs) else (out,):
+        write(loaded, source, path)
+    write_text(defs.name, converted.network.text(f"YOLO{found.family[4:]} for {len(converted.names)} classes"))
+    print(
+        f"its cfg: {defs.name}, for {converted.img_size}x{converted.img_size} pixels and the classes {', '.join(converted.names)}"
+    )
+    for assumption in converted.assumed:
+        print(f"assumed: {assumption}")
     return out
 
 
@@ -68,10 +108,11 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
         print(f"trained with {' '.join(loaded.flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
 
 
-def target(weights: str, out: str) -> Path:
-    """The file to write; UserError for a suffix that names no format."""
+def target(weights: str, out: str, *, is_foreign: bool) -> Path:
+    """The file to write; UserError for a suffix that names no format. is_foreign: `weights` are another program's checkpoint."""
     source = Path(weights)
-    path = output_place(out, source.with_suffix(".weights" if is_checkpoint(source) else ".pt"))
+    other = source.with_suffix(".weights" if is_checkpoint(source) else ".pt")
+    path = output_place(out, source.with_name(f"{source.stem}_darknet.pt") if is_foreign else other)
     if path.suffix not in SUFFIXES:
         raise UserError(f"--out {path}: the suffix decides the format, so it must be {' or '.join(SUFFIXES)}")
     if path.exists() and path.resolve() == source.resolve():

@@ -8,6 +8,7 @@ A file may be another program's: a plain state dict, {"state_dict": it}, or the 
 
 import pickle
 import struct
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from utils.errors import UserError
 from utils.fields import Fields, is_plain
 from utils.filekinds import is_checkpoint
 from utils.files import replacing
+from utils.network.foreign import Foreign, refused_state
 from utils.ranges import IMG_SIZE
 
 # What torch.load raises for a file that was cut short or written over, depending on where.
@@ -85,7 +87,10 @@ class Checkpoint:
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .pt checkpoint on the CPU, without running code from it; UserError for one that can't be used."""
-    return Checkpoint.of(load_checkpoint(path), path)
+    data = load_checkpoint(path)
+    if not _is_own(data["model"]) and (refusal := refused_state(path)):
+        raise UserError(refusal)
+    return Checkpoint.of(data, path)
 
 
 def picture_settings(fields: Fields) -> dict[str, Any]:
@@ -121,15 +126,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not is_checkpoint(path):
         raise UserError(f"{path}: not a .pt checkpoint")
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
+        with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch.load thinks of other formats than its own
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and numbers, so it isn't loaded ({_gist(error)})") from None
+    except pickle.UnpicklingError:
+        raise UserError(Foreign.of(path).refusal) from None
     except DAMAGES as error:
-        raise UserError(f"{path}: damaged or truncated ({_gist(error)})") from None
+        found = Foreign.of(path)
+        raise UserError(found.refusal if found.file.is_program else f"{path}: damaged or truncated ({_gist(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no state dict")
     return data if "model" in data else {"model": data.get("state_dict", data)}
+
+
+def _is_own(state: Any) -> bool:
+    """Whether a state dict's names are those of models.Darknet."""
+    return isinstance(state, dict) and any(isinstance(name, str) and "module_list." in name for name in state)
 
 
 def _numpy_numbers() -> list[Any]:

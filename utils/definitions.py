@@ -332,6 +332,11 @@ class Defs:
         return None if None in parts else [i for part in parts for i in part]
 
 
+def is_darknets(defs: Defs) -> bool:
+    """Whether Darknet itself knows all kinds of layers, so that it can use the cfg and its .weights."""
+    return not any(isinstance(d, Depthwise | SqueezeExcite) for d in defs)
+
+
 def absolute(reference: int, index: int) -> int:
     """Darknet's layer reference, seen from layer `index`: negative ones count back from it."""
     return reference + index if reference < 0 else reference

@@ -7,8 +7,8 @@ from utils.errors import UserError
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether the file is a PyTorch checkpoint (a zip archive, or the pickle of old versions)."""
-    return first_bytes(path)[:2] in (b"PK", b"\x80\x02")
+    """Whether the file is a PyTorch checkpoint (a zip archive, or the pickle of old versions), or any other pickle."""
+    return first_bytes(path)[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
 def is_weights(path: str | Path) -> bool:

@@ -78,7 +78,7 @@ def test_every_convolution_has_the_name_of_its_module() -> None:
 def test_found_widths_repeats_and_classes_take_the_place_of_the_scale() -> None:
     filters = {"0": 24, "2.cv2": 10, "2.m.0.cv1": 6, "2.m.1.cv1": 7, "2.m.2.cv2": 5, "24.m.0": 14}
     found = Found(
-        filters=filters, biased=frozenset({"0"}), activation="relu", classes=2, anchors=tuple(range(1, 13)), channels=1
+        filters=filters, biased=frozenset({"0"}), activations={"0": "relu"}, classes=2, anchors=tuple(range(1, 13)), channels=1
     )
     network = build(YOLOV5, SCALES["yolov5"]["n"], found)
     defs, at = network.defs, {name: index for index, name in network.names.items()}

@@ -92,13 +92,13 @@ class Found:
     """What the tensors of a checkpoint say and an architecture leaves open.
 
     filters: of each convolution, by its name; those that aren't named have the scale's. biased: names of the convolutions that
-    have a bias instead of a batch normalisation. activation: of all convolutions, as a cfg calls it.
+    have a bias instead of a batch normalisation. activations: of the convolutions, as a cfg calls them; the others have swish.
     anchors: width and height in pixels, those of all heads one after another. channels: of the picture.
     """
 
     filters: Mapping[str, int] = field(default_factory=dict)
     biased: frozenset[str] = frozenset()
-    activation: str = "swish"
+    activations: Mapping[str, str] = field(default_factory=dict)
     classes: int = 80
     anchors: tuple[float, ...] = ANCHORS
     channels: int = 3
@@ -172,10 +172,10 @@ class _Builder:
             self._read(source)
         self.names[len(self.layers)] = name
         padding = {"pad": 1} if size % 2 else {"padding": (size - 1) // 2}
-        normalised = int(name not in self.found.biased)
+        normalised, unused = int(name not in self.found.biased), {"pad", "padding"} - padding.keys()
         return self._append(Convolutional(
             batch_normalize=normalised, filters=self.found.filters.get(name, filters), size=size, stride=stride, **padding,
-            activation=self.found.activation, given=tuple(k for k in WRITTEN if k not in ("pad", "padding") or k in padding),
+            activation=self.found.activations.get(name, "swish"), given=tuple(k for k in WRITTEN if k not in unused),
         ))  # fmt: skip
 
     def _linear(self, name: str, filters: int, activation: str, source: int) -> int:
