@@ -88,9 +88,7 @@ def take_in(found: Foreign, cfg: str, out: Path) -> Path:
     for path in (out, out.with_suffix(".weights")) if out.suffix == ".pt" and is_darknets(defs) else (out,):
         write(loaded, source, path)
     write_text(defs.name, converted.network.text(f"YOLO{found.family[4:]} for {len(converted.names)} classes"))
-    print(
-        f"its cfg: {defs.name}, for {converted.img_size}x{converted.img_size} pixels and the classes {', '.join(converted.names)}"
-    )
+    print(f"its cfg: {defs.name}, for {model.img_size}x{model.img_size} pixels; classes: {', '.join(converted.names)}")
     for assumption in converted.assumed:
         print(f"assumed: {assumption}")
     return out
@@ -109,7 +107,7 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
 
 
 def target(weights: str, out: str, *, is_foreign: bool) -> Path:
-    """The file to write; UserError for a suffix that names no format. is_foreign: `weights` are another program's checkpoint."""
+    """The file to write; UserError for a suffix that names no format. is_foreign: `weights` are another program's."""
     source = Path(weights)
     other = source.with_suffix(".weights" if is_checkpoint(source) else ".pt")
     path = output_place(out, source.with_name(f"{source.stem}_darknet.pt") if is_foreign else other)

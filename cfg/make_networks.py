@@ -1,4 +1,4 @@
-"""Write YOLOv5 in its five sizes, from the tables of width and depth.
+"""Write YOLOv5 and YOLOv8 in their five sizes, from the tables of width and depth.
 
 python cfg/make_networks.py [--out cfg]
 """

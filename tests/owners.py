@@ -7,12 +7,14 @@ torch.Size([1, 252, 7])
 """
 
 import contextlib
+import itertools
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -203,42 +205,45 @@ def _yolov8(w: int, n: int, classes: int) -> list[tuple[nn.Module, Any]]:
 
 
 LAYERS = (Conv, Bottleneck, C3, C2f, SPPF, Concat, DFL)
-# Where the owners' packages keep the classes, and what they call the heads.
-PACKAGES = {
-    "yolov5": dict.fromkeys(LAYERS, "models.common") | dict.fromkeys((AnchorDetect, DistributionDetect, DetectionModel), "models.yolo"),
-    "yolov8": {
-        **dict.fromkeys(LAYERS, "ultralytics.nn.modules.block"), AnchorDetect: "ultralytics.nn.modules.head",
-        DistributionDetect: "ultralytics.nn.modules.head", DetectionModel: "ultralytics.nn.tasks",
-    },
-}  # fmt: skip
+# What the owners' packages call the classes.
+NAMES = {
+    "yolov5": {cls: f"models.common.{cls.__name__}" for cls in LAYERS}
+    | {AnchorDetect: "models.yolo.Detect", DetectionModel: "models.yolo.DetectionModel"},
+    "yolov8": {cls: f"ultralytics.nn.modules.block.{cls.__name__}" for cls in LAYERS}
+    | {DistributionDetect: "ultralytics.nn.modules.head.Detect", DetectionModel: "ultralytics.nn.tasks.DetectionModel"},
+}
 
 
 @contextlib.contextmanager
-def packaged(family: str, renamed: dict[type, str] | None = None) -> Iterator[None]:
-    """While this lasts, pickles find the classes under the owners' names; renamed: classes under yet other ones."""
-    places = {
-        cls: (place, "Detect" if cls.__name__.endswith("Detect") else cls.__name__) for cls, place in PACKAGES[family].items()
-    }
-    for cls, origin in (renamed or {}).items():
-        places[cls] = tuple(origin.rsplit(".", 1))
-    before = {cls: (cls.__module__, cls.__name__, cls.__qualname__) for cls in places}
-    modules = {place: sys.modules.get(place) for place, _ in places.values()}
-    try:
-        for cls, (place, name) in places.items():
-            sys.modules[place] = stub = sys.modules.get(place) or types.ModuleType(place)
-            cls.__module__, cls.__name__, cls.__qualname__ = place, name, name
-            if not hasattr(stub, name) or cls in (renamed or {}):
-                setattr(stub, name, cls)
-        yield
-    finally:
-        for cls, (place, name, qualified) in before.items():
-            cls.__module__, cls.__name__, cls.__qualname__ = place, name, qualified
-        for place, module in modules.items():
-            sys.modules.pop(place) if module is None else sys.modules.update({place: module})
+def packaged(names: dict[type, str]) -> Iterator[None]:
+    """While this lasts, pickles find the classes under these names."""
+    before = {cls: (cls.__module__, cls.__name__) for cls in names}
+    with pytest.MonkeyPatch.context() as patch:
+        for cls, origin in names.items():
+            place, _, name = origin.rpartition(".")
+            for package in itertools.accumulate(place.split("."), "{}.{}".format):
+                patch.setitem(sys.modules, package, sys.modules.get(package, types.ModuleType(package)))
+            patch.setattr(sys.modules[place], name, cls, raising=False)
+            _call(cls, place, name)
+        try:
+            yield
+        finally:
+            for cls, (place, name) in before.items():
+                _call(cls, place, name)
+
+
+def _call(cls: type, place: str, name: str) -> None:
+    cls.__module__, cls.__name__, cls.__qualname__ = place, name, name
 
 
 def save(path: Path, family: str, content: Any, renamed: dict[type, str] | None = None, **options: Any) -> Path:
-    """torch.save, with the owners' names."""
-    with packaged(family, renamed):
+    """torch.save with the owners' names; renamed: those of some classes, in their place."""
+    with packaged(NAMES[family] | (renamed or {})):
         torch.save(content, path, **options)
     return path
+
+
+def checkpoint(model: nn.Module, **more: Any) -> dict[str, Any]:
+    """What the file of a training that is over holds."""
+    held = {"epoch": -1, "best_fitness": None, "ema": None, "model": model, "optimizer": None, "train_args": {"imgsz": 96}}
+    return held | more

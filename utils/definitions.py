@@ -334,7 +334,7 @@ class Defs:
 
 def is_darknets(defs: Defs) -> bool:
     """Whether Darknet itself knows all kinds of layers, so that it can use the cfg and its .weights."""
-    return not any(isinstance(d, Depthwise | SqueezeExcite) for d in defs)
+    return not any(isinstance(d, Depthwise | SqueezeExcite | Dfl) for d in defs)
 
 
 def absolute(reference: int, index: int) -> int:

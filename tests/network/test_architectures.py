@@ -1,4 +1,4 @@
-"""YOLOv5 as written by cfg/make_networks.py: byte for byte, with the published counts, and the same to OpenCV."""
+"""YOLOv5 and YOLOv8 as written by cfg/make_networks.py: byte for byte, with the published counts."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.test_networks import parameters
 from tests.tiny import randomise
 from utils.cfg import parse_cfg
 from utils.definitions import Route, Shortcut
-from utils.network.architectures import ANCHORS, SCALES, YOLOV5, Found, build
+from utils.network.architectures import ANCHORS, ARCHITECTURES, SCALES, YOLOV5, Found, build
 from utils.shapes import output_shapes
 from utils.weights import save_weights
 
@@ -26,7 +26,13 @@ PARAMETERS = {  # reference/ultralytics.md, 80 classes
     "yolov5/yolov5m": 21_190_557,
     "yolov5/yolov5l": 46_563_709,
     "yolov5/yolov5x": 86_749_405,
+    "yolov8/yolov8n": 3_157_200,
+    "yolov8/yolov8s": 11_166_560,
+    "yolov8/yolov8m": 25_902_640,
+    "yolov8/yolov8l": 43_691_520,
+    "yolov8/yolov8x": 68_229_648,
 }
+BINS = {"yolov5": 0, "yolov8": 16}  # of these parameters: the numbers 0..15 of the distributions, which never change
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +49,7 @@ def test_the_script_writes_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameters_are_the_published_ones(name: str, count: int) -> None:
-    assert parameters(parse_cfg(ROOT / "cfg" / f"{name}.cfg")) == count
+    assert parameters(parse_cfg(ROOT / "cfg" / f"{name}.cfg")) == count - BINS[name.partition("/")[0]]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "yolov5" in n])
@@ -57,6 +63,16 @@ def test_heads_with_anchors(name: str) -> None:
     assert all(i < pyramid for i, d in enumerate(defs) if isinstance(d, Shortcut))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "yolov8" in n])
+def test_heads_without_anchors(name: str) -> None:
+    """Three heads at strides 8, 16 and 32, each fed by the branch of the boxes, then that of the classes."""
+    defs = parse_cfg(ROOT / "cfg" / f"{name}.cfg")
+    shapes, heads = output_shapes(defs), defs.head_indices()
+    assert [640 // shapes[i][1] for i in heads] == [8, 16, 32]
+    assert [(defs[i].classes, defs[i].reg_max) for i in heads] == [(80, 16)] * 3
+    assert [[defs[s].filters for s in defs.feeding(i)] for i in heads] == [[64, 80]] * 3
+
+
 @pytest.mark.parametrize("size", ["n", pytest.param("s", marks=pytest.mark.slow), pytest.param("m", marks=pytest.mark.slow)])
 def test_yolov5_equals_opencv(size: str, tmp_path: Path) -> None:
     model = randomise(Darknet(ROOT / f"cfg/yolov5/yolov5{size}.cfg", 64), 0.1)
@@ -66,13 +82,14 @@ def test_yolov5_equals_opencv(size: str, tmp_path: Path) -> None:
     equals_opencv(model, tmp_path / "random.weights", images)
 
 
-def test_every_convolution_has_the_name_of_its_module() -> None:
-    network = build(YOLOV5, SCALES["yolov5"]["n"])
+@pytest.mark.parametrize(("family", "count", "last"), [("yolov5", 60, "24.m.2"), ("yolov8", 63, "22.cv3.2.2")])
+def test_every_convolution_has_the_name_of_its_module(family: str, count: int, last: str) -> None:
+    network = build(ARCHITECTURES[family], SCALES[family]["n"])
     convolutions = [i for i, d in enumerate(network.defs) if d.kind == "convolutional"]
     assert list(network.names) == convolutions
-    assert len(set(network.names.values())) == len(convolutions) == 60
+    assert len(set(network.names.values())) == len(convolutions) == count
     assert network.names[0] == "0"
-    assert network.names[convolutions[-1]] == "24.m.2"
+    assert network.names[convolutions[-1]] == last
 
 
 def test_found_widths_repeats_and_classes_take_the_place_of_the_scale() -> None:

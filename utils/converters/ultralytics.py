@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from utils.definitions import Convolutional, Defs
@@ -28,7 +29,7 @@ ACTIVATIONS = {
     "SiLU": "swish", "ReLU": "relu", "ReLU6": "relu6", "LeakyReLU": "leaky", "Hardswish": "hard_swish", "Mish": "mish",
     "Identity": "linear",
 }  # fmt: skip
-HEADS = {"Anchors": "Detect"}  # kind of module here -> class there, where they differ
+HEADS = {"Anchors": "Detect", "Distributions": "Detect"}  # kind of module here -> class there, where they differ
 # What modules of a kind must say of themselves, if they say anything of it, to be what a cfg makes of them.
 SAY = {
     "MaxPool2d": {"kernel_size": 5, "stride": 1, "padding": 2, "dilation": 1, "ceil_mode": False},
@@ -134,7 +135,15 @@ def _anchored(head: str, filters: dict[str, int], tensors: dict[str, Tensor]) ->
     return {"anchors": tuple(v for a in pixels for v in a.flatten().tolist()), "classes": classes}
 
 
-_HEADS = {"yolov5": _anchored}
+def _anchor_free(head: str, filters: dict[str, int], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Classes and length of the distributions of heads without anchors; ValueError where these aren't of 0, 1, 2, ..."""
+    bins = tensors.pop(f"{head}.dfl.conv.weight").flatten()
+    if not torch.equal(bins, torch.arange(len(bins), dtype=bins.dtype)):
+        raise ValueError("its distributions are of other numbers than 0, 1, 2, ...")
+    return {"classes": filters[f"{head}.cv3.0.2"], "reg_max": len(bins)}
+
+
+_HEADS = {"yolov5": _anchored, "yolov8": _anchor_free}
 
 
 def _img_size(found: Foreign, stride: int, assumed: list[str]) -> int:

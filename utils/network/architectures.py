@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from utils.cfg import write_cfg
-from utils.definitions import Convolutional, Defs, LayerDef, MaxPool, Net, Route, Shortcut, Upsample, Yolo
+from utils.definitions import Convolutional, Defs, Dfl, LayerDef, MaxPool, Net, Route, Shortcut, Upsample, Yolo
 
 SIDE = 640  # pixels of the input that the published networks are for
 WRITTEN = ("batch_normalize", "filters", "size", "stride", "pad", "padding", "activation")  # also where it is the default
@@ -62,7 +62,15 @@ YOLOV5 = (
     Module("Anchors", sources=(17, 20, 23)),
 )  # fmt: skip
 
-ARCHITECTURES = {"yolov5": YOLOV5}
+YOLOV8 = (
+    *_backbone("C2f", 3, 6),
+    _UP, Module("Concat", sources=(-1, 6)), _block("C2f", 512, 3),
+    _UP, Module("Concat", sources=(-1, 4)), _block("C2f", 256, 3),
+    _down(256), Module("Concat", sources=(-1, 12)), _block("C2f", 512, 3),
+    _down(512), Module("Concat", sources=(-1, 9)), _block("C2f", 1024, 3),
+    Module("Distributions", sources=(15, 18, 21)),
+)  # fmt: skip
+ARCHITECTURES = {"yolov5": YOLOV5, "yolov8": YOLOV8}
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,10 @@ SCALES = {
     "yolov5": {
         "n": Scale(0.33, 0.25), "s": Scale(0.33, 0.5), "m": Scale(0.67, 0.75), "l": Scale(), "x": Scale(1.33, 1.25),
     },
+    "yolov8": {
+        "n": Scale(0.33, 0.25), "s": Scale(0.33, 0.5), "m": Scale(0.67, 0.75, 768), "l": Scale(most=512),
+        "x": Scale(1, 1.25, 512),
+    },
 }  # fmt: skip
 
 
@@ -93,7 +105,8 @@ class Found:
 
     filters: of each convolution, by its name; those that aren't named have the scale's. biased: names of the convolutions that
     have a bias instead of a batch normalisation. activations: of the convolutions, as a cfg calls them; the others have swish.
-    anchors: width and height in pixels, those of all heads one after another. channels: of the picture.
+    anchors: width and height in pixels, those of all heads one after another. reg_max: values of each side's distribution.
+    channels: of the picture.
     """
 
     filters: Mapping[str, int] = field(default_factory=dict)
@@ -101,6 +114,7 @@ class Found:
     activations: Mapping[str, str] = field(default_factory=dict)
     classes: int = 80
     anchors: tuple[float, ...] = ANCHORS
+    reg_max: int = 16
     channels: int = 3
 
     def repeats(self, block: str) -> int:
@@ -210,6 +224,15 @@ class _Builder:
         self._route(through, past)
         self._convolution(f"{name}.cv3", channels)
 
+    def _c2f(self, name: str, module: Module, sources: list[int]) -> None:
+        """The second half goes through the bottlenecks; the map of both halves and what each bottleneck gives are joined."""
+        channels = self.scale.channels(module.channels)
+        both = self._convolution(f"{name}.cv1", channels, source=sources[0])
+        self._append(Route(layers=(-1,), groups=2, group_id=1))
+        ends = self._bottlenecks(name, module, channels // 2, first=3)
+        self._route(both, *ends)
+        self._convolution(f"{name}.cv2", channels)
+
     def _sppf(self, name: str, module: Module, sources: list[int]) -> None:
         """Spatial pyramid pooling: 5x5 three times in a row sees what 5x5, 9x9 and 13x13 see."""
         channels = self.scale.channels(module.channels)
@@ -238,12 +261,34 @@ class _Builder:
                 given=("mask", "anchors", "classes", "num"),
             ))  # fmt: skip
 
+    def _distributions(self, name: str, module: Module, sources: list[int]) -> None:
+        """Heads without anchors: a branch for the boxes, as distributions of their sides, and one for the classes."""
+        found, finest = self.found, self._channels(sources[0])
+        widths = {"cv2": max(16, finest // 4, 4 * found.reg_max), "cv3": max(finest, min(found.classes, 100))}
+        outputs = {"cv2": 4 * found.reg_max, "cv3": found.classes}
+        for level, source in enumerate(sources):
+            ends = []
+            for branch, width in widths.items():
+                self._convolution(f"{name}.{branch}.{level}.0", width, 3, source=source)
+                self._convolution(f"{name}.{branch}.{level}.1", width, 3)
+                ends.append(self._linear(f"{name}.{branch}.{level}.2", outputs[branch], "linear", self.last))
+            self._route(*ends)
+            self._append(Dfl(classes=found.classes, reg_max=found.reg_max, given=("classes", "reg_max")))
+
+    def _channels(self, layer: int) -> int:
+        """Filters of a convolution that was added."""
+        d = self.layers[layer]
+        assert isinstance(d, Convolutional)
+        return d.filters
+
 
 _PARTS: dict[str, Callable[[_Builder, str, Module, list[int]], None]] = {
     "Conv": _Builder._conv,
     "C3": _Builder._c3,
+    "C2f": _Builder._c2f,
     "SPPF": _Builder._sppf,
     "Upsample": _Builder._upsample,
     "Concat": _Builder._concat,
     "Anchors": _Builder._anchors,
+    "Distributions": _Builder._distributions,
 }

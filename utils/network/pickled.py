@@ -125,7 +125,10 @@ class _Reader(pickle._Unpickler):
         origin = f"{module}.{name}"
         return self.origins.setdefault(origin, record_class(origin))
 
-    def persistent_load(self, name: Any) -> Stored:
+    def persistent_load(self, name: Any) -> Any:
+        """A tensor's memory; a module's class, which PyTorch before 1.6 kept with its source text."""
+        if isinstance(name, tuple) and len(name) == 4 and name[0] == "module":
+            return name[1]
         stored = Stored.of(name)
         return self.stored.setdefault(stored.key, stored)
 
