@@ -4,7 +4,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
 from utils.errors import UserError
 from utils.graph import ChannelGraph
-from utils.importance import Evidence
+from utils.importance import CRITERIA, Evidence
 from utils.layers import Convolution
 from utils.masks import Limits
 from utils.pruner import STRATEGIES, Choice, Pruner
 from utils.spend import COSTS
+from utils.surgeon import Factors, readers
 from utils.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +70,7 @@ def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path, importa
     """Prune `model` in each of the ways and put every result through its checks; gradients, where the criterion reads them, are
     random numbers."""
     graph = ChannelGraph(model.defs)
-    evidence = random_evidence(len(graph.label))
+    evidence = random_evidence(model, graph, importance)
     cost = COSTS[spend](model, graph, 64) if spend else None
     total = sum(p.numel() for p in model.parameters())
     for strategy, percent in chosen:
@@ -92,9 +93,18 @@ def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path, importa
         yield cell
 
 
-def random_evidence(channels: int) -> Evidence:
-    rng = np.random.default_rng(0)
-    return Evidence(terms=rng.normal(size=(3, channels)), curvature=rng.random(channels), pictures=12)
+def random_evidence(model: Darknet, graph: ChannelGraph, importance: str) -> Evidence:
+    rng, channels = np.random.default_rng(0), len(graph.label)
+    evidence = Evidence(terms=rng.normal(size=(3, channels)), curvature=rng.random(channels), pictures=12)
+    if CRITERIA[importance].needs != "factors":
+        return evidence
+    kernels = {index: model.module_list[index].conv.weight for index in readers(model, graph)}
+    return replace(evidence, factors={index: random_factors(kernel) for index, kernel in kernels.items()})
+
+
+def random_factors(kernel: torch.Tensor) -> Factors:
+    inputs, taps = (torch.randn(n, n, dtype=torch.float64) for n in (kernel.shape[1], kernel[0, 0].numel()))
+    return Factors(inputs @ inputs.T, taps @ taps.T, torch.rand(len(kernel), dtype=torch.float64))
 
 
 def blocks_to_drop(pruner: Pruner, percent: float) -> int | None:

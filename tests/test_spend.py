@@ -39,7 +39,7 @@ def test_the_order_is_the_greedy_one_by_brute_force():
     graph = ChannelGraph(model.defs)
     pool = candidates(graph, POLICIES["slim"])
     scores = np.random.default_rng(0).random(graph.count)
-    order = removal_order(scores, pool, COSTS["params"](model, graph, 64), rounds=int(pool.sum()))
+    order = removal_order(lambda keep: scores, pool, COSTS["params"](model, graph, 64), rounds=int(pool.sum()))
     keep = np.ones(graph.count, dtype=bool)
     for channel in order:
         if min(keep[np.unique(graph.out[i])].sum() for i in graph.convolutions()) == 1:  # a cfg has no empty layers
@@ -64,7 +64,8 @@ def test_at_the_same_size_less_importance_is_lost(kind):
     pool, lost = candidates(graph, policy), {"plain": [], "greedy": []}
     for seed in range(5):
         scores = np.random.default_rng(seed).random(graph.count)
-        for name, order in (("plain", None), ("greedy", removal_order(scores, pool, cost))):
+        greedy = removal_order(lambda keep, scores=scores: scores, pool, cost)
+        for name, order in (("plain", None), ("greedy", greedy)):
             amounts = (global_mask(graph, scores, policy, n / 50, limits, order).keep for n in range(50))
             keep = next(keep for keep in amounts if size(graph, keep, kind) <= 0.6 * size(graph, keep | True, kind))
             lost[name].append(scores[~keep].sum())
@@ -74,4 +75,4 @@ def test_at_the_same_size_less_importance_is_lost(kind):
 def test_a_third_cost_needs_nothing_but_a_function():
     scores, pool = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, True, False, True])
     milliseconds = np.array([1.0, 4.0, 100.0, 100.0])
-    assert removal_order(scores, pool, lambda keep: milliseconds * keep).tolist() == [3, 1, 0]
+    assert removal_order(lambda keep: scores, pool, lambda keep: milliseconds * keep).tolist() == [3, 1, 0]

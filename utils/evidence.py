@@ -1,12 +1,14 @@
 """What pictures tell of a network's channels: gradients of the detection loss, with statistics frozen and no step taken."""
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.batch import Batch
@@ -16,27 +18,32 @@ from utils.engine import normalise
 from utils.graph import ChannelGraph
 from utils.hyp import Hyp
 from utils.importance import Evidence, RawChannels, TaylorTerms
+from utils.least_squares import windows
+from utils.surgeon import Factors, readers
 
 if TYPE_CHECKING:
     from models import Darknet
 
+PLACES = 256  # of each picture that the factors of a convolution are sampled at
 BATCH = 4  # pictures whose terms are summed up before their size counts: of 1, 4 and 16 what measured best (EXPERIMENTS.md)
 
 
 def gather(
     model: "Darknet", graph: ChannelGraph, batches: Iterable[Batch], device: torch.device, maxabs: bool = False,
-    curvature: bool = False,
+    needs: Collection[str] = (),
 ) -> Evidence:  # fmt: skip
     """The Evidence that labelled pictures give; `model` itself stays as it is.
 
-    Batch normalisation uses its running statistics, as in inference. curvature: also squares of all kernels' gradients, which
-    takes half as long again.
+    Batch normalisation uses its running statistics, as in inference. needs: which fields there have to be besides terms:
+    "curvature", squares of all kernels' gradients, which takes half as long again; "factors", of all convolutions.
     """
+    curvature = "curvature" in needs
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval().requires_grad_(curvature)
     terms, loss = TaylorTerms(network, RawChannels(graph)), build_loss(network, Hyp())
     for parameter in terms.parameters:
         parameter.requires_grad_(True)
     squares = {p: torch.zeros_like(p) for p in network.parameters()} if curvature else {}
+    factors = FactorSums(network, graph) if "factors" in needs else None
     rows, pictures = [], 0
     for batch in tqdm(batches, desc="importance", unit="batch", leave=False):
         network.zero_grad()
@@ -50,7 +57,43 @@ def gather(
             if parameter.grad is not None:
                 square += parameter.grad.square()
     found = _curvature(network, graph, squares) / max(len(rows), 1) if curvature else np.zeros(0)
-    return Evidence(terms=np.array(rows), curvature=found, pictures=pictures)
+    products = factors.means(pictures) if factors else {}
+    return Evidence(terms=np.array(rows), curvature=found, factors=products, pictures=pictures)
+
+
+class FactorSums:
+    """Sums up the Factors of a network's convolutions in its forward and backward passes."""
+
+    def __init__(self, network: "Darknet", graph: ChannelGraph) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.inputs: dict[int, tuple[int, list[Tensor]]] = {}  # layer -> samples, sums over them
+        self.outputs: dict[int, Tensor] = {}
+        for index in readers(network, graph):
+            network.module_list[index].conv.register_forward_hook(partial(self._see, index))
+
+    def _see(self, index: int, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        places = torch.randperm(math.prod(output.shape[2:]), generator=self.generator)[:PLACES].to(output.device)
+        seen = windows(conv, inputs[0].detach().float(), places).unflatten(1, (conv.in_channels, -1))
+        channels, taps = seen.transpose(1, 2).flatten(0, 1), seen.flatten(0, 1)
+        products = [p.double() for p in (channels.T @ channels, taps.T @ taps, seen.sum(0))]
+        count, sums = self.inputs.get(index, (0, [0.0] * len(products)))
+        self.inputs[index] = count + len(seen), [a + b for a, b in zip(sums, products, strict=True)]
+        output.register_hook(partial(self._mind, index))
+
+    def _mind(self, index: int, gradient: Tensor) -> None:
+        self.outputs[index] = self.outputs.get(index, 0.0) + gradient.float().square().sum((0, 2, 3)).double()
+
+    def means(self, pictures: int) -> dict[int, Factors]:
+        """The Factors, on the CPU."""
+        found = {}
+        for index, (count, sums) in self.inputs.items():
+            channels, taps, means = (s / count for s in sums)
+            channels = (channels - means @ means.T) / len(taps)
+            taps = (taps - means.T @ means) / len(channels)
+            taps /= taps.diagonal().mean().clamp(min=1e-12)
+            outputs = self.outputs[index] / pictures
+            found[index] = Factors(channels.cpu(), taps.cpu(), outputs.cpu())
+        return found
 
 
 def _curvature(model: "Darknet", graph: ChannelGraph, squares: dict[Tensor, Tensor]) -> np.ndarray:

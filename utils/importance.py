@@ -5,10 +5,10 @@ shortcuts unite any; an id is worth the sum of its members' parts, and so is any
 such as the end of a residual block. `gamma` alone has rules of its own for ids with several members (see gamma_scores).
 
     >>> sorted(CRITERIA)
-    ['fisher', 'fpgm', 'gamma', 'group-norm', 'lamp', 'obd', 'taylor']
+    ['fisher', 'fpgm', 'gamma', 'group-norm', 'lamp', 'obd', 'obs', 'taylor']
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from utils.graph import ChannelGraph
+from utils.spend import Worth
+from utils.surgeon import Factors, Surgeon
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -27,13 +29,14 @@ class Evidence:
     """What a criterion is told besides the weights.
 
     combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of pictures, raw channels) TaylorTerms of each
-    batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. pictures: how
-    many pictures both come from; with 0 they are empty.
+    batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. factors: of
+    the convolutions that read channels (see utils.surgeon). pictures: how many pictures all come from; with 0 they are empty.
     """
 
     combine: str = "first"
     terms: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     curvature: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    factors: Mapping[int, Factors] = field(default_factory=dict)
     pictures: int = 0
 
 
@@ -53,15 +56,20 @@ class Parts:
 
 @dataclass(frozen=True)
 class Criterion:
-    """parts: None for gamma, which scores ids by itself. needs: the Evidence that it reads, "", "terms" or "curvature"."""
+    """parts: None for gamma, which scores ids by itself. needs: the Evidence that it reads, "", or the name of its field.
+    following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.spend) of
+    single ids; `parts` then scores only what it can't, residual blocks."""
 
     parts: Callable[["Darknet", ChannelGraph, Evidence], Parts] | None
     needs: str = ""
+    following: Callable[["Darknet", ChannelGraph, Evidence], Worth] | None = None
 
 
 def channel_scores(name: str, model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> np.ndarray:
     """(graph.count,) scores of all ids by the criterion `name`; the larger, the more it costs to lose the channel."""
     criterion = CRITERIA[name]
+    if criterion.following is not None:
+        return criterion.following(model, graph, evidence)(np.ones(graph.count, dtype=bool))
     if criterion.parts is None:
         return gamma_scores(model, graph, evidence.combine)
     return criterion.parts(model, graph, evidence).scores(graph.label, graph.count)
@@ -165,6 +173,12 @@ def obd(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
     return Parts(evidence.curvature[None] / 2)
 
 
+def obs(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Worth:
+    """What the loss rises by when all that reads a channel makes up for its loss as well as it can (Hassibi & Stork 1993,
+    "Optimal Brain Surgeon"; see utils.surgeon)."""
+    return Surgeon(model, graph, evidence.factors)
+
+
 def group_norm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The squared norm of everything that goes with a channel, kernels that make and that read it and gammas, over its mean
     in the layer that makes it (Fang et al. 2023, "DepGraph")."""
@@ -221,6 +235,7 @@ CRITERIA = {
     "taylor": Criterion(taylor, "terms"),
     "fisher": Criterion(fisher, "terms"),
     "obd": Criterion(obd, "curvature"),
+    "obs": Criterion(taylor, "factors", obs),
     "group-norm": Criterion(group_norm),
     "fpgm": Criterion(fpgm),
     "lamp": Criterion(lamp),

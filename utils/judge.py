@@ -1,6 +1,7 @@
 """Judge: what the networks of one pruning run are measured with."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,10 @@ class Judge:
         there were."""
         return recalibrate(model, self.pictures(count), self.device, self.maxabs)
 
-    def evidence(self, pruner: Pruner, count: int, curvature: bool) -> Evidence:
+    def evidence(self, pruner: Pruner, count: int, needs: Collection[str]) -> Evidence:
         """What `count` training pictures tell of the channels; see utils.evidence."""
         batches = self.pictures(count, EVIDENCE_BATCH)
-        return gather(pruner.model, pruner.graph, batches, self.device, self.maxabs, curvature)
+        return gather(pruner.model, pruner.graph, batches, self.device, self.maxabs, needs)
 
     def refit(self, pruner: Pruner, choice: Choice, small: Darknet, count: int) -> tuple[int, int]:
         """Refit a compact model, in place, on `count` training pictures, or as many as half of the memory holds: (pictures,

@@ -78,7 +78,14 @@ class Pruner:
         self.evidence = replace(evidence or Evidence(), combine=self.policy.combine)
         self.scores = channel_scores(importance, model, self.graph, self.evidence)
         self.pool = candidates(self.graph, self.policy)
-        self.order = None if cost is None else removal_order(self.scores, self.pool, cost)
+        self.order = self._order(cost)
+
+    def _order(self, cost: Cost | None) -> np.ndarray | None:
+        """The candidates as they are to go, None where that is simply by their scores."""
+        following = CRITERIA[self.importance].following
+        if following is None:
+            return None if cost is None else removal_order(lambda keep: self.scores, self.pool, cost)
+        return removal_order(following(self.model, self.graph, self.evidence), self.pool, cost)
 
     def check(self, percent: float, shortcuts: int | None, force: bool = False) -> Amount:
         """The amount, if this network can give it; UserError in one line if not. With `force` at most all blocks.

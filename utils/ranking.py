@@ -73,7 +73,7 @@ def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: "Jud
     first = Pruner(model, args.strategy, limits)
     evidence = Evidence()
     if needs - {""}:
-        evidence = judge.evidence(first, args.importance_images, "curvature" in needs)
+        evidence = judge.evidence(first, args.importance_images, needs)
         print(f"gradients of {evidence.pictures} training pictures taken")
     cost = COSTS[args.spend](model, first.graph, judge.loaded.img_size) if args.spend else None
     return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]

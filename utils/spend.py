@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models import Darknet
 
 Cost = Callable[[np.ndarray], np.ndarray]  # keep (ids,) bool -> (ids,) what the removal of each kept id saves
+Worth = Callable[[np.ndarray], np.ndarray]  # the same -> (ids,) what it costs in accuracy
 ROUNDS = 200  # how often costs are looked at again while everything goes; more change the order by next to nothing
 
 
@@ -92,16 +93,18 @@ def _sum_of(products: list[Product]) -> Cost:
 COSTS: dict[str, Callable[["Darknet", ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
 
 
-def removal_order(scores: np.ndarray, pool: np.ndarray, cost: Cost, rounds: int = ROUNDS) -> np.ndarray:
-    """The ids that `pool`, (ids,) bool, allows, in the order in which they go: always those with the smallest score for what
-    they save at that time, a share of the pool a round."""
-    keep, order = np.ones(len(scores), dtype=bool), np.zeros(0, dtype=int)
+def removal_order(worth: Worth, pool: np.ndarray, cost: Cost | None, rounds: int = ROUNDS) -> np.ndarray:
+    """The ids that `pool`, (ids,) bool, allows, in the order in which they go: always those that are worth the least at that
+    time, for what they save if there is a cost, a share of the pool a round."""
+    keep, order = np.ones(len(pool), dtype=bool), np.zeros(0, dtype=int)
     share = max(1, -(-int(pool.sum()) // rounds))
     while (pool & keep).any():
         left = np.flatnonzero(pool & keep)
-        saved = cost(keep)[left]
-        worth = np.divide(scores[left], saved, out=np.full(len(left), np.inf), where=saved > 0)
-        ranked = left[np.argsort(worth, kind="stable")][:share]
+        rates = worth(keep)[left]
+        if cost is not None:
+            saved = cost(keep)[left]
+            rates = np.divide(rates, saved, out=np.full(len(left), np.inf), where=saved > 0)
+        ranked = left[np.argsort(rates, kind="stable")][:share]
         keep[ranked] = False
         order = np.concatenate([order, ranked])
     return order
