@@ -30,11 +30,13 @@ from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKE
 from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
+from utils.spend import COSTS, NOTHING
 from utils.threshold import threshold_line
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 
-USES = {"sparse_keep": ("local-decay",), "sparse_target": ("directed", "dynamic"), "max_drop": ("directed",)}
+USES = {"sparse_keep": ("local-decay",), "sparse_target": ("directed", "dynamic"), "max_drop": ("directed",),
+        "spend": ("directed",)}  # fmt: skip
 PRUNERS = {0: "normal_prune.py", 1: "shortcut_prune.py", 2: "layer_prune.py"}
 
 
@@ -110,6 +112,8 @@ def _add_sparsity_arguments(parser: Parser) -> None:
                         help="directed: share of the channels (2: blocks) to go; dynamic: of gammas under 1e-2")  # fmt: skip
     parser.add_argument("--max-drop", type=SHARE, default=0.02, metavar="D",
                         help="directed: mAP@0.5 ends at most so far below where it began; less may go")  # fmt: skip
+    parser.add_argument("--spend", choices=[*COSTS, NOTHING], default=NOTHING,
+                        help="directed: weigh importance against the parameters or MACs that go with a channel")  # fmt: skip
     parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="instead: one penalty of this strength on all gammas")
     parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="",
                         help="directed (default without --s): the least important channels fade; of --s: constant (default); "
@@ -181,6 +185,8 @@ def check_sparsity(args: argparse.Namespace) -> None:
                         "without both the channels that are to go are chosen and brought to zero")  # fmt: skip
     if args.s > 0 and schedule == "directed":
         raise UserError("--sparse-schedule directed finds out how strongly to push; leave out --s")
+    if args.prune == 2 and args.spend != NOTHING:
+        raise UserError(f"--spend {args.spend} weighs channels, and --prune 2 takes whole blocks; leave it out")
     for flag, schedules in USES.items():
         if getattr(args, flag) != get_parser().get_default(flag) and schedule not in schedules:
             wanted = " or ".join(schedules)

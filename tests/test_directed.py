@@ -94,6 +94,24 @@ def test_the_least_important_go():
     assert all(found.gone[a].sum() == found.gone[b].sum() for a, b in graph.equal_parts)
 
 
+@pytest.mark.parametrize(("spend", "expected"), [("none", [0, 3]), ("params", [0, 3]), ("macs", [3, 0])])
+def test_what_goes_is_weighed_against_what_it_saves(spend, expected):
+    """Of four filters of 3 x 3 on the image at 64 x 64 pixels each is 27 weights that are used 4096 times, and 4 * 9 that read
+    it, 1024 times; of the four after them each is 4 * 9 and 14 of the head, 1024 times. So a first one, worth 2, saves 147,456
+    MACs and 27 + 2 + 36 = 65 parameters, a second one, worth 1, 51,200 and 36 + 2 + 14 = 52. By importance the second ones go
+    (1 < 2), by parameters too (1 / 52 < 2 / 65), by MACs the first (2 / 147,456 < 1 / 51,200): three, as one has to stay."""
+    model = network(NET + conv(4) + conv(4, stride=2) + head())
+    graph = ChannelGraph(model.defs)
+    found = DirectedSparsity(model, 0, 0.4, STEPS, Promise(0.02), spend, 64)
+    scores = np.zeros(graph.count)
+    scores[graph.out[0]], scores[graph.out[1]] = 2.0, 1.0
+    chosen = found.units.weakest(scores, 3)
+    assert [int(chosen[graph.out[i]].sum()) for i in (0, 1)] == expected
+    gradients = {i: torch.full((4,), value**0.5) for i, value in ((0, 2.0), (1, 1.0))}  # importance is their square
+    advance(model, found, gradients)
+    assert [int(found.gone[graph.out[i]].sum()) for i in (0, 1)] == expected
+
+
 def test_no_layer_is_emptied_and_the_averaged_weights_follow():
     model, averaged = network(RESIDUAL), network(RESIDUAL)
     found = directed(model, strategy=1, target=0.97)

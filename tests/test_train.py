@@ -282,6 +282,8 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
         ("--s 0.01", "needs --prune"),
         ("--prune 0 --sparse-schedule constant", "needs --s"),
         ("--prune 0 --s 0.1 --sparse-schedule directed", "leave out --s"),
+        ("--prune 2 --spend macs", "--spend macs weighs channels, and --prune 2 takes whole blocks; leave it out"),
+        ("--prune 0 --s 0.1 --spend macs", "--spend only means something with --sparse-schedule directed"),
         ("--prune 0 --s 0.1 --max-drop 0.1", "--max-drop only means something with --sparse-schedule directed"),
         ("--sparse-schedule dynamic", "needs --prune"),
         ("--prune 0 --s 0.1 --sparse-keep 0.5", "--sparse-keep only means something with --sparse-schedule local-decay"),

@@ -23,6 +23,7 @@ from utils.importance import TaylorTerms
 from utils.masks import POLICIES, Limits, candidates, complete
 from utils.promise import Promise
 from utils.sparsity import gamma_values, penalised_channels
+from utils.spend import COSTS, NOTHING, Cost, removal_order
 
 if TYPE_CHECKING:
     from models import Darknet
@@ -42,34 +43,41 @@ class Units:
     """What goes as one: a channel id or, for layer pruning, a residual block.
 
     out: {layer: (channels,) the unit of each of its channels}; pool: (count,) bool, what may go; graph: whose layers must
-    not be emptied, None where units don't share layers. To TaylorTerms it is what a graph is.
+    not be emptied, None where units don't share layers; cost: what their importance is weighed against (see utils.spend),
+    None where it alone decides. To TaylorTerms it is what a graph is.
     """
 
     count: int
     out: Mapping[int, np.ndarray]
     pool: np.ndarray
     graph: ChannelGraph | None = None
+    cost: Cost | None = None
 
     @property
     def name(self) -> str:
         return "channels" if self.graph else "blocks"
 
     @classmethod
-    def of(cls, graph: ChannelGraph, strategy: int) -> "Units":
-        """The units of --prune 0, 1 or 2."""
+    def of(cls, graph: ChannelGraph, strategy: int, cost: Cost | None = None) -> "Units":
+        """The units of --prune 0, 1 or 2. cost: of channels; blocks have none."""
         if strategy == 2:
             blocks = residual_blocks(graph)
             out = {i: np.full(len(graph.out[i]), number) for number, block in enumerate(blocks) for i in block.ends}
             return cls(len(blocks), out, np.ones(len(blocks), dtype=bool))
         pool = candidates(graph, POLICIES["slim" if strategy == 1 else "normal"])
-        return cls(graph.count, {i: graph.out[i] for i in graph.gammas()}, pool, graph)
+        return cls(graph.count, {i: graph.out[i] for i in graph.gammas()}, pool, graph, cost)
 
     def gammas(self) -> list[int]:
         return list(self.out)
 
     def weakest(self, scores: np.ndarray, count: int) -> np.ndarray:
         """(count,) bool: the `count` least important that may go together without emptying a layer, or as many as there are."""
-        order = np.flatnonzero(self.pool)[np.argsort(scores[self.pool], kind="stable")]
+        if self.cost is None:
+            order = np.flatnonzero(self.pool)[np.argsort(scores[self.pool], kind="stable")]
+        else:
+            order = removal_order(lambda keep: scores, self.pool, self.cost)
+            scores = np.full(self.count, len(order))
+            scores[order] = np.arange(len(order))
         chosen, first, missing = np.zeros(self.count, dtype=bool), 0, count
         while missing and first < len(order):  # for each that has to stay, the next in order
             first = min(first + missing, len(order))
@@ -97,10 +105,13 @@ class DirectedSparsity:
     The promise holds it: `start_epoch` pauses while accuracy is too low, and lets go what fades when that lasts.
     """
 
-    def __init__(self, model: "Darknet", strategy: int, target: float, steps: int, promise: Promise) -> None:
+    def __init__(self, model: "Darknet", strategy: int, target: float, steps: int, promise: Promise,
+                 spend: str = NOTHING, img_size: int = 0) -> None:  # fmt: skip
+        """spend: a key of COSTS, at pictures of img_size x img_size, or NOTHING."""
         graph = ChannelGraph(model.defs)
+        cost = COSTS[spend](model, graph, img_size) if spend != NOTHING else None
         self.channels = penalised_channels(graph, strategy)
-        self.units, self.target, self.promise = Units.of(graph, strategy), target, promise
+        self.units, self.target, self.promise = Units.of(graph, strategy, cost), target, promise
         if not self.units.pool.any():
             raise UserError(f"--prune {strategy}: {model.defs.name} has no channel that may go")
         self.terms = TaylorTerms(model, self.units)

@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
         accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
         prune=args.prune, s=args.s, sparse_schedule=args.sparse_schedule, sparse_keep=args.sparse_keep,
-        sparse_target=args.sparse_target, max_drop=args.max_drop,
+        sparse_target=args.sparse_target, max_drop=args.max_drop, spend=args.spend,
     )  # fmt: skip
     dtype = training_dtype(device) if args.mixedprecision else None
     if args.mixedprecision:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Cost = Callable[[np.ndarray], np.ndarray]  # keep (ids,) bool -> (ids,) what the removal of each kept id saves
 Worth = Callable[[np.ndarray], np.ndarray]  # the same -> (ids,) what it costs in accuracy
+NOTHING = "none"  # --spend of those who don't weigh
 ROUNDS = 200  # how often costs are looked at again while everything goes; more change the order by next to nothing
 
 

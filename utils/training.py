@@ -21,6 +21,7 @@ from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
 from utils.sparsity import GammaPenalty, Sparsity
+from utils.spend import NOTHING
 from utils.threshold import CONF_THRES
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Plan:
     sparse_keep: float = 0.85
     sparse_target: float = 0.7
     max_drop: float = 0.02
+    spend: str = NOTHING
 
 
 class Run:
@@ -337,7 +339,8 @@ def batches_a_step(hyp: Hyp, plan: Plan) -> int:
 def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float, steps: int) -> Sparsity | None:
     """What makes the gammas sparse as a plan asks for, None if it doesn't; steps: the optimizer's in the whole training."""
     if plan.prune >= 0 and plan.sparse_schedule == "directed":
-        return DirectedSparsity(model, plan.prune, plan.sparse_target, steps, Promise(plan.max_drop))
+        promise = Promise(plan.max_drop)
+        return DirectedSparsity(model, plan.prune, plan.sparse_target, steps, promise, plan.spend, plan.img_size)
     if plan.prune < 0 or not (plan.s or plan.sparse_schedule == "dynamic"):
         return None
     options = {"schedule": plan.sparse_schedule, "keep": plan.sparse_keep, "target": plan.sparse_target}
