@@ -168,7 +168,8 @@ OTHERS = {  # class of a YOLOv8's -> what it is called instead, and what the fil
     "YOLOv10": (DistributionDetect, f"{HEADS}v10Detect", "is a YOLOv10 checkpoint"),
     "RT-DETR": (DistributionDetect, f"{HEADS}RTDETRDecoder", "is an RT-DETR checkpoint"),
     "YOLOv5u": (C2f, f"{BLOCKS}C3", "is an Ultralytics YOLOv5u checkpoint"),
-    "YOLOv3u": (C2f, f"{BLOCKS}Blocks", "is an Ultralytics YOLOv3u checkpoint"),
+    "YOLOv3u": (C2f, "ultralytics.nn.modules.Bottleneck", "is an Ultralytics YOLOv3u checkpoint"),
+    "own block": (C2f, f"{BLOCKS}C3Ghost", r"is an Ultralytics .* with layers of its own yaml \(C3Ghost\)"),
     "own layer": (owners.SPPF, f"{BLOCKS}CBAM", r"is .* YOLOv8 checkpoint with layers of its own yaml \(CBAM\)"),
 }
 CHANGES = {  # change of a YOLOv8 -> what is said of it

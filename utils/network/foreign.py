@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "v10Detect": "a YOLOv10", "A2C2f": "a YOLO12", "C3k2": "a YOLO11 (or later)",
     "RepNCSPELAN4": "a YOLOv9", "ELAN1": "a YOLOv9", "SPPCSPC": "a YOLOv7", "IDetect": "a YOLOv7",
     "Focus": "a YOLOv5 (before 6.0)", "BottleneckCSP": "a YOLOv5 (before 6.0)",
-    "C2f": "an Ultralytics YOLOv8", "C3": "an Ultralytics YOLOv5", "Bottleneck": "an Ultralytics YOLOv3",
+    "C2f": "an Ultralytics YOLOv8", "C3": "an Ultralytics YOLOv5",
 }  # fmt: skip
 TASKS = {
     "Segment": "segmentation",
@@ -31,6 +31,7 @@ TASKS = {
     "OBB": "rotated-box",
     "Classify": "classification",
 }  # layer -> what it is for
+OWNERS = ("ultralytics.", "models.yolo.", "yolov5.")  # packages of their classes
 PARTS = {"Conv", "C3", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "DFL"}  # of the architectures that can be converted
 # The same of a state dict: what one of its names begins with.
 NAMES = {
@@ -88,21 +89,25 @@ class Foreign:
 
     @classmethod
     def _of_module(cls, file: TorchFile, root: Record) -> "Foreign":
-        modules = dict(_walk(root, file.path))
-        layers = {module.kind for module in modules.values()}
-        name = next((ARCHITECTURES[layer] for layer in ARCHITECTURES if layer in layers), "")
-        if not name:
-            return cls(file, f"holds more than tensors and numbers, so it isn't loaded (a pickled {root.origin})")
-        if "DFL" in layers and name in ("an Ultralytics YOLOv5", "an Ultralytics YOLOv3"):
-            name += "u"  # their bodies with YOLOv8's head
-        task = next((TASKS[layer] for layer in TASKS if {layer, f"{layer}26"} & layers), "")
-        words = " ".join(filter(None, ("is", name, task, "checkpoint")))
-        modules = _numbered(modules)
+        everything = dict(_walk(root, file.path))
+        modules = _numbered(everything)
+        layers = {module.kind for module in everything.values()}
         strange = {m.kind for m in modules.values() if not m.origin.startswith("torch.nn.")} - PARTS
-        if task or name not in CAN_BE_CONVERTED:
+        name = next((ARCHITECTURES[layer] for layer in ARCHITECTURES if layer in layers), "")
+        if not name and not root.origin.startswith(OWNERS):
+            return cls(file, f"holds more than tensors and numbers, so it isn't loaded (a pickled {root.origin})")
+        if not name and not strange and "Bottleneck" in layers:
+            name = "an Ultralytics YOLOv3"
+        if "DFL" in layers and name in ("an Ultralytics YOLOv5", "an Ultralytics YOLOv3"):
+            name += "u"  # its body with YOLOv8's head
+        task = next((TASKS[layer] for layer in TASKS if {layer, f"{layer}26"} & layers), "")
+        words = " ".join(filter(None, ("is", name or "an Ultralytics", task, "checkpoint")))
+        if strange and not task and (not name or name in CAN_BE_CONVERTED):
+            words += f" with layers of its own yaml ({', '.join(sorted(strange)[:3])})"
+        elif not name:
+            words += " of another architecture"
+        if strange or task or name not in CAN_BE_CONVERTED:
             return cls(file, words, is_network=True)
-        if strange:
-            return cls(file, f"{words} with layers of its own yaml ({', '.join(sorted(strange)[:3])})", is_network=True)
         tensors = {f"{n}.{k}": t for n, module in modules.items() for k, t in _own_tensors(module)}
         facts = [attributes(file.content), attributes(root)]
         return cls(file, words, True, CAN_BE_CONVERTED[name], modules, tensors, facts)
