@@ -62,7 +62,7 @@ def get_parser() -> Parser:
     parser.add_argument("--opset", type=whole(1, 99), default=18, help="onnx: version of the operators")
     outputs = parser.add_mutually_exclusive_group()
     for name, text in (("decode", "boxes in pixels with probabilities, as PyTorch's network gives them (the default)"),
-                       ("raw", "the [yolo] layers' maps, before any sigmoid"),
+                       ("raw", "the heads' maps, before any sigmoid"),
                        ("nms", "boxes that are left after non-maximum suppression in the graph")):  # fmt: skip
         constant = {"dest": "outputs", "action": "store_const", "default": "decoded"}
         outputs.add_argument(f"--{name}", **constant, const={"decode": "decoded"}.get(name, name), help=f"onnx: {text}")

@@ -170,7 +170,7 @@ def test_script_float(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert json.loads(aboard["img_size"]) == [64, 64]
     assert json.loads(aboard["settings"]) == {"gray": False, "maxabs": True, "stretch": True}
     assert json.loads(aboard["heads"]) == [
-        {"stride": 2.0, "anchors": [[8, 10], [20, 16]], "classes": 2, "scale_x_y": 1.0, "new_coords": False}
+        {"kind": "yolo", "stride": 2.0, "anchors": [[8, 10], [20, 16]], "classes": 2, "scale_x_y": 1.0, "new_coords": False}
     ]
     assert (aboard["outputs"], aboard["precision"]) == ("decoded", "fp32")
 

@@ -72,7 +72,7 @@ def dumped(model: Darknet, folder: Path, size: int = 64, tiling: Tiling | None =
 def narrow(path: Path, factor: int = 8) -> Defs:
     """A network of cfg/ with so many times fewer filters."""
     defs = parse_cfg(path)
-    heads = {s for i in defs.yolo_indices() for s in defs.sources(i)}
+    heads = {s for i in defs.head_indices() for s in defs.feeding(i)}
     for index, d in enumerate(defs):
         if isinstance(d, c.Convolutional) and index not in heads:
             d.filters //= factor
@@ -175,8 +175,8 @@ def test_float_activation_of_a_head_is_left_to_decoding(tmp_path):
     found, pictures = dumped(model, tmp_path), noise()
     (head_,) = found.info["heads"]
     assert head_ == {
-        "layer": 2, "step": 1, "exponent": found.steps[1].output.exponent, "activation": "logistic", "new_coords": 1,
-        "scale_x_y": 2, "classes": 2, "stride": [2, 2], "anchors": [[16, 16]],
+        "layer": 2, "kind": "yolo", "step": 1, "exponent": found.steps[1].output.exponent, "activation": "logistic",
+        "new_coords": 1, "scale_x_y": 2, "classes": 2, "stride": [2, 2], "anchors": [[16, 16]],
     }  # fmt: skip
     (mine,), (raw,) = values(found, run(found, pictures.numpy())), model(normalise(pictures, CPU))[1]
     torch.testing.assert_close(torch.from_numpy(mine).sigmoid(), raw.detach(), rtol=0, atol=1e-6)
@@ -188,7 +188,7 @@ def test_a_map_between_floats_and_integers_is_refused():
     cfg = NET + conv(8, stride=2) + conv(7, 1, bn=0, activation="logistic")
     yolo = "[yolo]\nmask=0\nanchors=16,16\nclasses=2\nnum=1\nnew_coords=1\n"
     model = calibrated(network(cfg + yolo + "[route]\nlayers=-2\n" + conv(7, 1, bn=0, activation="linear") + yolo))
-    with pytest.raises(UserError, match=r"layer 1 \[convolutional\]: its map is read by a \[yolo\] layer"):
+    with pytest.raises(UserError, match=r"layer 1 \[convolutional\]: its map is read by a head"):
         lower(model.inference_copy(CPU), 64, 64)
 
 

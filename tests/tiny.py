@@ -74,6 +74,7 @@ TOPOLOGIES = {
     "depthwise": DEPTHWISE,
     "dialect": DIALECT,
     "reorg": REORG,
+    "dfl": DFL,
 }
 
 

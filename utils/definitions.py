@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 Floats = tuple[float, ...]
 Ints = tuple[int, ...]
@@ -217,6 +217,10 @@ class Head(LayerDef):
         """What it needs to read, and why, in words."""
         raise NotImplementedError
 
+    def decoding(self) -> dict[str, Any]:
+        """What other programs need to know to make boxes of its map, by name."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class Yolo(Head):
@@ -246,6 +250,10 @@ class Yolo(Head):
         what = f"has {len(self.mask)} anchors and classes={self.classes}"
         return f"{what}, so the layer before it needs filters={self.channels}"
 
+    def decoding(self) -> dict[str, Any]:
+        return {"anchors": self.anchor_sizes(), "classes": self.classes, "scale_x_y": self.scale_x_y,
+                "new_coords": bool(self.new_coords)}  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class Dfl(Head):
@@ -262,6 +270,9 @@ class Dfl(Head):
     def demand(self) -> str:
         what = f"has reg_max={self.reg_max} and classes={self.classes}"
         return f"{what}, so the map before it needs {self.channels} channels (4 * reg_max + classes)"
+
+    def decoding(self) -> dict[str, Any]:
+        return {"reg_max": self.reg_max, "classes": self.classes}
 
 
 SECTIONS: dict[str, type[LayerDef]] = {
@@ -321,6 +332,18 @@ class Defs:
     def class_convolutions(self) -> dict[int, int]:
         """{convolution: the head whose classes are its last filters}."""
         return {self.feeding(i)[-1]: i for i in self.head_indices() if self.feeding(i)}
+
+    def joining(self) -> set[int]:
+        """The [route]s that bring a head the maps of its convolutions, and that nothing else reads."""
+        waiting = [self.sources(i)[0] for i in self.head_indices() if self.feeding(i)]
+        found: set[int] = set()
+        while waiting:
+            index = waiting.pop()
+            if isinstance(self.layers[index], Route):
+                found.add(index)
+                waiting += self.sources(index)
+        readers = [s for i in range(len(self)) for s in self.sources(i)]
+        return {index for index in found if readers.count(index) == 1}
 
     def _joined(self, index: int) -> list[int] | None:
         d = self.layers[index] if index >= 0 else None

@@ -53,7 +53,7 @@ class Plan:
 # What a graph gives, as its metadata call it -> in words.
 OUTPUTS = {
     "decoded": "(batch, boxes, 5 + classes): cx cy w h in pixels of the input, objectness, class probabilities",
-    "raw": "a map a [yolo] layer (batch, anchors, rows, columns, 5 + classes), before any sigmoid",
+    "raw": "a map a head (batch, anchors or 1, rows, columns, values), before any sigmoid",
     "nms": "(batch, max_det, 6): x1 y1 x2 y2 in pixels of the input, confidence, class; best first, then zeros",
 }
 
@@ -193,11 +193,10 @@ def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: s
 
 
 def heads(model: Darknet) -> list[dict[str, Any]]:
-    """Stride, anchors (width and height in pixels of the input) and box formula of each [yolo] layer."""
+    """Kind, stride and what decoding needs to know of each head; sizes of anchors in pixels of the input."""
     side = 32 * model.max_stride
     shapes = output_shapes(model.defs, side, side)
     return [
-        {"stride": side / shapes[i][1], "anchors": d.anchor_sizes(), "classes": d.classes, "scale_x_y": d.scale_x_y,
-         "new_coords": bool(d.new_coords)}
-        for i, d in ((i, model.defs[i]) for i in model.defs.yolo_indices())
+        {"kind": model.defs[i].kind, "stride": side / shapes[i][1]} | model.defs[i].decoding()
+        for i in model.defs.head_indices()
     ]  # fmt: skip

@@ -183,7 +183,7 @@ def speed(paths: dict[str, Path], trial: Trial) -> dict[str, Any]:
 
 
 def uneven(model: Darknet) -> int:
-    """Convolutions with a number of filters for which ONNX Runtime has no fast kernels; those before a [yolo] can't help it."""
+    """Convolutions with a number of filters for which ONNX Runtime has no fast kernels; those before a head can't help it."""
     heads = {source for source, _ in model.head_convolutions()}
     convolutions = (d for i, d in enumerate(model.defs) if isinstance(d, Convolutional) and i not in heads)
     return sum(d.filters % EVEN != 0 for d in convolutions)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from models import check_img_size
 from utils.augment import FILL, fitted_size
-from utils.boxes import decode, predict_at
+from utils.boxes import predict_at
 from utils.cfg import DataConfig, parse_cfg
 from utils.checkpoint import Checkpoint, picture_settings
 from utils.cli import Loaded, load_model
 from utils.errors import UserError
 from utils.fields import Fields
 from utils.filekinds import is_onnx
+from utils.layers import build_layer
 from utils.pictures import openable
 from utils.ranges import IMG_SIZE
 from utils.threshold import CONF_THRES
@@ -114,8 +115,7 @@ class OnnxModel:
         if self.outputs not in ("decoded", "raw", "nms"):
             raise told.wrong("outputs", "decoded, raw or nms")
         self.names = told.lines("names")
-        items = told.items("heads")
-        self.heads = [self._head(items.fields(key)) for key in items.values]
+        self.heads = [build_layer(self.defs, i, 0) for i in self.defs.head_indices()]
         self.settings = dict.fromkeys(("gray", "maxabs", "stretch"), False) | picture_settings(told.fields("settings"))
         self.conf_thres = told.number(CONF_THRES, None, 0, 1)
         limits = told.fields("nms")
@@ -126,16 +126,14 @@ class OnnxModel:
         if len(self.size) != 2:
             raise told.wrong("img_size", "height and width")
         self.fixed_size = None if told.flag("dynamic_size") else self.size
-        if len(self.names) != checkpoint_classes(self.defs) or len(self.heads) != len(self.defs.yolo_indices()):
+        if len(self.names) != checkpoint_classes(self.defs) or not self._are_own(told.items("heads")):
             raise UserError(f"{self.path}: its names or heads aren't those of its cfg: the file is damaged; export it again")
 
-    @staticmethod
-    def _head(head: Fields) -> dict[str, Any]:
-        anchors = head.items("anchors")
-        pairs = [anchors.floats(key, least=0) for key in anchors.values]
-        if not pairs or any(len(pair) != 2 for pair in pairs):
-            raise head.wrong("anchors", "pairs of width and height")
-        return {"anchors": pairs, "scale_x_y": head.number("scale_x_y", 1.0), "new_coords": head.flag("new_coords")}
+    def _are_own(self, heads: Fields) -> bool:
+        """Whether what the metadata say of the heads is what the cfg says."""
+        wanted = [json.loads(json.dumps(head.definition.decoding())) for head in self.heads]
+        found = [heads.fields(key).values for key in heads.values]
+        return len(found) == len(wanted) and all(w.items() <= f.items() for w, f in zip(wanted, found, strict=True))
 
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "OnnxModel":
         """Itself, on `device`; UserError for a precision that it wasn't exported in."""
@@ -181,10 +179,7 @@ class OnnxModel:
 
     def _from_maps(self, outputs: list[Tensor], images: Tensor) -> Tensor:
         height = images.shape[-2]
-        return torch.cat([
-            decode(raw, raw.new_tensor(h["anchors"]), height / raw.shape[2], h["scale_x_y"], h["new_coords"])
-            for h, raw in zip(self.heads, outputs, strict=True)
-        ], 1)  # fmt: skip
+        return torch.cat([head.decode(raw, height) for head, raw in zip(self.heads, outputs, strict=True)], 1)
 
     def _from_nms(self, outputs: list[Tensor], images: Tensor) -> Tensor:
         """Rows of NMS as predictions that are sure of their class, so that another NMS leaves them as they are."""

@@ -1,7 +1,7 @@
 """From a network quantized with --FPGA to integers, shifts and tables: the steps of utils.quantized.integer.
 
 [se] becomes the four steps that it consists of: mean, two 1x1 convolutions, product. What does nothing ([dropout], a [route]
-of one map) becomes no step, and [yolo] layers, which decode boxes in floating point, end the network.
+of one map) becomes no step, and heads, which decode boxes in floating point, end the network.
 """
 
 import math
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from utils import layers as l
 from utils.engine import normalise
 from utils.errors import UserError
+from utils.network.heads import DflHead, Head, YoloHead
 from utils.quantized import layers as q
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.integer import Grid, Network, Step
+from utils.quantized.settings import RAW_BITS
 from utils.quantized.transform import SLOPE
 from utils.shapes import Shape, output_shapes
 
 if TYPE_CHECKING:
     from models import Darknet
 
+RAW_LIMITS = (-(1 << (RAW_BITS - 1)), (1 << (RAW_BITS - 1)) - 1)  # of the integers that heads read
 SLOPE_BITS = 7  # leaky: SLOPE is a whole number of 2**-7
 Options = dict[str, Any]
 
@@ -60,9 +63,10 @@ def lower(model: "Darknet", height: int, width: int, maxabs: bool = False) -> Ne
         if rule is None:
             raise UserError(f"{model.defs.where(index)}: has no integer form here, so it can't be dumped for an FPGA")
         lowering.number[index] = rule(lowering, index, module)
-    heads = [lowering.head(index) for index in model.defs.yolo_indices()]
+    indices = model.defs.head_indices()
+    heads = [lowering.head(index) for index in indices]
     return Network(grid_of(model.input_quantizer), pixel_table(model, maxabs), lowering.steps,
-                   [lowering.number[index] for index in model.defs.yolo_indices()], {"heads": heads})  # fmt: skip
+                   [lowering.number[index] for index in indices], {"heads": heads})  # fmt: skip
 
 
 def pixel_table(model: "Darknet", maxabs: bool) -> np.ndarray:
@@ -123,15 +127,14 @@ class _Lowering:
         return self.add(kind, layer, [source], shape, exponents=exponents, bound=int(bound.max()), **more)
 
     def head(self, index: int) -> dict[str, Any]:
-        """What decoding needs to know of a [yolo] layer."""
+        """What decoding needs to know of a head."""
         d, (source,) = self.model.defs[index], self.model.sources[index]
         stride = [side // cells for side, cells in zip(self.image[1:], self.shapes[index][1:], strict=True)]
         activation = next((self.model.defs[s].activation for s, i in self.model.head_convolutions() if i == index), "linear")
         return {
-            "layer": index, "step": self.number[source], "exponent": self.grid(self.number[source]).exponent, "stride": stride,
-            "anchors": d.anchor_sizes(), "classes": d.classes, "scale_x_y": d.scale_x_y, "new_coords": d.new_coords,
-            "activation": activation,
-        }  # fmt: skip
+            "layer": index, "kind": d.kind, "step": self.number[source], "exponent": self.grid(self.number[source]).exponent,
+            "stride": stride, "activation": activation,
+        } | d.decoding()  # fmt: skip
 
 
 @dataclass
@@ -149,7 +152,7 @@ class _Finish:
 
     def at(self, exponent: int) -> dict[str, Any]:
         """Fields of a Step whose sums have this exponent."""
-        if self.out is None:  # read by a [yolo] layer, whose activation is float
+        if self.out is None:  # read by a head, whose activation is float
             return {"output": grid_of(self.pre), "shift": exponent - self.pre.exponent, "options": {}, "arrays": {}}
         if self.pre is None:
             options, exponent = FUSED[self.name](exponent)
@@ -177,9 +180,9 @@ def _convolution(low: _Lowering, index: int, module: q.QuantConv2d) -> int:
     bias = deployed.bias.numpy().astype(np.float64) * 2.0 ** (low.grid(source).exponent + exponent)
     name = low.model.defs[index].activation
     readers = [m for m, sources in zip(low.model.module_list, low.model.sources, strict=True) if index in sources]
-    if module.out_quant is None and name != "linear" and not all(isinstance(m, l.YoloHead) for m in readers):
-        raise UserError(f"{low.model.defs.where(index)}: its map is read by a [yolo] layer after a float activation={name}, "
-                        "and by others, too; give them a convolution of their own")  # fmt: skip
+    if module.out_quant is None and name != "linear" and not all(isinstance(m, Head) for m in readers):
+        raise UserError(f"{low.model.defs.where(index)}: its map is read by a head after a float activation={name}, and by "
+                        "other layers, too; make it linear, or give them a convolution of their own")  # fmt: skip
     options = {"strides": list(conv.stride), "padding": conv.padding[0], "dilation": conv.dilation[0], "groups": conv.groups}
     return low.convolution(index, source, deployed.kernel.numpy(), module.weight_quant.config.bits, exponent,
                            bias.astype(np.int32), options, _Finish.of(name, module), low.shapes[index])  # fmt: skip
@@ -242,12 +245,23 @@ def _concatenation(low: _Lowering, index: int, module: q.QuantRoute) -> int:
 
 
 def _route(low: _Lowering, index: int, module: l.Route) -> int:
-    """A part of one map's channels, or all of them, which is no step."""
+    """A part of one map's channels, or all of them, which is no step; or the maps of a head's convolutions."""
+    if len(low.sources(index)) > 1:
+        return _joined(low, index)
     (source,) = low.sources(index)
     if module.groups == 1:
         return source
     options = {"groups": module.groups, "group": module.group_id}
     return low.add("route", index, [source], low.shapes[index], output=low.grid(source), align=[0], options=options)
+
+
+def _joined(low: _Lowering, index: int) -> int:
+    """Maps of different exponents, brought to the finest without losing anything."""
+    sources = low.sources(index)
+    finest = max(low.grid(s).exponent for s in sources)
+    align = [low.grid(s).exponent - finest for s in sources]
+    output = Grid(finest, *(limit << -min(align) for limit in RAW_LIMITS))
+    return low.add("route", index, sources, low.shapes[index], output=output, align=align, options={"groups": 1, "group": 0})
 
 
 def _max_pool(low: _Lowering, index: int, module: l.MaxPool) -> int:
@@ -269,5 +283,6 @@ LOWER: dict[type[nn.Module], Callable[[_Lowering, int, Any], int]] = {
     l.Reorg: lambda low, index, module: low.move("reorg", index, stride=module.stride),
     l.Reorg3d: lambda low, index, module: low.move("reorg3d", index, stride=module.stride),
     l.Dropout: lambda low, index, module: low.sources(index)[0],
-    l.YoloHead: lambda low, index, module: low.sources(index)[0],
+    YoloHead: lambda low, index, module: low.sources(index)[0],
+    DflHead: lambda low, index, module: low.sources(index)[0],
 }

@@ -1,4 +1,4 @@
-"""Whether a dump computes what PyTorch computes: every integer that a [yolo] layer reads, compared."""
+"""Whether a dump computes what PyTorch computes: every integer that a head reads, compared."""
 
 import copy
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ def compare(model: "Darknet", network: Network, pictures: list[Tensor], maxabs: 
 
 @torch.inference_mode()
 def head_integers(model: "Darknet", images: Tensor, exponents: list[int]) -> list[np.ndarray]:
-    """For each [yolo] layer what it reads, before a float activation, in units of 2**-exponent: (batch, channels, ny, nx)."""
-    convolutions = {head: model.module_list[source] for source, head in model.head_convolutions()}
-    heads = model.defs.yolo_indices()
-    modules = [convolutions[i].activation.function if i in convolutions else model.module_list[i] for i in heads]
+    """For each head what it reads, before a float activation, in units of 2**-exponent: (batch, channels, ny, nx)."""
+    heads, sources = model.defs.head_indices(), {head: source for source, head in model.head_convolutions()}
+    direct = {i: s for i, s in sources.items() if model.sources[i] == [s]}  # behind a [route] there is no activation
+    modules = [model.module_list[direct[i]].activation.function if i in direct else model.module_list[i] for i in heads]
     read: dict[nn.Module, Tensor] = {}
     hooks = [m.register_forward_pre_hook(lambda module, maps: read.update({module: maps[0].clone()})) for m in modules]
     try:

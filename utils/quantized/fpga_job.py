@@ -97,7 +97,8 @@ def description(loaded: Loaded, size: tuple[int, int], settings: dict[str, bool]
             "resized": "stretched" if settings["stretch"] else f"letterboxed, centred, filled with {FILL}",
             "value": "byte / 127.5 - 1" if settings["maxabs"] else "byte / 255", "integer": "input.pixels[byte]",
         },
-        "head": "raw = activation(integer * 2**-exponent), channels (anchor, x y w h objectness classes), then as in [yolo]",
+        "head": "raw = activation(integer * 2**-exponent), channels as the kind of each head has them, then as it decodes: "
+                "yolo (anchor, x y w h objectness classes), dfl (left top right bottom, reg_max each, classes)",
     }  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def judge(agreement: Agreement) -> None:
     """Raise UserError unless all integers are those of PyTorch in float32, or else in float64."""
     best = max(agreement.equal, agreement.equal_float64 or 0)
     if best < agreement.outputs:
-        raise UserError(f"not written: {agreement.outputs - best} of {agreement.outputs} integers that the [yolo] layers read "
+        raise UserError(f"not written: {agreement.outputs - best} of {agreement.outputs} integers that the heads read "
                         "differ from PyTorch's; please report this")  # fmt: skip
 
 

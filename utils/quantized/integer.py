@@ -2,7 +2,7 @@
 
 A network is a list of steps. Each reads maps of integers, (batch, channels, height, width) int64, and makes one; an integer v
 stands for v * 2**-exponent of its step's grid. There is no floating point here but for `values`, which turns the maps
-that [yolo] layers read into numbers. A step of a kind in SUMS makes exact sums, which go through `finish`:
+that heads read into numbers. A step of a kind in SUMS makes exact sums, which go through `finish`:
 
     sums -> activation -> round_shift by `shift` -> limited to the integers of the output -> map
     sums -> round_shift by `shift` -> limited to low..high -> looked up in a table -> map             (activation: table)
@@ -72,7 +72,7 @@ class Step:
 @dataclass
 class Network:
     """An FPGA dump in memory. input: the image's grid; pixels: (256,) the image's integer for each value of a picture's
-    bytes; outputs: numbers of the steps whose maps [yolo] layers read; info: everything that computing doesn't need."""
+    bytes; outputs: numbers of the steps whose maps heads read; info: everything that computing doesn't need."""
 
     input: Grid
     pixels: np.ndarray
@@ -83,7 +83,7 @@ class Network:
 
 @dataclass
 class Result:
-    """maps: for each [yolo] layer (batch, anchors * (5 + classes), ny, nx) integers; peaks: {step: the greatest magnitude of
+    """maps: for each head (batch, channels, ny, nx) integers; peaks: {step: the greatest magnitude of
     its sums}, biases included, before the activation; every: {step: its map}, -1 for the image, if they were to be kept."""
 
     maps: list[Ints]
@@ -93,7 +93,7 @@ class Result:
 
 def run(network: Network, pictures: np.ndarray, keep: bool = False) -> Result:
     """Compute a batch of pictures: uint8 (batch, channels, height, width), RGB or gray, as big as the network reads them.
-    keep: all maps, not only those that [yolo] layers read."""
+    keep: all maps, not only those that heads read."""
     maps: dict[int, Ints] = {-1: network.pixels.astype(np.int64)[pictures]}
     peaks: dict[int, int] = {}
     for number, step in enumerate(network.steps):
@@ -108,13 +108,13 @@ def run(network: Network, pictures: np.ndarray, keep: bool = False) -> Result:
 
 
 def values(network: Network, result: Result) -> list[np.ndarray]:
-    """The raw maps of the [yolo] layers, float32 (batch, anchors, ny, nx, 5 + classes), as PyTorch's network gives them
+    """The heads' raw maps, float32 (batch, anchors or 1, ny, nx, values), as PyTorch's network gives them
     before the head's float activation, if it has one."""
     found = []
     for number, ints, head in zip(network.outputs, result.maps, network.info["heads"], strict=True):
         raw = np.ldexp(ints.astype(np.float32), -network.steps[number].output.exponent)
         batch, _, height, width = raw.shape
-        found.append(raw.reshape(batch, len(head["anchors"]), -1, height, width).transpose(0, 1, 3, 4, 2))
+        found.append(raw.reshape(batch, len(head.get("anchors", "1")), -1, height, width).transpose(0, 1, 3, 4, 2))
     return found
 
 

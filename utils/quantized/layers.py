@@ -50,7 +50,7 @@ class QuantLayer(l.Block):
 
     @property
     def grid(self) -> FakeQuantize:
-        """The quantizer on whose grid the output lies; before a [yolo] layer, what its float activation reads."""
+        """The quantizer on whose grid the output lies; before a head, what its float activation reads."""
         return self.out_quant or self.pre_quant
 
     def forward(self, *maps: Tensor) -> Tensor:

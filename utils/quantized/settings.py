@@ -11,7 +11,7 @@ from utils.quantized.observers import OBSERVERS
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16, OFF)
 WHOLE = 8  # bits that the image, and with --keep-first-last the first and the last layers, have at least
-RAW_BITS = 16  # of the maps that [yolo] layers read: nothing computes with them before they are decoded
+RAW_BITS = 16  # of the maps that heads read: nothing computes with them before they are decoded
 # Activations that integer convolutions can apply to their sums; before others the sum is rounded to the bits of a map.
 FUSED = frozenset({"linear", "relu", "relu6"})
 # Ranges that hold everything waste the few values that fewer than 8 bits have.
@@ -57,7 +57,7 @@ class Settings:
     """A quantized network's settings, which its checkpoint carries.
 
     strategy: a key of STRATEGIES; a_bit, w_bit: bits of maps and kernels; keep_first_last: the first convolution, those
-    that feed [yolo] layers and the maps that these read have 8 bits at least; shortcut_way: maps that a shortcut adds
+    that feed heads and the maps that these read have 8 bits at least; shortcut_way: maps that a shortcut adds
     share the smaller (1) or the larger (2) of their scales, 0: each keeps its own; observer: of maps, "" for the
     strategy's own. Settings that differ in the observer alone are equal: they describe the same network.
     Raises UserError for values that can't be.
@@ -148,7 +148,7 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--FPGA", action="store_true", help="quantized: all scales powers of two, one a tensor: integers and "
                         "shifts only")  # fmt: skip
     parser.add_argument("--keep-first-last", action="store_true",
-                        help="quantized: the first convolution and those before [yolo] have at least 8 bits")  # fmt: skip
+                        help="quantized: the first convolution and those before heads have at least 8 bits")  # fmt: skip
     parser.add_argument("--shortcut_way", type=int, choices=[1, 2], default=None,
                         help="quantized: maps that a shortcut adds share the smaller (1) or the larger (2) of their scales; "
                         "if not given each keeps its own, with --FPGA 1")  # fmt: skip

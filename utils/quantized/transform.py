@@ -46,7 +46,7 @@ def quantize(model: "Darknet", settings: Settings) -> "Darknet":
     grids: dict[int, FakeQuantize] = {-1: model.input_quantizer}
     for index, module in enumerate(model.module_list):
         sources = model.sources[index]
-        if not rounds(module, len(sources)):
+        if not places.rounds(index):
             grids[index] = grids[sources[0]]
             continue
         module.__class__ = QUANTIZED[type(module)]
@@ -66,15 +66,18 @@ class _Places:
 
     def __post_init__(self) -> None:
         model, self.plan = self.model, self.settings.plan
+        self.heads, self.joining = {s for s, _ in model.head_convolutions()}, model.defs.joining()
         owners = {-1: -1}  # layer -> the layer whose grid its output lies on
-        for index, module in enumerate(model.module_list):
-            sources = model.sources[index]
-            owners[index] = index if rounds(module, len(sources)) else owners[sources[0]]
-        self.heads = {s for s, _ in model.head_convolutions()}
+        for index, sources in enumerate(model.sources):
+            owners[index] = index if self.rounds(index) else owners[sources[0]]
         first = next(i for i, d in enumerate(model.defs) if isinstance(d, c.Convolutional))
         keep = self.settings.keep_first_last
         self.whole_kernels = {first, *self.heads} if keep else set()
         self.whole_maps = {owners[model.sources[i][0]] for i in self.heads} if keep else set()
+
+    def rounds(self, index: int) -> bool:
+        """Whether a layer's output needs a grid of its own; what a head reads keeps those of the convolutions."""
+        return index not in self.joining and rounds(self.model.module_list[index], len(self.model.sources[index]))
 
     def fill(self, index: int, module: QuantLayer) -> None:
         """Give a layer that has just become a quantized one its quantizers."""
