@@ -95,6 +95,26 @@ def test_every_stage_is_measured_and_reported(capsys):
     assert "BN from 4 pictures" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "spend"),
+    [
+        ("--importance obs --target-macs 0.7", "macs"),
+        ("--importance obs --target-params 0.7", "params"),
+        ("--importance obs --target-params 0.7 --spend macs", "macs"),
+        ("--importance obs --target-macs 0.7 --spend none", "none"),
+        ("--importance obs --percent 0.3", "none"),
+        ("--importance fisher --target-macs 0.7", "none"),
+    ],
+)
+def test_obs_weighs_against_what_the_target_limits(options, spend, capsys):
+    write(RESIDUAL)
+    figures = prune("slim", f"--data d.data --importance-images 2 {options}")
+    assert figures["spend"] == spend
+    assert figures["importance"]["images"] == 2
+    said = f"spend: {spend}, as --target-{spend} limits them"
+    assert (said in capsys.readouterr().out) == (spend != "none" and "--spend" not in options)
+
+
 def test_refit_changes_the_weights_only():
     write(RESIDUAL)
     plain = prune("slim", "--data d.data --importance gamma")

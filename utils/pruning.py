@@ -20,7 +20,7 @@ from utils.mending import add_mending_arguments, mend_and_measure, mended, stage
 from utils.plots import plot_channels, plot_sweep
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
-from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank
+from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.weights import save_weights
 
@@ -104,7 +104,9 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
         return dry_run(args, limits, judge, pruner, amount)
     before = judge.measure(loaded.model, "original")
     goal = goal_of(args, before)
-    (pruner,) = rank(args, [choose_importance(args, pruner, judge, amount, goal)], limits, judge)
+    name = choose_importance(args, pruner, judge, amount, goal)
+    settle_spend(args, name, goal)
+    (pruner,) = rank(args, [name], limits, judge)
     if goal:
         amount = settle(args, pruner, judge, amount, goal)
     targets = output_paths(args, loaded.model, amount)
@@ -185,6 +187,7 @@ def dry_run(args: argparse.Namespace, limits: Limits, judge: Judge, first: Prune
     mending = args.refit or args.bn_recal
     before = network_size(Darknet, model.defs, size) | judge.accuracy(model, "original")
     names = args.importance if len(args.importance) > 1 else [choose_importance(args, first, judge, base, None)]
+    settle_spend(args, names[0], None)
     rows = []
     for pruner in rank(args, names, limits, judge):
 

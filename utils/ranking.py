@@ -9,7 +9,7 @@ from utils.masks import Limits
 from utils.pruner import Amount, Pruner
 from utils.ranges import whole
 from utils.search import Goal, smallest_amount
-from utils.spend import COSTS
+from utils.spend import COSTS, NOTHING
 
 if TYPE_CHECKING:
     from utils.judge import Judge
@@ -24,8 +24,9 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
                        "the amount, else taylor with --data, else group-norm; with --dry-run also several, or all")  # fmt: skip
     group.add_argument("--importance-images", type=whole(1, 1_000_000), default=64, metavar="N",
                        help="training pictures that taylor, fisher and obd take gradients from")  # fmt: skip
-    group.add_argument("--spend", choices=list(COSTS), default=None,
-                       help="weigh importance against the parameters or MACs that go with a channel")  # fmt: skip
+    group.add_argument("--spend", choices=[*COSTS, NOTHING], default=None,
+                       help="weigh importance against the parameters or MACs that go with a channel (default: for obs what "
+                       "--target-params or --target-macs limits, else none)")  # fmt: skip
 
 
 def _names(text: str) -> list[str]:
@@ -67,6 +68,16 @@ def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: "Judge", 
     return name
 
 
+def settle_spend(args: argparse.Namespace, name: str, goal: Goal | None) -> None:
+    """Settle --spend, in place, where it wasn't given: a criterion that looks again at what is left is weighed against what the
+    goal limits. The others are misled by it: what is cheap by them alone goes together (EXPERIMENTS.md)."""
+    if args.spend is None:
+        weighed = goal is not None and goal.kind in COSTS and CRITERIA[name].following is not None
+        args.spend = goal.kind if weighed else NOTHING
+        if weighed:
+            print(f"spend: {args.spend}, as --target-{args.spend} limits them")
+
+
 def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: "Judge") -> list[Pruner]:
     """A pruner for each criterion; gradients are taken once for all of them."""
     model, needs = judge.loaded.model, {CRITERIA[name].needs for name in names}
@@ -75,5 +86,5 @@ def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: "Jud
     if needs - {""}:
         evidence = judge.evidence(first, args.importance_images, needs)
         print(f"gradients of {evidence.pictures} training pictures taken")
-    cost = COSTS[args.spend](model, first.graph, judge.loaded.img_size) if args.spend else None
+    cost = COSTS[args.spend](model, first.graph, judge.loaded.img_size) if args.spend in COSTS else None
     return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]
