@@ -14,7 +14,7 @@ from tests.tiny import network
 from utils.cfg import parse_cfg, write_cfg
 from utils.distill import KDSTR
 from utils.errors import UserError
-from utils.hyp import FINETUNE, Hyp, preset
+from utils.hyp import GENTLE
 from utils.weights import load_checkpoint, save_weights
 
 
@@ -43,7 +43,7 @@ def test_an_epoch_with_a_teacher(here, capsys, number):  # noqa: F811
     assert table["total"][0] == pytest.approx(sum(table[c][0] for c in ("box", "obj", "cls")) + sum(terms), rel=1e-5)
     assert 0 < table["kd_time"][0] < 1
     last = load_checkpoint("weights/last.pt")
-    assert last["hyp"]["lrf"] == FINETUNE["lrf"]
+    assert last["hyp"]["lrf"] == GENTLE["lrf"]
     assert set(last["model"]) == set(Darknet("s.cfg", 64).state_dict())
 
 
@@ -69,14 +69,6 @@ def test_a_refusal_leaves_nothing_behind(here):  # noqa: F811
         train_with("--epochs 1 --t_weights t.pt --KDstr 1", BASE.replace("tiny.cfg", "s.cfg"))
     assert not Path("weights").exists()
     assert not Path("results.txt").exists()
-
-
-def test_presets_are_overridden_by_a_file(tmp_path):
-    (tmp_path / "h.yaml").write_text("lrf: 0.5\n")
-    hyp = Hyp.load(tmp_path / "h.yaml", preset(finetune=True, quantized=False))
-    assert (hyp.lrf, hyp.warmup_bias_lr) == (0.5, FINETUNE["warmup_bias_lr"])
-    assert Hyp.load("", preset(finetune=True, quantized=True)).lr0 < hyp.lr0 < Hyp().lr0
-    assert Hyp.load("", preset(finetune=False, quantized=False)) == Hyp()
 
 
 def test_two_processes_distil_as_one(here):  # noqa: F811

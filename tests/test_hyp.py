@@ -3,7 +3,7 @@
 import pytest
 
 from utils.errors import UserError
-from utils.hyp import Hyp
+from utils.hyp import DIRECTED, GENTLE, QUANTIZED, Hyp, preset
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,32 @@ def test_nonsense_is_one_line(text, said, tmp_path):
 
 def test_a_checkpoint_of_another_version_restores_what_it_knows():
     assert Hyp.restored({"lr0": 0.5, "gone": 1}, "x.pt") == Hyp(lr0=0.5)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "adam", "sgd", "mosaic"),
+    [
+        (8, 296, 0.0003, 0.002, 0.0),
+        (1, 1, 0.0003, 0.002, 0.0),
+        (10, 300, 0.0003, 0.002, 0.0),
+        (11, 300, 0.0003, 0.002, 1.0),
+        (30, 390, 0.0003 * (20 / 3) ** 0.21791, 0.002 * 5**0.21791, 1.0),  # log(1.3) / log(10 / 3)
+        (50, 548, 0.000775, 0.004472, 1.0),  # half of the way from 300 to 1000 on a logarithmic scale: the geometric means
+        (30, 1000, 0.002, 0.01, 1.0),
+        (8, 100_000, 0.002, 0.01, 0.0),
+    ],
+)
+def test_the_rate_of_finetuning_goes_by_its_steps(epochs, steps, adam, sgd, mosaic):
+    hyp = Hyp.load(None, preset(finetune=True, quantized=False, epochs=epochs, steps=steps))
+    assert (hyp.lr0_adam, hyp.lr0) == (pytest.approx(adam, rel=1e-3), pytest.approx(sgd, rel=1e-3))
+    assert (hyp.mosaic, hyp.ema_share, hyp.lrf, hyp.warmup_bias_lr) == (mosaic, 0.2, 0.05, 0.0)
+
+
+def test_what_a_training_does_decides_its_preset(tmp_path):
+    assert preset(finetune=False, quantized=False) == {}
+    assert preset(finetune=True, quantized=True, directed=True) == QUANTIZED
+    assert preset(finetune=True, quantized=False, directed=True) == DIRECTED
+    assert (DIRECTED["lr0_adam"], DIRECTED["lrf"], GENTLE["lrf"]) == (0.0003, 0.2, 0.05)
+    (tmp_path / "h.yaml").write_text("lrf: 0.5\nmosaic: 0.25\n")
+    hyp = Hyp.load(tmp_path / "h.yaml", preset(finetune=True, quantized=False, epochs=8, steps=296))
+    assert (hyp.lrf, hyp.mosaic, hyp.lr0_adam) == (0.5, 0.25, 0.0003)

@@ -3,9 +3,10 @@
 import pytest
 
 import train
-from tests.test_train import here  # noqa: F401
+from tests.test_train import BASE, here, train_with  # noqa: F401
 from utils.cfg import read_data
-from utils.recipe import FEW, Recipe, settle
+from utils.hyp import Hyp
+from utils.recipe import FEW, Course, Recipe, describe_finetuning, settle
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,39 @@ def test_the_number_of_pictures_decides(pictures, penalised, processes, wanted):
 )
 def test_what_the_command_line_says_counts(here, flags, wanted, said):  # noqa: F811
     args = train.get_parser().parse_args(flags.split())
-    assert settle(args, read_data("d.data")) == said
+    assert str(settle(args, read_data("d.data"))) == said
     assert (args.adam, args.batch_size, args.accumulate) == wanted
-    assert settle(args, read_data("d.data")) == said  # what was filled in stays
+    assert str(settle(args, read_data("d.data"))) == said  # what was filled in stays
+
+
+@pytest.mark.parametrize(
+    ("course", "steps"),
+    [
+        (Course(292, 8, True, 8, 1), 8 * 37),
+        (Course(292, 8, True, 8, 4), 74),
+        (Course(100_000, 2, False, 16, 0), 2 * 6250 // 4),
+        (Course(5000, 4, False, 16, 0), 1000),  # 313 of the nominal batch; finetuning takes at least 1000
+        (Course(100, 1, False, 16, 0), 7),  # where there are so many batches
+        (Course(3, 1, True, 8, 4), 1),
+    ],
+)
+def test_optimizer_steps(course, steps):
+    assert course.steps == steps
+
+
+def test_the_line_of_finetuning_says_rate_and_why():
+    said = describe_finetuning(Hyp(lr0_adam=0.0003, mosaic=0.0), Course(292, 8, True, 8, 1))
+    assert said == "finetuning in 296 steps: rate 0.0003 (0.002 from 1,000 steps on), no mosaics (as in all of up to 10 epochs)"
+    said = describe_finetuning(Hyp(lr0=0.005), Course(100, 40, False, 8, 1))
+    assert said == "finetuning in 520 steps: rate 0.005 (0.01 from 1,000 steps on), mosaics (none in up to 10 epochs)"
+
+
+def test_train_py_says_how_it_trains(here, capsys):  # noqa: F811
+    train_with("--epochs 1 --name base --notest")
+    base = BASE.replace("--cfg tiny.cfg", "--weights weights/last_base.pt")
+    train_with("--epochs 2 --finetune --adam --notest --name small", base)
+    output = capsys.readouterr().out
+    assert output.count("8 pictures: SGD, batches of 4, 1 a step\n") == 1
+    assert "8 pictures: AdamW, batches of 4, 1 a step\nfinetuning in 4 steps: rate 0.0003 " in output
+    train_with("--epochs 2 --finetune --prune 0 --notest --name sparse", base)
+    assert "finetuning" not in capsys.readouterr().out

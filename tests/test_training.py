@@ -131,6 +131,12 @@ def test_ema_is_the_recursion_it_says():
     assert ema.module[1].num_batches_tracked.item() == 5
 
 
+def test_the_share_of_the_steps_that_the_average_reaches_over():
+    ema = ModelEma(nn.Linear(1, 1), total_steps=300, share=0.2)
+    assert ema.decay(10**6) == pytest.approx(1 - 1 / 60)
+    assert make_run(epochs=25, accumulate=1, hyp=Hyp(ema_share=0.2)).ema.limit == pytest.approx(1 - 1 / 20)
+
+
 def test_ema_of_a_long_training():
     ema = ModelEma(nn.Linear(1, 1), total_steps=10**6)
     assert ema.decay(2000) == pytest.approx(0.9999 * (1 - math.exp(-1)))

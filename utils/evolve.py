@@ -27,9 +27,9 @@ from utils.cli import write_json
 from utils.commands import option
 from utils.errors import UserError
 from utils.files import make_folder, read_text, write_text
-from utils.hyp import LIMITS, Hyp, preset
+from utils.hyp import LIMITS, Hyp
 from utils.ranges import SHARE
-from utils.recipe import settle
+from utils.recipe import rates, settle
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -143,11 +143,11 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
     has fitness 0. Raises UserError as `train` does, and when evolve.txt is from trainings that can't be compared.
     """
     files = EvolutionFiles.of(args)
-    given = dataclasses.asdict(Hyp.load(args.hyp, preset(args.finetune, bool(args.quantized and args.weights))))
-    base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
     data = read_data(args.data)
     data.source("valid")  # without it there is no fitness
-    settle(args, data)
+    usual = rates(args, settle(args, data), quantized=bool(args.quantized and args.weights))
+    given = dataclasses.asdict(Hyp.load(args.hyp, usual))
+    base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
     active = genes(args, 1 if args.single_cls else data.classes)
     past = read_rows(files.rows, args, base)
     print(f"{files.rows}: {len(past)} of {args.evolve} trainings done; evolving {', '.join(active)}")

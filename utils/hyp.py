@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ LIMITS: dict[str, Range] = (
     | dict.fromkeys(("box", "obj", "cls", "dfl_box", "dfl_cls", "dfl"), Range(0, 1e4))
     | dict.fromkeys(("momentum", "warmup_momentum"), NOT_ALL)
     | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
-    | {"least_steps": whole(0, 1_000_000)}
+    | {"least_steps": whole(0, 1_000_000), "ema_share": SHARE}
     | {"clip_grad": Range(1e-6, 1e6), "anchor_t": Range(1, 1000), "most_anchors": whole(0, 1000)}
     | {"degrees": Range(0, 180), "scale": Range(0, 0.95), "shear": Range(0, 80), "close_mosaic": whole(0, 1_000_000)}
 )
@@ -41,6 +42,7 @@ class Hyp:
     warmup_bias_lr: float = 0.1  # where SGD's biases start
     nominal_batch: int = 64  # gradients are accumulated to about this many images
     least_steps: int = 0  # fewer images where a training would have fewer optimizer steps than these
+    ema_share: float = 0.05  # the share of the steps that averaged weights reach over
     clip_grad: float = 10.0  # largest norm of the whole gradient
     box: float = 0.1  # weights of the loss parts of [yolo] heads
     obj: float = 1.0
@@ -94,20 +96,34 @@ class Hyp:
 
 # Trained weights: biases have found their place, and few epochs should not end at a rate of next to nothing.
 TRAINED = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
-# train.py --finetune: a pruned network that still works. At the whole rate AdamW trains it away from what it knows within two
-# epochs, and few epochs don't bring it back (EXPERIMENTS.md).
-FINETUNE = TRAINED | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50, "least_steps": 1000}
-# train.py --prune without --s, directed sparsity: the same, and a rate that still teaches something when the last channels go.
-DIRECTED = FINETUNE | {"lrf": 0.2}
+# Trained weights and few steps: at the whole rate AdamW trains a network away from what it knows within two epochs, and few
+# epochs don't bring it back (EXPERIMENTS.md).
+GENTLE = TRAINED | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50, "least_steps": 1000}
+# train.py --prune without --s, directed sparsity: gentle, and a rate that still teaches something when the last channels go.
+DIRECTED = GENTLE | {"lrf": 0.2}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = TRAINED | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
+SHORT, LONG = 300, 1000  # optimizer steps of a finetuning up to which the gentle rate, and from which the whole one is best
 
 
-def preset(finetune: bool, quantized: bool, directed: bool = False) -> dict[str, float]:
-    """The rates that suit what a training begins with and does: `quantized`: trained weights, and quantizers; `directed`:
-    directed sparsity."""
-    return QUANTIZED if quantized else DIRECTED if directed else FINETUNE if finetune else {}
+def preset(finetune: bool, quantized: bool, directed: bool = False, epochs: int = 1, steps: int = 0) -> dict[str, float]:
+    """The numbers that suit what a training begins with and does: `quantized`: trained weights, and quantizers; `directed`:
+    directed sparsity; epochs, steps: those of the training, which finetuning goes by."""
+    return QUANTIZED if quantized else DIRECTED if directed else finetuning(epochs, steps) if finetune else {}
+
+
+def finetuning(epochs: int, steps: int) -> dict[str, float]:
+    """train.py --finetune: a pruned network's, for so many epochs and optimizer steps.
+
+    The rate is gentle up to SHORT steps, whole from LONG steps on, and rises as a power of the steps in between. No more
+    epochs than those that a training from scratch ends with, without mosaics, are like these: whole pictures alone, since
+    mosaics move a network away from what it will see. The average reaches over a fifth of the steps.
+    """
+    share = min(max(math.log(max(steps, 1) / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
+    usual = Hyp()
+    rates = {name: GENTLE[name] * (getattr(usual, name) / GENTLE[name]) ** share for name in ("lr0", "lr0_adam")}
+    return GENTLE | rates | {"ema_share": 0.2} | ({"mosaic": 0.0} if epochs <= usual.close_mosaic else {})
 
 
 def _read(path: str | Path) -> dict[str, Any]:

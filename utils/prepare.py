@@ -24,11 +24,11 @@ from utils.distill import Distiller, load_teacher
 from utils.distributed import World
 from utils.errors import UserError
 from utils.ground_truth import GroundTruth, json_ground_truth
-from utils.hyp import Hyp, preset
+from utils.hyp import Hyp
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
-from utils.recipe import settle
+from utils.recipe import describe_finetuning, directed, rates, settle
 from utils.training import Plan, Run
 from utils.weights import refuse_broken
 
@@ -64,20 +64,17 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     data = read_data(args.data)
     if args.single_cls:
         data = data.as_one_class()
-    how = settle(args, data, world.size)
+    course = settle(args, data, world.size)
     torch.manual_seed(args.seed)  # the same first weights in all processes
     loaded = load(args, data, checkpoint)
     torch.manual_seed(args.seed + world.rank)
-    directed = args.prune >= 0 and args.sparse_schedule == "directed"
-    rates = preset(args.finetune, quantized=bool(loaded.model.quantization and args.weights), directed=directed)
-    hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, rates)
-    parameters = sum(p.numel() for p in loaded.model.parameters())
-    say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
-    say(how)
-    if loaded.report.message:
-        say(loaded.report.message)
-    if loaded.model.quantization:
-        say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(args.epochs)} on")
+    quantized = bool(loaded.model.quantization and args.weights)
+    usual = rates(args, course, quantized)
+    hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, usual)
+    describe_network(args, loaded, device, say)
+    say(str(course))
+    if args.finetune and not quantized and not directed(args):
+        say(describe_finetuning(hyp, course))
     settings = checkpoint.settings if checkpoint else picture_settings(args, loaded)
     teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
     loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
@@ -94,7 +91,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
         say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
     run = Run(loaded.model, hyp, plan, device, dtype, world)
     run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
-    if directed and not checkpoint:
+    if directed(args) and not checkpoint:
         if not args.weights:
             say("warning: directed sparsity takes away what a trained network can do without: begin with --weights of one")
         describe_steps(run, say)
@@ -182,6 +179,16 @@ def create_loaders(
         return loader, None
     batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
     return loader, create_loader(data.source("valid"), training=False, batch_size=batch, rect=rect, **shared)
+
+
+def describe_network(args: argparse.Namespace, loaded: Loaded, device: torch.device, say: Say) -> None:
+    """Say what is trained, and where."""
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
+    if loaded.report.message:
+        say(loaded.report.message)
+    if loaded.model.quantization:
+        say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(args.epochs)} on")
 
 
 def describe_steps(run: Run, say: Say) -> None:

@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass
 
 from utils.cfg import DataConfig
+from utils.hyp import GENTLE, LONG, Hyp, preset
 from utils.labels import Problems, image_paths
 
 FEW = 3000  # pictures; measured were 100 and 292, and SGD's defaults are those of sets like COCO's 118,000
@@ -31,12 +32,52 @@ class Recipe:
         return cls(few and not penalised, -(-batch // processes) * processes, 1 if few else 0)
 
 
-def settle(args: argparse.Namespace, data: DataConfig, processes: int = 1) -> str:
-    """Fill in, in place, what the command line of train.py leaves open; returns a line that says how the training goes."""
+@dataclass(frozen=True)
+class Course:
+    """How a training goes. steps: about how many the optimizer takes in all of it."""
+
+    pictures: int
+    epochs: int
+    adam: bool
+    batch_size: int
+    accumulate: int
+
+    @property
+    def steps(self) -> int:
+        """Where it isn't said how many batches make a step: those of the nominal batch, or of utils.hyp.GENTLE's."""
+        batches = self.epochs * -(-self.pictures // self.batch_size)
+        if self.accumulate:
+            return max(1, batches // self.accumulate)
+        nominal = batches * self.batch_size // Hyp.nominal_batch
+        return max(1, nominal, min(batches, GENTLE["least_steps"]))
+
+    def __str__(self) -> str:
+        step = f"{self.accumulate} a step" if self.accumulate else "summed up to the nominal batch"
+        return f"{self.pictures:,} pictures: {'AdamW' if self.adam else 'SGD'}, batches of {self.batch_size}, {step}"
+
+
+def settle(args: argparse.Namespace, data: DataConfig, processes: int = 1) -> Course:
+    """Fill in, in place, what the command line of train.py leaves open."""
     pictures = len(image_paths(data.source("train"), Problems()))
     penalised = args.s > 0 or args.sparse_schedule == "dynamic"
     for name, value in vars(Recipe.of(pictures, penalised, processes)).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    step = f"{args.accumulate} a step" if args.accumulate else "summed up to the nominal batch"
-    return f"{pictures:,} pictures: {'AdamW' if args.adam else 'SGD'}, batches of {args.batch_size}, {step}"
+    return Course(pictures, args.epochs, args.adam, args.batch_size, args.accumulate)
+
+
+def rates(args: argparse.Namespace, course: Course, quantized: bool) -> dict[str, float]:
+    """The preset of hyper-parameters for a training of these arguments; quantized: it begins with weights and quantizers."""
+    return preset(args.finetune, quantized, directed(args), course.epochs, course.steps)
+
+
+def directed(args: argparse.Namespace) -> bool:
+    return args.prune >= 0 and args.sparse_schedule == "directed"
+
+
+def describe_finetuning(hyp: Hyp, course: Course) -> str:
+    """What --finetune does, and why."""
+    usual, name = Hyp(), "lr0_adam" if course.adam else "lr0"
+    rate = f"rate {getattr(hyp, name):.2g} ({getattr(usual, name):g} from {LONG:,} steps on)"
+    pictures = "mosaics (none in up to" if hyp.mosaic else "no mosaics (as in all of up to"
+    return f"finetuning in {course.steps:,} steps: {rate}, {pictures} {usual.close_mosaic} epochs)"

@@ -110,13 +110,13 @@ class ModelEma(AveragedModel):
     """Exponential moving average of a model's weights and buffers: avg += (1 - decay) * (weights - avg).
 
     decay rises as d * (1 - exp(-updates / tau)), so that early weights are forgotten. d and tau suit the length of the
-    training: the average reaches over about a twentieth of its steps, at most 10000 (d = 0.9999, tau = 2000), which
-    leaves something to average in trainings of a few hundred steps without lagging behind them.
+    training: the average reaches over about the `share` of its steps, by default a twentieth, at most 10000 (d = 0.9999,
+    tau = 2000), which leaves something to average in trainings of a few hundred steps without lagging behind them.
     """
 
-    def __init__(self, model: nn.Module, total_steps: int) -> None:
+    def __init__(self, model: nn.Module, total_steps: int, share: float = 0.05) -> None:
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
-        window = min(10000.0, max(total_steps / 20, 1.0))
+        window = min(10000.0, max(total_steps * share, 1.0))
         self.limit, self.tau = 1 - 1 / window, min(2000.0, max(total_steps / 10, 1.0))
 
     def decay(self, updates: int) -> float:
@@ -175,7 +175,7 @@ class Run:
         self.optimizer = build_optimizer(self.model, hyp, plan.adam, step_images)
         self.schedule = Schedule.plan(hyp, plan.adam, plan.epochs, self.epoch_steps, self.accumulate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.ema = ModelEma(self.model, self.schedule.total) if plan.ema else None
+        self.ema = ModelEma(self.model, self.schedule.total, hyp.ema_share) if plan.ema else None
         self.penalty = sparsity_penalty(self.model, plan, hyp.momentum, self.schedule.total)
         self.way = self.schedule.way() if self.penalty else np.zeros(1)
         self.distiller: Distiller | None = None
