@@ -64,7 +64,8 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--finetune",
         **flag,
-        help="for trained weights, such as a pruned network's: small rates, and best.pt never worse than what went in",
+        help="for trained weights, such as a pruned network's: a rate that suits the number of steps, and best.pt never "
+        "worse than what went in",
     )
     parser.add_argument("--single-cls", **flag, help="all classes count as one; the cfg needs classes=1")
     parser.add_argument("--image-weights", **flag, help="draw pictures of rare and of badly detected classes more often")

@@ -46,12 +46,12 @@ def test_a_checkpoint_of_another_version_restores_what_it_knows():
 @pytest.mark.parametrize(
     ("epochs", "steps", "adam", "sgd", "mosaic"),
     [
-        (8, 296, 0.0003, 0.002, 0.0),
-        (1, 1, 0.0003, 0.002, 0.0),
-        (10, 300, 0.0003, 0.002, 0.0),
-        (11, 300, 0.0003, 0.002, 1.0),
-        (30, 390, 0.0003 * (20 / 3) ** 0.21791, 0.002 * 5**0.21791, 1.0),  # log(1.3) / log(10 / 3)
-        (50, 548, 0.000775, 0.004472, 1.0),  # half of the way from 300 to 1000 on a logarithmic scale: the geometric means
+        (8, 296, 0.0001, 0.0005, 0.0),
+        (1, 1, 0.0001, 0.0005, 0.0),
+        (10, 300, 0.0001, 0.0005, 0.0),
+        (11, 300, 0.0001, 0.0005, 1.0),
+        (30, 390, 0.0001 * 20**0.21791, 0.0005 * 20**0.21791, 1.0),  # log(1.3) / log(10 / 3)
+        (50, 548, 0.0004477, 0.002238, 1.0),  # half of the way from 300 to 1000 on a logarithmic scale: the geometric means
         (30, 1000, 0.002, 0.01, 1.0),
         (8, 100_000, 0.002, 0.01, 0.0),
     ],
@@ -69,4 +69,4 @@ def test_what_a_training_does_decides_its_preset(tmp_path):
     assert (DIRECTED["lr0_adam"], DIRECTED["lrf"], GENTLE["lrf"]) == (0.0003, 0.2, 0.05)
     (tmp_path / "h.yaml").write_text("lrf: 0.5\nmosaic: 0.25\n")
     hyp = Hyp.load(tmp_path / "h.yaml", preset(finetune=True, quantized=False, epochs=8, steps=296))
-    assert (hyp.lrf, hyp.mosaic, hyp.lr0_adam) == (0.5, 0.25, 0.0003)
+    assert (hyp.lrf, hyp.mosaic, hyp.lr0_adam) == (0.5, 0.25, 0.0001)

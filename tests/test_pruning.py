@@ -292,6 +292,10 @@ def test_the_next_command_has_the_settings_that_weights_do_not_carry(here, capsy
     save_checkpoint("net.weights", {"model": model.state_dict(), "cfg": RESIDUAL, "settings": settings})
     prune("slim")
     assert ".weights -pt --finetune --maxabsscaler --stretch --img-size 96 --epochs ..." in capsys.readouterr().out
+    prune("slim", "--data d.data")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("next:     python train.py --data d.data --cfg out/slim_0.")
+    assert said.endswith(".weights -pt --finetune --maxabsscaler --stretch --img-size 96 --epochs 100")
 
 
 def test_help_states_the_rule_of_the_warning(capsys):

@@ -6,7 +6,7 @@ import train
 from tests.test_train import BASE, here, train_with  # noqa: F401
 from utils.cfg import read_data
 from utils.hyp import Hyp
-from utils.recipe import FEW, Course, Recipe, describe_finetuning, settle
+from utils.recipe import FEW, Course, Recipe, describe_finetuning, finetuning_epochs, settle
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,16 @@ def test_optimizer_steps(course, steps):
     assert course.steps == steps
 
 
+def test_epochs_of_a_finetuning_with_the_whole_rate():
+    assert finetuning_epochs(292) == 28  # of 37 steps: 27 have 999
+    assert finetuning_epochs(100) == 77  # of 13
+    assert finetuning_epochs(100_000) == 20
+    assert finetuning_epochs(8) == 100
+
+
 def test_the_line_of_finetuning_says_rate_and_why():
-    said = describe_finetuning(Hyp(lr0_adam=0.0003, mosaic=0.0), Course(292, 8, True, 8, 1))
-    assert said == "finetuning in 296 steps: rate 0.0003 (0.002 from 1,000 steps on), no mosaics (as in all of up to 10 epochs)"
+    said = describe_finetuning(Hyp(lr0_adam=0.0001, mosaic=0.0), Course(292, 8, True, 8, 1))
+    assert said == "finetuning in 296 steps: rate 0.0001 (0.002 from 1,000 steps on), no mosaics (as in all of up to 10 epochs)"
     said = describe_finetuning(Hyp(lr0=0.005), Course(100, 40, False, 8, 1))
     assert said == "finetuning in 520 steps: rate 0.005 (0.01 from 1,000 steps on), mosaics (none in up to 10 epochs)"
 
@@ -72,6 +79,6 @@ def test_train_py_says_how_it_trains(here, capsys):  # noqa: F811
     train_with("--epochs 2 --finetune --adam --notest --name small", base)
     output = capsys.readouterr().out
     assert output.count("8 pictures: SGD, batches of 4, 1 a step\n") == 1
-    assert "8 pictures: AdamW, batches of 4, 1 a step\nfinetuning in 4 steps: rate 0.0003 " in output
+    assert "8 pictures: AdamW, batches of 4, 1 a step\nfinetuning in 4 steps: rate 0.0001 " in output
     train_with("--epochs 2 --finetune --prune 0 --notest --name sparse", base)
     assert "finetuning" not in capsys.readouterr().out

@@ -104,7 +104,8 @@ DIRECTED = GENTLE | {"lrf": 0.2}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = TRAINED | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
-SHORT, LONG = 300, 1000  # optimizer steps of a finetuning up to which the gentle rate, and from which the whole one is best
+# Finetuning: the rate up to SHORT optimizer steps, and from where on the whole one is best.
+SMALL, SHORT, LONG = {"lr0": 0.0005, "lr0_adam": 0.0001}, 300, 1000
 
 
 def preset(finetune: bool, quantized: bool, directed: bool = False, epochs: int = 1, steps: int = 0) -> dict[str, float]:
@@ -116,13 +117,13 @@ def preset(finetune: bool, quantized: bool, directed: bool = False, epochs: int 
 def finetuning(epochs: int, steps: int) -> dict[str, float]:
     """train.py --finetune: a pruned network's, for so many epochs and optimizer steps.
 
-    The rate is gentle up to SHORT steps, whole from LONG steps on, and rises as a power of the steps in between. No more
+    The rate is small up to SHORT steps, whole from LONG steps on, and rises as a power of the steps in between. No more
     epochs than those that a training from scratch ends with, without mosaics, are like these: whole pictures alone, since
     mosaics move a network away from what it will see. The average reaches over a fifth of the steps.
     """
     share = min(max(math.log(max(steps, 1) / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
     usual = Hyp()
-    rates = {name: GENTLE[name] * (getattr(usual, name) / GENTLE[name]) ** share for name in ("lr0", "lr0_adam")}
+    rates = {name: low * (getattr(usual, name) / low) ** share for name, low in SMALL.items()}
     return GENTLE | rates | {"ema_share": 0.2} | ({"mosaic": 0.0} if epochs <= usual.close_mosaic else {})
 
 

@@ -21,10 +21,10 @@ from utils.plots import plot_channels, plot_sweep
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
+from utils.recipe import count, finetuning_epochs
 from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.weights import save_weights
 
-WORKS = 0.7  # a compact mAP@0.5 above this share of the original's is to be kept while finetuning
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
 NOTES = """\
 Which strategy (measured on BCCD, see EXPERIMENTS.md): normal first: yolov3-tiny at --percent 0.7 keeps 9 % of its parameters
@@ -280,9 +280,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
-    works = after["map50"] is None or after["map50"] >= WORKS * before["map50"]
-    schedule = ["--finetune"] if works else []  # a broken one learns faster at the whole rate
-    print(f"next:     {command('train.py', '-pt', *schedule, *judge.loaded.flags, '--epochs', '...', **files)}")
+    epochs = str(finetuning_epochs(count(judge.data))) if judge.data and judge.data.train else "..."
+    print(f"next:     {command('train.py', '-pt', '--finetune', *judge.loaded.flags, '--epochs', epochs, **files)}")
 
 
 _ACCURACIES = (("mAP@0.5", "map50"), ("mAP@0.5:0.95", "map"))

@@ -6,12 +6,14 @@ epochs of small AdamW steps (EXPERIMENTS.md).
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 
 from utils.cfg import DataConfig
 from utils.hyp import GENTLE, LONG, Hyp, preset
 from utils.labels import Problems, image_paths
 
+EPOCHS = range(20, 101)  # of a finetuning that nobody is waiting for
 FEW = 3000  # pictures; measured were 100 and 292, and SGD's defaults are those of sets like COCO's 118,000
 
 
@@ -56,14 +58,25 @@ class Course:
         return f"{self.pictures:,} pictures: {'AdamW' if self.adam else 'SGD'}, batches of {self.batch_size}, {step}"
 
 
+def count(data: DataConfig) -> int:
+    """How many pictures there are to train on."""
+    return len(image_paths(data.source("train"), Problems()))
+
+
 def settle(args: argparse.Namespace, data: DataConfig, processes: int = 1) -> Course:
     """Fill in, in place, what the command line of train.py leaves open."""
-    pictures = len(image_paths(data.source("train"), Problems()))
+    pictures = count(data)
     penalised = args.s > 0 or args.sparse_schedule == "dynamic"
     for name, value in vars(Recipe.of(pictures, penalised, processes)).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return Course(pictures, args.epochs, args.adam, args.batch_size, args.accumulate)
+
+
+def finetuning_epochs(pictures: int) -> int:
+    """Enough for the whole rate, which ends highest: LONG optimizer steps, in what is usual of epochs."""
+    once = Course(pictures, 1, **vars(Recipe.of(pictures)))
+    return min(max(EPOCHS[0], math.ceil(LONG / once.steps)), EPOCHS[-1])
 
 
 def rates(args: argparse.Namespace, course: Course, quantized: bool) -> dict[str, float]:
