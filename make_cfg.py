@@ -20,7 +20,7 @@ from utils.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concentration, f
 from utils.cfg import DataConfig, parse_cfg, read_data, write_cfg
 from utils.cli import Parser, format_table, run, write_json
 from utils.datasets import scan
-from utils.definitions import Convolutional, Defs, Yolo
+from utils.definitions import Defs, Yolo
 from utils.errors import UserError
 from utils.files import output_place, read_text, write_text
 from utils.option_list import split_lines
@@ -59,8 +59,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = output_place(args.out, args.cfg.with_name(f"{args.cfg.stem}-{args.data.stem}.cfg"))
     text = read_text(args.cfg, "cfg", comments="#;")
     original, data = parse_cfg(args.cfg), read_data(args.data)
-    if not original.yolo_indices():
-        raise UserError(f"{args.cfg}: has no [yolo] layer, so there are no classes to change")
+    if not original.head_indices():
+        raise UserError(f"{args.cfg}: has no {original.heads_named()} layer, so there are no classes to change")
+    if args.anchors != "keep" and not original.yolo_indices():
+        raise UserError(f"--anchors {args.anchors}: {args.cfg} has {original.heads_named()} heads, which do without anchors; "
+                        "leave it out")  # fmt: skip
     defs = parse_cfg(args.cfg)
     if args.anchors == "keep" and args.stretch:
         raise UserError("--stretch is about the boxes that anchors are fitted to; add --anchors kmeans, or leave it out")
@@ -83,17 +86,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def set_classes(defs: Defs, classes: int) -> None:
-    """Set `classes` of every [yolo] layer and the filters of the convolution that feeds it, in place.
+    """Set `classes` of every head and the filters of the convolution that makes them, in place.
 
-    Raises UserError for a [yolo] layer that no convolution feeds.
+    Raises UserError for a head that no convolution feeds.
     """
-    for index in defs.yolo_indices():
-        head = defs[index]
-        source = defs.sources(index)[0]
-        if source < 0 or not isinstance(defs[source], Convolutional):
+    for index in defs.head_indices():
+        if not defs.feeding(index):
             raise UserError(f"{defs.where(index)}: is not fed by a convolution, so the classes can't be changed")
-        head.classes = classes
-        defs[source].filters = len(head.mask) * (5 + classes)
+        *others, source = defs.feeding(index)
+        defs[index].classes = classes
+        defs[source].filters = defs[index].channels - sum(defs[i].filters for i in others)
 
 
 def used_anchors(defs: Defs) -> np.ndarray:

@@ -243,7 +243,7 @@ FAULTS = {
         lambda c: c.add_image("s.png", noise(40, 500), ROW), "warning", "train: pictures over 10 times", "s.png (500x40)"
     ),
     "filters that don't suit the masks": Fault(
-        lambda c: c.replace("net.cfg", "filters=24", "filters=27"), "error", "filters=27 before a [yolo] whose", "layer 4 [conv"
+        lambda c: c.replace("net.cfg", "filters=24", "filters=27"), "error", "filters=27 before a [yolo]", "layer 4 [conv"
     ),
     "anchors far from the boxes": Fault(
         lambda c: c.replace("net.cfg", "32,32, 70,65, 140,130", "2,2, 4,3, 5,6"), "warning", "anchors with best possible",

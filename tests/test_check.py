@@ -11,7 +11,7 @@ import pytest
 import check
 from models import Darknet
 from tests.planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
-from tests.tiny import NET, conv
+from tests.tiny import DFL, NET, conv
 from utils.cli import run as run_script
 from utils.errors import UserError
 from utils.weights import save_checkpoint
@@ -94,7 +94,22 @@ def test_several_heads_and_classes(copy):
     assert [f["what"] for f in report["findings"]] == ["a network for pictures of 4 channels"]
     (copy.folder / "net.cfg").write_text(NET + conv(4))
     _, report = copy.check(weights=False)
-    assert [f["what"] for f in report["findings"]] == ["a network without [yolo] layer"]
+    assert [f["what"] for f in report["findings"]] == ["a network without [yolo] or [dfl] layer"]
+
+
+def test_anchor_free_heads(copy):
+    copy.replace("bccd.data", "classes=3", "classes=2")
+    (copy.folder / "bccd.names").write_text("a\nb\n")
+    (copy.folder / "net.cfg").write_text(DFL)
+    _, report = copy.check(weights=False)
+    assert report["anchors"] is None
+    assert not any("anchor" in f["what"] or "[dfl]" in f["what"] for f in report["findings"])
+    (copy.folder / "net.cfg").write_text(DFL.replace("classes=2\nreg_max=6", "classes=3\nreg_max=6"))
+    _, report = copy.check(weights=False)
+    found = {f["what"]: f for f in report["findings"]}
+    assert found["[dfl] layers with classes=3, where the .data has 2"]["count"] == 2
+    (wrong,) = (f for what, f in found.items() if what.startswith("filters=2 before a [dfl] that has reg_max=6 and classes=3"))
+    assert (wrong["remedy"], wrong["count"], wrong["first"].split(": ")[1]) == ("set filters=3", 2, "layer 19 [convolutional]")
 
 
 def test_img_size_and_stretch_are_what_anchors_are_held_against(copy):

@@ -13,6 +13,7 @@ import pytest
 import train
 from tests.test_train import BASE, ROOT, here, train_with  # noqa: F401
 from utils import evolve as evolution
+from utils.detection.losses import LOSSES
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, evolve, genes, next_hyp
 from utils.hyp import LIMITS, Hyp
@@ -99,6 +100,9 @@ def test_the_seed_decides(here):  # noqa: F811
     assert a[:2] == c[:2]
 
 
+OF_DFL = set(LOSSES["dfl"].own_hyp)
+
+
 @pytest.mark.parametrize(
     ("flags", "idle"),
     [
@@ -109,9 +113,9 @@ def test_the_seed_decides(here):  # noqa: F811
     ],
 )
 def test_only_numbers_that_matter_mutate(flags, idle):
-    active = genes(arguments(flags), classes=2)
-    assert set(GENES) - set(active) == idle
-    assert set(GENES) - set(genes(arguments(flags), classes=1)) == idle | {"cls_weights"}
+    active = genes(arguments(flags), 2, "yolo")
+    assert set(GENES) - set(active) == idle | OF_DFL
+    assert set(GENES) - set(genes(arguments(flags), 1, "yolo")) == idle | OF_DFL | {"cls_weights"}
     past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
     changed = set()
     for seed in range(200):
@@ -120,9 +124,15 @@ def test_only_numbers_that_matter_mutate(flags, idle):
     assert changed == set(active)
 
 
+def test_the_kind_of_heads_decides_which_weights_mutate():
+    active = genes(arguments(), 2, "dfl")
+    assert set(active) >= OF_DFL
+    assert not set(active) & {"box", "obj", "cls", "anchor_t"}
+
+
 def test_mutants_stay_within_the_limits():
     past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
-    active = genes(arguments(), classes=2)
+    active = genes(arguments(), 2, "yolo")
     seen = {name: [] for name in active}
     for number in range(300):  # a random walk: each child has the only parent, its predecessor
         child = next_hyp(past, active, BASE_HYP, number)
@@ -140,7 +150,7 @@ def test_mutants_stay_within_the_limits():
 def test_the_fittest_have_most_children():
     marks = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
     past = [Generation({"fitness": f}, BASE_HYP | {"clip_grad": f}) for f in marks]  # clip_grad never mutates: a mark
-    parents = [next_hyp(past, genes(arguments(), 2), BASE_HYP, seed)["clip_grad"] for seed in range(600)]
+    parents = [next_hyp(past, genes(arguments(), 2, "yolo"), BASE_HYP, seed)["clip_grad"] for seed in range(600)]
     counts = [parents.count(mark) for mark in marks]
     assert counts[0] == 0  # only the best five
     assert counts[1] > 0

@@ -9,6 +9,7 @@ import pytest
 
 import make_cfg
 from tests.raw import convert
+from tests.tiny import DFL
 from utils.cfg import parse_cfg
 from utils.definitions import Defs
 from utils.errors import UserError
@@ -220,13 +221,25 @@ def test_kmeans_on_real_boxes_against_the_stock_anchors(
     assert sum(sides > 80) >= 2  # white cells
 
 
+def test_an_anchor_free_head_gets_its_classes_from_one_branch(tmp_path: Path, data: Path) -> None:
+    cfg, out = tmp_path / "free.cfg", tmp_path / "five.cfg"
+    cfg.write_text(DFL)
+    report = run("--cfg", cfg, "--data", data, "--out", out)
+    lines = [(c["layer"], c["key"], c["before"], c["after"]) for c in report["changes"]]
+    assert lines == [(19, "filters", "2", "5"), (21, "classes", "2", "5"), (29, "filters", "2", "5"), (31, "classes", "2", "5")]
+    assert output_shapes(parse_cfg(out))[31][0] == 4 * 6 + 5
+    for anchors in ("kmeans", "8,8 16,16"):
+        with pytest.raises(UserError, match=r"--anchors .* has \[dfl\] heads, which do without anchors; leave it out"):
+            run("--cfg", cfg, "--data", data, "--anchors", anchors)
+
+
 def test_mistakes(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserError, match="--img-size 100: this network needs a multiple of 32"):
         run("--cfg", TINY, "--data", data, "--img-size", 100, "--out", tmp_path / "x.cfg")
     with pytest.raises(UserError, match="--stretch is about the boxes that anchors are fitted to; add --anchors kmeans"):
         run("--cfg", TINY, "--data", data, "--stretch", "--out", tmp_path / "x.cfg")
     (tmp_path / "plain.cfg").write_text("[net]\n[convolutional]\n")
-    with pytest.raises(UserError, match=r"no \[yolo\] layer"):
+    with pytest.raises(UserError, match=r"no \[yolo\] or \[dfl\] layer"):
         run("--cfg", tmp_path / "plain.cfg", "--data", data)
     (tmp_path / "odd.cfg").write_text("[net]\n[convolutional]\nfilters=7\n[maxpool]\n[yolo]\nmask=0\nanchors=1,1\nclasses=2\n")
     with pytest.raises(UserError, match=r"odd.cfg:5: layer 2 \[yolo\]: is not fed by a convolution"):

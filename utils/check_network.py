@@ -10,7 +10,7 @@ from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.cli import load_model
 from utils.commands import command
-from utils.definitions import Convolutional, Defs
+from utils.definitions import Defs
 from utils.errors import UserError, noting_remarks
 from utils.memory import available_memory, check_memory
 from utils.shapes import max_stride, output_shapes
@@ -23,36 +23,40 @@ MANY = 0.01  # share of the boxes
 
 
 def heads(subject: Subject) -> Iterator[Finding]:
-    """[yolo] layers against the data's classes, and the filters before them against masks and classes."""
+    """Heads against the data's classes, and the channels before them against what they need."""
     defs, data = subject.defs, subject.data
     if defs is None:
         return
-    indices = defs.yolo_indices()
+    indices = defs.head_indices()
     if not indices:
-        yield Finding(ERROR, "a network without [yolo] layer", 1, defs.name, "it detects nothing; choose another cfg")
+        what = f"a network without {defs.heads_named()} layer"
+        yield Finding(ERROR, what, 1, defs.name, "it detects nothing; choose another cfg")
     others = [i for i in indices if data is not None and data.classes and defs[i].classes != data.classes]
     if others:
         hint = command("make_cfg.py", cfg=defs.name, data=data.path)
         remedy = f"{hint}, or train with --single-cls" if defs[others[0]].classes == 1 else hint
-        what = f"[yolo] layers with classes={defs[others[0]].classes}, where the .data has {data.classes}"
+        what = f"{defs.heads_named()} layers with classes={defs[others[0]].classes}, where the .data has {data.classes}"
         yield Finding(ERROR, what, len(others), defs.where(others[0]), remedy)
     wrong = _wrong_filters(defs)
     if wrong:
-        source, needed = wrong[0]
-        what = f"filters={defs[source].filters} before a [yolo] whose masks and classes need {needed}"
-        yield Finding(ERROR, what, len(wrong), defs.where(source), f"set filters={needed}: anchors in mask * (5 + classes)")
+        head = defs[wrong[0]]
+        *others, source = defs.feeding(wrong[0])
+        what = f"filters={defs[source].filters} before a [{head.kind}] that {head.demand()}"
+        needed = head.channels - sum(defs[i].filters for i in others)
+        remedy = f"set filters={needed}" if needed > 0 else "change it, or the convolutions before it"
+        yield Finding(ERROR, what, len(wrong), defs.where(source), remedy)
 
 
-def _wrong_filters(defs: Defs) -> list[tuple[int, int]]:
-    """(layer, filters that it needs) of the convolutions that feed a [yolo] the wrong number of channels."""
-    pairs = [(defs.sources(i)[0], len(defs[i].mask) * (5 + defs[i].classes)) for i in defs.yolo_indices()]
-    return [(s, n) for s, n in pairs if s >= 0 and isinstance(defs[s], Convolutional) and defs[s].filters != n]
+def _wrong_filters(defs: Defs) -> list[int]:
+    """The heads that convolutions feed with the wrong number of channels."""
+    fed = {i: sum(defs[s].filters for s in defs.feeding(i)) for i in defs.head_indices()}
+    return [i for i, channels in fed.items() if channels not in (0, defs[i].channels)]
 
 
 def geometry(subject: Subject) -> Iterator[Finding]:
     """Maps that don't fit together, an image size that the strides don't divide, channels that pictures don't have."""
     defs = subject.defs
-    if defs is None or not defs.yolo_indices() or _wrong_filters(defs):
+    if defs is None or not defs.head_indices() or _wrong_filters(defs):
         return
     net = defs.net
     try:
@@ -69,19 +73,24 @@ def geometry(subject: Subject) -> Iterator[Finding]:
 
 
 def _strides(subject: Subject) -> dict[int, float]:
-    """[yolo] layer -> pixels of the input that a cell of its map covers; empty where the maps don't fit together."""
+    """Head -> pixels of the input that a cell of its map covers; empty where the maps don't fit together."""
     if subject.defs is None or not subject.img_size:
         return {}
     try:
         shapes = output_shapes(subject.defs, subject.img_size, subject.img_size)
     except UserError:
         return {}
-    return {i: subject.img_size / shapes[i][1] for i in subject.defs.yolo_indices()}
+    return {i: subject.img_size / shapes[i][1] for i in subject.defs.head_indices()}
+
+
+def _anchored(subject: Subject) -> dict[int, float]:
+    """Those of them that have anchors."""
+    return {i: stride for i, stride in _strides(subject).items() if i in subject.defs.yolo_indices()}
 
 
 def anchor_order(subject: Subject) -> Iterator[Finding]:
     """Larger anchors on finer maps than smaller ones: cells that see the least of the largest objects."""
-    strides = _strides(subject)
+    strides = _anchored(subject)
     areas = {i: float(np.mean([w * h for w, h in subject.defs[i].anchor_sizes()])) for i in strides}
     ordered = sorted(strides, key=lambda i: strides[i])
     found = [i for i, j in itertools.pairwise(ordered) if strides[i] < strides[j] and areas[i] > areas[j]]
@@ -105,8 +114,8 @@ def box_sizes(subject: Subject) -> np.ndarray:
 
 
 def anchor_figures(subject: Subject) -> AnchorFit | None:
-    """How well the anchors of all heads fit train's boxes; None without heads or boxes."""
-    strides, sizes = _strides(subject), box_sizes(subject)
+    """How well the anchors of all heads fit train's boxes; None without anchors or boxes."""
+    strides, sizes = _anchored(subject), box_sizes(subject)
     if not strides or not len(sizes):
         return None
     return fit(sizes, np.array(sorted({size for i in strides for size in subject.defs[i].anchor_sizes()})))

@@ -23,9 +23,12 @@ from typing import Any
 import numpy as np
 
 from utils.cfg import read_data
-from utils.cli import write_json
+from utils.checkpoint import read_checkpoint
+from utils.cli import choose_cfg, write_json
 from utils.commands import option
+from utils.detection.losses import LOSSES
 from utils.errors import UserError
+from utils.filekinds import is_checkpoint
 from utils.files import make_folder, read_text, write_text
 from utils.hyp import LIMITS, Hyp
 from utils.ranges import SHARE
@@ -77,6 +80,9 @@ GENES: dict[str, Gene] = {
     "box": Gene(0.01, 0.3, log=True),
     "obj": Gene(0.2, 5.0, log=True),
     "cls": Gene(0.1, 5.0, log=True),
+    "dfl_box": Gene(2.0, 20.0, log=True),
+    "dfl_cls": Gene(0.1, 4.0, log=True),
+    "dfl": Gene(0.4, 6.0, log=True),
     "cls_weights": Gene(0.0, 1.0),
     "anchor_t": Gene(2.0, 8.0),
     "label_smoothing": Gene(0.0, 0.2),
@@ -93,12 +99,13 @@ GENES: dict[str, Gene] = {
 }
 
 
-def genes(args: argparse.Namespace, classes: int) -> dict[str, Gene]:
-    """Those that a training with these arguments depends on."""
+def genes(args: argparse.Namespace, classes: int, kind: str) -> dict[str, Gene]:
+    """Those that a training with these arguments depends on; kind: of the network's heads."""
     idle = {"lr0", "warmup_bias_lr"} if args.adam else {"lr0_adam"}
     idle |= {"cls_weights"} if classes == 1 else set()  # one class outweighs no other
     idle |= {"hsv_h", "hsv_s"} if args.gray_scale else set()
     idle |= {"mosaic"} if args.rect else set()
+    idle |= {name for other, loss in LOSSES.items() if other != kind for name in loss.own_hyp}
     return {name: gene for name, gene in GENES.items() if name not in idle}
 
 
@@ -148,7 +155,7 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
     usual = rates(args, settle(args, data), quantized=bool(args.quantized and args.weights))
     given = dataclasses.asdict(Hyp.load(args.hyp, usual))
     base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
-    active = genes(args, 1 if args.single_cls else data.classes)
+    active = genes(args, 1 if args.single_cls else data.classes, _kind_of_heads(args))
     past = read_rows(files.rows, args, base)
     print(f"{files.rows}: {len(past)} of {args.evolve} trainings done; evolving {', '.join(active)}")
     while len(past) < args.evolve:
@@ -164,6 +171,12 @@ def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
     results = {"trainings": len(past), "best": best.figures | {"number": number + 1}, "hyp": best.hyp, "file": str(files.best)}
     write_json(args.json, results)
     return results
+
+
+def _kind_of_heads(args: argparse.Namespace) -> str:
+    checkpoint = read_checkpoint(args.weights) if args.weights and is_checkpoint(args.weights) else None
+    defs = choose_cfg(args.cfg, args.weights, checkpoint)
+    return next((defs[i].kind for i in defs.head_indices()), "")
 
 
 def next_hyp(past: list[Generation], active: dict[str, Gene], base: dict[str, float], seed: int) -> dict[str, float]:

@@ -116,6 +116,7 @@ class DetectionLoss(HeadLoss):
     """
 
     parts = ("box", "obj", "cls")
+    own_hyp = ("box", "obj", "cls", "anchor_t")
     heads: list[YoloHead]
 
     def __init__(self, model: nn.Module, hyp: Hyp, ignore: bool = True) -> None:

@@ -29,6 +29,7 @@ class TaskAlignedLoss(HeadLoss):
     """
 
     parts = ("box", "cls", "dfl")
+    own_hyp = ("dfl_box", "dfl_cls", "dfl")
     heads: list[DflHead]
 
     def __init__(self, model: nn.Module, hyp: Hyp) -> None:

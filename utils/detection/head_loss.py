@@ -14,11 +14,12 @@ from utils.network.heads import Head
 class HeadLoss:
     """Loss of a Darknet's raw maps against target boxes, computed in float32.
 
-    parts: names of its summands; assign: what says which predictions learn which targets; class_weights (classes,): what a
-    match counts in the class part, None: 1 each.
+    parts: names of its summands; own_hyp: hyper-parameters that it alone of all losses reads; assign: what says which
+    predictions learn which targets; class_weights (classes,): what a match counts in the class part, None: 1 each.
     """
 
     parts: tuple[str, ...]
+    own_hyp: tuple[str, ...]
     assign: Any
 
     def __init__(self, model: nn.Module, hyp: Hyp) -> None:
