@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import Darknet
-from utils.batch import Batch
+from utils.batch import Batch, normalise
 from utils.cfg import parse_cfg
-from utils.cli import Parser, add_device_arguments, format_table, run, write_json
+from utils.cli import Parser, add_device_arguments, run
+from utils.darknet import Darknet
 from utils.datasets import create_loader
 from utils.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.distributed import World
-from utils.engine import normalise
 from utils.hyp import Hyp
 from utils.measure import layer_macs
 from utils.pictures import write_picture
 from utils.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
+from utils.tables import format_table, write_json
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
 

@@ -7,16 +7,17 @@ python convert_dataset.py coco --src ../shared/data/coco128 --out data/coco128
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from utils.cfg import read_names
-from utils.cli import Parser, run, write_json
+from utils.cli import Parser, run
 from utils.converters.base import Options
 from utils.converters.crew import usable_cores
 from utils.converters.formats import FORMATS
 from utils.converters.picture import draw_report
 from utils.converters.report import describe, figures
 from utils.converters.write import Report, convert
+from utils.data_file import read_names
 from utils.errors import UserError
 from utils.ranges import NOT_ALL, PROCESSES
+from utils.tables import write_json
 
 
 def get_parser() -> ArgumentParser:

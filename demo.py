@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, format_table, load_model, run, write_json
+from utils.cli import Parser, run
 from utils.commands import typed
 from utils.draw import image_grid
 from utils.errors import UserError
 from utils.files import make_folder
 from utils.graph import ChannelGraph
+from utils.loading import load_model
 from utils.pictures import read_picture, write_picture
 from utils.plots import plot_gammas
 from utils.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.sparsity import gamma_values, penalised_channels
+from utils.tables import format_table, write_json
 
 DATA = "data/shapes/shapes.data"
 CFG = "cfg/yolov3tiny/yolov3-tiny.cfg"

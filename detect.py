@@ -18,34 +18,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import Darknet
 from utils.augment import letterbox
-from utils.batch import ImageInfo
+from utils.batch import ImageInfo, normalise
 from utils.boxes import augmented_predictions, nms, unletterbox
-from utils.cfg import read_data, read_names
-from utils.cli import (
-    Loaded,
-    Parser,
-    add_device_arguments,
-    add_inference_arguments,
-    add_model_arguments,
-    format_table,
-    run,
-    sees_gray,
-    write_json,
-)
+from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.darknet import Darknet
+from utils.data_file import read_data, read_names
 from utils.devices import select_device
 from utils.draw import draw_boxes
-from utils.engine import Stopwatch, normalise
 from utils.errors import UserError
 from utils.files import make_folder, replacing, write_text
 from utils.labels import label_path
+from utils.loading import Loaded, sees_gray
 from utils.onnx_model import OnnxModel, load_detector
 from utils.outputs import plan_outputs
 from utils.pictures import write_picture
 from utils.ranges import SHARE, whole
 from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
+from utils.tables import format_table, write_json
 from utils.threshold import USUAL, choose_threshold
+from utils.timing import Stopwatch
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 

@@ -13,29 +13,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from models import Darknet
-from utils.cfg import DataConfig, read_data
-from utils.cli import (
-    Loaded,
-    Parser,
-    add_device_arguments,
-    add_inference_arguments,
-    add_model_arguments,
-    format_table,
-    run,
-    sees_gray,
-    write_json,
-)
+from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.darknet import Darknet
+from utils.data_file import DataConfig, read_data
 from utils.datasets import DetectionDataset, create_loader
 from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.files import write_text
 from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
+from utils.loading import Loaded, sees_gray
 from utils.measure import network_size
 from utils.metrics import COCO_IDS, Evaluation, coco_results
 from utils.onnx_model import OnnxModel, load_detector
 from utils.ranges import BATCH_SIZE, SHARE, WORKERS
+from utils.tables import format_table, write_json
 from utils.threshold import threshold_line
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_device_arguments, add_model_arguments, write_json
+from utils.cli import Parser, add_device_arguments, add_model_arguments
 from utils.cli import run as run_script
 from utils.commands import command, option
 from utils.datasets import CACHE_ROOM
@@ -31,6 +31,7 @@ from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.spend import COSTS, NOTHING
+from utils.tables import write_json
 from utils.threshold import threshold_line
 from utils.train_epoch import train_one_epoch
 from utils.training import Run

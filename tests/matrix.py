@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from cfg.make_variants import VARIANTS
-from models import Darknet
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence

@@ -12,9 +12,10 @@ import torch
 
 import check
 import convert_dataset
-from models import Darknet
 from tests.tiny import NET, conv
-from utils.weights import save_checkpoint, save_weights
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
+from utils.weights import save_weights
 
 TRAIN, VALID = 16, 6  # pictures
 CLASSES = ["Platelets", "RBC", "WBC"]

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import torch
 
-from models import Darknet
 from tests.test_train import BASE
 from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg, write_cfg
-from utils.distill import Distiller, Teacher
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
+from utils.distill import Distiller
 from utils.distributed import World
 from utils.hyp import Hyp
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
+from utils.teacher import Teacher
 from utils.training import Plan, Run
-from utils.weights import save_checkpoint
 
 CPU = torch.device("cpu")
 BLOCK = conv(8, 1) + conv(16) + "[shortcut]\nfrom=-3\nactivation=linear\n"

@@ -9,7 +9,8 @@ import pytest
 
 from cfg import make_variants
 from cfg.make_variants import ROOT, VARIANTS, write_variant
-from utils.cfg import parse_cfg, read_data
+from utils.cfg import parse_cfg
+from utils.data_file import read_data
 from utils.shapes import output_shapes
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.planted import FAULTS, TRAIN
 from utils import check_fix
-from utils.cfg import read_data
 from utils.converters.write import place_image
+from utils.data_file import read_data
 from utils.errors import UserError
 
 MENDABLE = [

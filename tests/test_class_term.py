@@ -8,15 +8,16 @@ import pytest
 import torch
 
 import convert
-from models import Darknet
 from tests.test_class_handling import ONE, one  # noqa: F401
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import NET, conv, head, network
 from utils.cfg import write_cfg
-from utils.cli import load_model
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.darknet import Darknet
+from utils.loading import load_model
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
+from utils.weights import load_weights, save_weights
 
 CFG = NET + conv(8, stride=2) + conv(16, stride=2) + conv(24, stride=2) + head(classes=1)
 TWO_HEADS = CFG + "[route]\nlayers=-4\n" + conv(8, stride=2) + head("0", classes=1)

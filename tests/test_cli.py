@@ -9,11 +9,14 @@ import sys
 import pytest
 
 from tests.tiny import CSP, NET, RESIDUAL, conv, head, network
-from utils import cli
-from utils.cfg import read_data
+from utils.checkpoint import save_checkpoint
+from utils.cli import Parser, run
+from utils.data_file import read_data
 from utils.devices import select_device
 from utils.errors import UserError
-from utils.weights import save_checkpoint, save_weights
+from utils.loading import load_model
+from utils.tables import format_table, write_json
+from utils.weights import save_weights
 
 SCRIPTS = (
     "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",
@@ -22,8 +25,8 @@ SCRIPTS = (
 )  # fmt: skip
 
 
-def parser() -> cli.Parser:
-    found = cli.Parser("about")
+def parser() -> Parser:
+    found = Parser("about")
     found.add_argument("--layer_keep", type=float, default=0.01)
     found.add_argument("--img-size", type=int)
     found.add_argument("--multi-scale", action="store_true")
@@ -44,7 +47,7 @@ def test_devices_that_are_none(device):
 
 
 def test_values_that_look_like_flags_are_left_alone():
-    assert cli.Parser("x")._spelled("a_b-c") == "a_b-c"
+    assert Parser("x")._spelled("a_b-c") == "a_b-c"
     assert parser().parse_args(["--layer_keep", "-1"]).layer_keep == -1
 
 
@@ -63,7 +66,7 @@ def test_run_turns_mistakes_into_one_line(raised, status, capsys, monkeypatch):
         raise raised
 
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, cli.Parser("x"))
+        run(main, Parser("x"))
     assert stop.value.code == status
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
@@ -75,7 +78,7 @@ def test_a_name_with_ends_of_lines_stays_on_one(name, capsys, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["tool.py"])
     with pytest.raises(SystemExit):
-        cli.run(main, cli.Parser("x"))
+        run(main, Parser("x"))
     assert capsys.readouterr().err == f"tool.py: 红/{repr(name)[1:-1]}.jpg: wrong\n"
 
 
@@ -93,17 +96,17 @@ def test_every_terminal_shows_what_it_can(encoding):
 
 
 def test_a_json_that_cannot_be_written_is_named_before_the_work(tmp_path, capsys, monkeypatch):
-    found = cli.Parser("x")
+    found = Parser("x")
     found.add_argument("--json", default="")
     monkeypatch.setattr(sys, "argv", ["tool.py", "--json", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda args: pytest.fail("the work has begun"), found)
+        run(lambda args: pytest.fail("the work has begun"), found)
     assert stop.value.code == 2
     assert "is a folder, but a file is to be written there" in capsys.readouterr().err
 
 
 def test_table():
-    text = cli.format_table(["name", "mAP", "n"], [["a", 0.123456, 1234567], ["bcd", None, 8]])
+    text = format_table(["name", "mAP", "n"], [["a", 0.123456, 1234567], ["bcd", None, 8]])
     rows = ["name     mAP          n", "-----------------------", "a     0.1235  1,234,567", "bcd        -          8"]
     assert text.splitlines() == rows
 
@@ -112,15 +115,15 @@ def test_a_checkpoint_brings_its_cfg_names_and_size(tmp_path):
     model = network(RESIDUAL)
     data = {"model": model.state_dict(), "cfg": RESIDUAL, "names": ["cat", "dog"], "settings": {"img_size": 96, "gray": False}}
     save_checkpoint(tmp_path / "a.pt", data)
-    loaded = cli.load_model("", tmp_path / "a.pt")
+    loaded = load_model("", tmp_path / "a.pt")
     assert (loaded.names, loaded.img_size, loaded.settings["gray"]) == (["cat", "dog"], 96, False)
     with pytest.raises(UserError, match=r"is \(8, 3, 3, 3\) there, but this cfg makes it \(6, 3, 3, 3\)"):
-        cli.load_model(write(tmp_path / "other.cfg", RESIDUAL.replace("filters=8", "filters=6")), tmp_path / "a.pt")
+        load_model(write(tmp_path / "other.cfg", RESIDUAL.replace("filters=8", "filters=6")), tmp_path / "a.pt")
 
 
 def test_names_of_another_number_of_classes_are_not_the_networks(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"model": network(RESIDUAL).state_dict(), "cfg": RESIDUAL, "names": ["cat"]})
-    assert cli.load_model("", tmp_path / "a.pt").names == ["0", "1"]
+    assert load_model("", tmp_path / "a.pt").names == ["0", "1"]
 
 
 def test_weights_that_are_nan_or_infinite_are_refused(tmp_path):
@@ -131,40 +134,40 @@ def test_weights_that_are_nan_or_infinite_are_refused(tmp_path):
     save_weights(model, tmp_path / "a.weights")
     cfg = write(tmp_path / "a.cfg", RESIDUAL)
     with pytest.raises(UserError, match=r"a.weights: tensors with NaN or infinite values: 3, the first is module_list.1.Ba"):
-        cli.load_model(cfg, tmp_path / "a.weights")
-    assert not cli.load_model(cfg, tmp_path / "a.weights", unchecked=True).model.training
+        load_model(cfg, tmp_path / "a.weights")
+    assert not load_model(cfg, tmp_path / "a.weights", unchecked=True).model.training
 
 
 def test_weights_without_their_cfg_ask_for_it(tmp_path):
     save_weights(network(CSP), tmp_path / "a.weights")
     with pytest.raises(UserError, match="name the one it belongs to with --cfg"):
-        cli.load_model("", tmp_path / "a.weights")
+        load_model("", tmp_path / "a.weights")
     with pytest.raises(UserError, match="--cfg FILE, or a checkpoint"):
-        cli.load_model("", "")
+        load_model("", "")
 
 
 def test_classes_of_cfg_and_data_must_agree(tmp_path):
     write(tmp_path / "x.data", "classes=3\n")
     with pytest.raises(UserError, match="classes=2, but .* has 3; run: python make_cfg.py"):
-        cli.load_model(write(tmp_path / "x.cfg", RESIDUAL), "", data=read_data(tmp_path / "x.data"))
+        load_model(write(tmp_path / "x.cfg", RESIDUAL), "", data=read_data(tmp_path / "x.data"))
 
 
 def test_two_numbers_of_classes_in_one_network_are_refused(tmp_path):
     body = NET + conv(8) + head("0", 2) + "[route]\nlayers=0\n" + head("1", 3)
     with pytest.raises(UserError, match=r"one number of classes, has \[2, 3\]"):
-        cli.load_model(write(tmp_path / "x.cfg", body), "")
+        load_model(write(tmp_path / "x.cfg", body), "")
 
 
 def test_a_cfg_that_is_not_square_is_said(tmp_path):
     path = write(tmp_path / "x.cfg", RESIDUAL.replace("height=64", "height=32"))
-    assert cli.load_model(path, "").report.message.endswith("is made for 64x32; here its input is 64x64")
-    assert cli.load_model(path, "", 96).report.message == ""
+    assert load_model(path, "").report.message.endswith("is made for 64x32; here its input is 64x64")
+    assert load_model(path, "", 96).report.message == ""
 
 
 def test_write_json(tmp_path):
-    cli.write_json(tmp_path / "deep" / "x.json", {"a": 1.5})
+    write_json(tmp_path / "deep" / "x.json", {"a": 1.5})
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": 1.5}
-    cli.write_json("", {})
+    write_json("", {})
 
 
 def test_every_script_explains_itself(pytestconfig):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet
 from tests.test_models import opencv_outputs
 from tests.tiny import TOPOLOGIES, network
 from utils.cfg import parse_cfg, write_cfg
 from utils.compact import compact_model, mask_model
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import gamma_scores
 from utils.masks import POLICIES, Limits, global_mask

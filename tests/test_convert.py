@@ -11,11 +11,11 @@ import pytest
 
 import convert_dataset
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_json, write_text
-from utils.cfg import read_data
 from utils.cli import run
 from utils.converters import look
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
+from utils.data_file import read_data
 from utils.datasets import scan
 from utils.errors import UserError
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA

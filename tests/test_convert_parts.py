@@ -12,13 +12,13 @@ import pytest
 
 from tests.raw import convert, make_voc, voc_file, voc_object, write_image, write_text
 from tests.test_convert import BOX, snapshot
-from utils.cfg import read_data, read_names
 from utils.converters import crew
 from utils.converters.crew import Crew
 from utils.converters.formats import FORMATS
 from utils.converters.picture import box_sides, choose_samples
 from utils.converters.tree import Pictures, nearest, split_of
 from utils.converters.write import Item, target_names
+from utils.data_file import read_data, read_names
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import convert
-from models import Darknet
 from tests.tiny import DIALECT, RESIDUAL, SPP, TOPOLOGIES, conv, network
 from utils.cfg import parse_cfg
-from utils.cli import load_model
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.darknet import Darknet
 from utils.errors import UserError
+from utils.loading import load_model
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import darknet_tensors, load_checkpoint, load_weights, save_checkpoint, save_weights
+from utils.weights import darknet_tensors, load_weights, save_weights
 
 
 def run(*words) -> Path:

@@ -33,9 +33,9 @@ def test_what_is_no_users_error_is_found(monkeypatch):
     def broken(args: object) -> None:
         raise ValueError("too many values to unpack")
 
-    monkeypatch.setattr("utils.summary.main", broken)
+    monkeypatch.setattr("models.main", broken)
     assert run("models.py --cfg net.cfg").startswith("defect\nTraceback")
-    monkeypatch.setattr("utils.summary.main", lambda args: None)
+    monkeypatch.setattr("models.main", lambda args: None)
     assert run("models.py --cfg net.cfg") is None
     assert run("models.py --nonsense") == "2"
 

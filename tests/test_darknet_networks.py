@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet
 from tests.test_models import as_opencv, opencv_rows, our_rows
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
+from utils.darknet import Darknet
 from utils.definitions import Convolutional, Defs, Reorg3d
 from utils.hyp import Hyp
 from utils.loss import DetectionLoss

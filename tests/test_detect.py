@@ -11,8 +11,9 @@ import torch
 
 import detect
 from tests.rectangles import BLUE, CELLS, RED, cells
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
-from utils.weights import save_checkpoint, save_weights
+from utils.weights import save_weights
 
 
 @pytest.fixture(autouse=True)

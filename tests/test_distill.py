@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from models import Darknet
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
 from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg
 from utils.checkpoint import Checkpoint
-from utils.distill import KDSTR, Distiller, Link, check_distillation_arguments, links, load_teacher, readings
+from utils.darknet import Darknet
+from utils.distill import KDSTR, Distiller, check_distillation_arguments
+from utils.distill_links import Link, links, readings
 from utils.errors import UserError
+from utils.teacher import load_teacher
 from utils.training import Run
 from utils.weights import save_weights
 
@@ -20,7 +22,7 @@ def step(run: Run) -> dict[str, torch.Tensor]:
     images = torch.rand(2, run.model.defs.net.channels, 64, 64)
     with run.autocast(), run.distiller.watch(run.model):
         raws = run.forward(images)
-    terms = run.distiller(run, images, raws, TARGETS)
+    terms = run.distiller(images, raws, TARGETS, run.loss, run.plan.maxabs)
     run.backward(sum(terms.values()))
     return terms
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from make_cfg import set_classes
-from models import Darknet
 from tests.taught import CFG, ONE_HEAD, pruned, save
 from tests.test_train import BASE, ROOT, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from tests.tiny import network
 from utils.cfg import parse_cfg, write_cfg
+from utils.checkpoint import load_checkpoint
+from utils.darknet import Darknet
 from utils.distill import KDSTR
 from utils.errors import UserError
 from utils.hyp import GENTLE
-from utils.weights import load_checkpoint, save_weights
+from utils.weights import save_weights
 
 
 def write_networks(strategy: str = "normal", percent: float = 0.4, shortcuts: int = 0, cfg: str = CFG) -> None:

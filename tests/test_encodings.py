@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from utils.cfg import parse_cfg, read_data, read_names
+from utils.cfg import parse_cfg
+from utils.data_file import read_data, read_names
 from utils.encodings import likely_encoding
 from utils.errors import UserError
 from utils.files import read_text

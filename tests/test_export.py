@@ -11,16 +11,17 @@ import pytest
 import torch
 
 import export
-from models import Darknet
 from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.boxes import nms
 from utils.cfg import write_cfg
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.weights import save_checkpoint, save_weights
+from utils.weights import save_weights
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

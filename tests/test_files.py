@@ -8,9 +8,9 @@ import pytest
 
 from tests.tiny import RESIDUAL, network
 from utils.cfg import write_cfg
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.files import check_writable, output_place, write_text
-from utils.weights import save_checkpoint
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import export
-from models import Darknet
 from tests.tiny import NET, TOPOLOGIES, conv, head, network, randomise
 from utils import definitions as c
+from utils.batch import normalise
 from utils.cfg import parse_cfg, write_cfg
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
 from utils.definitions import Defs
-from utils.engine import normalise
 from utils.errors import UserError
 from utils.quantized import fpga_job
 from utils.quantized.fpga import lower
@@ -24,7 +25,6 @@ from utils.quantized.integer import run, values
 from utils.quantized.integer_dump import Tiling, read, write
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import save_checkpoint
 
 CFGS = Path(__file__).resolve().parents[1] / "cfg"
 NETWORKS = {"tiny": CFGS / "yolov3tiny/yolov3-tiny.cfg",

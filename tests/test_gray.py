@@ -11,9 +11,9 @@ import test as test_script
 import train
 from tests.test_train import BASE, here
 from tests.tiny import NET, conv, network
-from utils.cli import sees_gray
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.weights import load_checkpoint
+from utils.loading import sees_gray
 
 __all__ = ["here"]  # the fixture: a working directory with tiny.cfg and a dataset
 

@@ -113,7 +113,7 @@ def test_evidence_is_the_losses_gradients_and_leaves_the_network_as_it_is(monkey
     model = network(RESIDUAL)
     graph, batches = ChannelGraph(model.defs), boxes(3)
     saved = {k: v.clone() for k, v in model.state_dict().items()}
-    evidence = gather(model, graph, batches, torch.device("cpu"), needs={"curvature"})
+    evidence = gather(model, graph, batches, lambda m: DetectionLoss(m, Hyp()), torch.device("cpu"), needs={"curvature"})
     assert evidence.pictures == 6
     assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Darknet
 from tests.test_models import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
 from utils import definitions
 from utils import layers as l
 from utils.activations import ACTIVATIONS, activation
 from utils.cfg import parse_cfg, write_cfg
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.shapes import output_shapes

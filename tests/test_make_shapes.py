@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import make_shapes
-from utils.cfg import read_data
+from utils.data_file import read_data
 from utils.datasets import scan
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import Darknet
 from tests.tiny import TOPOLOGIES
 from utils.cfg import parse_cfg
+from utils.darknet import Darknet
 from utils.definitions import Defs
 from utils.measure import layer_macs, network_size
 from utils.shapes import max_stride

@@ -1,4 +1,4 @@
-"""models.Darknet and utils.layers against OpenCV's Darknet importer, torch and formulas worked by hand."""
+"""utils.darknet.Darknet and utils.layers against OpenCV's Darknet importer, torch and formulas worked by hand."""
 
 import copy
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Darknet
 from tests.tiny import NET, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils import definitions as c
 from utils import layers as l
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.weights import save_weights
 

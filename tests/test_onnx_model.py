@@ -8,15 +8,16 @@ import torch
 
 import detect
 import test as test_script
-from models import Darknet
 from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.tiny import RESIDUAL, SPP, network
 from utils.cfg import write_cfg
-from utils.cli import load_model
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
 from utils.errors import UserError
+from utils.filekinds import is_onnx
+from utils.loading import load_model
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.weights import is_onnx, save_checkpoint
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

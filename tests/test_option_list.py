@@ -9,9 +9,10 @@ import pytest
 from make_cfg import edit, find_changes
 from tests.conftest import ROOT
 from tests.tiny import NET, conv, head
-from utils.cfg import parse_cfg, read_data, read_names, write_cfg
+from utils.cfg import parse_cfg, write_cfg
 from utils.check_read import read_subject
 from utils.check_subject import WARNING
+from utils.data_file import read_data, read_names
 from utils.errors import Remark, UserError, noting_remarks, remark
 
 TWICE = NET + "width=32\n" + conv(8, stride=2) + "filters=4\nfilters=8\n" + head()

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from models import Darknet
 from tests.test_train import write_set
 from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
 from utils import search
 from utils.cfg import parse_cfg
+from utils.checkpoint import save_checkpoint
+from utils.darknet import Darknet
 from utils.definitions import Convolutional
 from utils.errors import UserError
 from utils.graph import ChannelGraph
@@ -17,7 +18,7 @@ from utils.judge import Judge
 from utils.pruner import STRATEGIES
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import load_weights, save_checkpoint, save_weights
+from utils.weights import load_weights, save_weights
 
 GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + head()
 

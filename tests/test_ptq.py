@@ -12,18 +12,18 @@ import torch
 import detect
 import PTQ
 import test as test_script
-from models import Darknet
 from tests.test_train import CFG, train_with, write_set
 from tests.tiny import TOPOLOGIES, network
-from utils.cli import load_model
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import run as run_script
+from utils.darknet import Darknet
 from utils.errors import UserError
+from utils.loading import load_model
 from utils.quantized import calibrate as c
-from utils.quantized.fake_quantize import QuantizerConfig
+from utils.quantized.config import QuantizerConfig
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers, switched
-from utils.weights import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.quantized.fake_quantize import FakeQuantize, QuantizerConfig
+from utils.quantized.config import QuantizerConfig
+from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.observers import MOMENTUM, OBSERVERS, rows_of, sample
 from utils.quantized.rounding import onto_grid, power_of_two
 from utils.quantized.settings import Settings

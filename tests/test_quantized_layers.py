@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Darknet
 from tests.tiny import NET, RESIDUAL, TOPOLOGIES, conv, head, network
+from utils.darknet import Darknet
 from utils.definitions import Convolutional
 from utils.errors import UserError
 from utils.quantized.fake_quantize import FakeQuantize

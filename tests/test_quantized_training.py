@@ -8,21 +8,24 @@ import torch
 
 import detect
 import test as test_script
-from models import Darknet
 from tests.test_networks import ALL
 from tests.test_train import here, interrupt_at, results, train_with  # noqa: F401
 from tests.tiny import TOPOLOGIES, network
-from utils.cli import load_model
-from utils.distill import Distiller, Teacher, links
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.darknet import Darknet
+from utils.distill import Distiller
+from utils.distill_links import links
 from utils.distributed import World
 from utils.errors import UserError
 from utils.hyp import QUANTIZED, Hyp
+from utils.loading import load_model
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
 from utils.sparsity import gamma_values
+from utils.teacher import Teacher
 from utils.training import Plan, Run
-from utils.weights import load_checkpoint, save_checkpoint, save_weights
+from utils.weights import save_weights
 
 CPU = torch.device("cpu")
 KINDS = {
@@ -45,7 +48,7 @@ def step(run: Run, size: int = 64) -> list[torch.Tensor]:
         raws = run.forward(images)
     loss, _ = run.loss(raws, targets, (size, size))
     if run.distiller:
-        loss = loss + sum(run.distiller(run, images, raws, targets).values())
+        loss = loss + sum(run.distiller(images, raws, targets, run.loss).values())
     run.backward(loss)
     run.optimizer_step()
     return raws

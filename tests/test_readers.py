@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from models import Darknet
 from tests.fuzz import QUICK, THOROUGH, always, nearly
 from tests.raw import voc_file, voc_object
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils.cfg import parse_cfg, read_data, read_names, write_cfg
+from utils.cfg import parse_cfg, write_cfg
 from utils.check_files import usable_rows
 from utils.check_read import read_subject
 from utils.converters.base import Options
 from utils.converters.voc import parse_voc
+from utils.darknet import Darknet
+from utils.data_file import read_data, read_names
 from utils.errors import UserError, noting_remarks
 from utils.files import write_text
 from utils.graph import ChannelGraph

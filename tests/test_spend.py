@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from models import Darknet
 from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
 from utils.compact import compact_defs
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, Limits, candidates, global_mask
 from utils.measure import network_size

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from models import Darknet
+from models import get_parser, main
 from tests.tiny import DIALECT, TOPOLOGIES
 from utils.cfg import parse_cfg
+from utils.darknet import Darknet
 from utils.definitions import Convolutional, Depthwise, SqueezeExcite
 from utils.errors import UserError
 from utils.shapes import input_channels, output_shapes
-from utils.summary import get_parser, main, summarise, totals
+from utils.summary import summarise, totals
 
 ROOT = Path(__file__).resolve().parents[1]
 

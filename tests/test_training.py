@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models import Darknet
 from utils.checkpoint import Checkpoint
+from utils.darknet import Darknet
 from utils.distributed import ProcessGroupBatchNorm2d, World, parallel
+from utils.ema import ModelEma
 from utils.errors import UserError
 from utils.hyp import Hyp
-from utils.training import ModelEma, Plan, Run, Schedule, build_optimizer
+from utils.optimizer import Schedule, build_optimizer
+from utils.training import Plan, Run
 
 CFG = """[net]
 width=64

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.darknet import Darknet
 from utils.errors import UserError, noting_remarks
-from utils.weights import darknet_tensors, is_checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
+from utils.filekinds import is_checkpoint
+from utils.weights import darknet_tensors, load_weights, save_weights
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

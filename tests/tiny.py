@@ -2,7 +2,7 @@
 
 import torch
 
-from models import Darknet
+from utils.darknet import Darknet
 from utils.layers import BN_MOMENTUM
 
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 Size = tuple[int, int]  # height, width
@@ -75,3 +76,11 @@ def collate(samples: list[Sample]) -> Batch:
             images.share_memory_()
             batch.piped = False
     return batch
+
+
+def normalise(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, maxabs: bool = False) -> Tensor:
+    """uint8 pictures (batch, channels, height, width) -> 0..1, or with `maxabs` -1..1, on `device` in channels_last."""
+    images = images.to(device, non_blocking=True)
+    if maxabs:  # in float32 first: a bfloat16 between 1 and 2 has no room for 128 levels after the subtraction
+        return (images.float() / 127.5 - 1).to(dtype, memory_format=torch.channels_last)
+    return images.to(dtype, memory_format=torch.channels_last).div_(255)

@@ -9,15 +9,12 @@ the same rule.
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import definitions as c
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def _tail(graph: ChannelGraph, index: int) -> list[int]:
     return sorted({index, *(layer for tail in tails for layer in tail)}) if all(tails) else []
 
 
-def block_scores(model: "Darknet", graph: ChannelGraph, blocks: Sequence[Block], keep: np.ndarray) -> np.ndarray:
+def block_scores(model: Darknet, graph: ChannelGraph, blocks: Sequence[Block], keep: np.ndarray) -> np.ndarray:
     """(blocks,) mean |gamma| of the kept channels at the end of each block: what the block still adds."""
     scores = np.zeros(len(blocks))
     for number, block in enumerate(blocks):

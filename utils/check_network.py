@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models import check_img_size
 from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
-from utils.cli import load_model
 from utils.commands import command
 from utils.definitions import Defs
 from utils.errors import UserError, noting_remarks
-from utils.memory import available_memory, check_memory
-from utils.shapes import max_stride, output_shapes
+from utils.free_memory import available_memory
+from utils.loading import load_model
+from utils.memory import check_memory
+from utils.shapes import check_img_size, max_stride, output_shapes
 from utils.weights import broken_tensors
 
 SAMPLE = 20_000  # boxes that anchors are compared with; more change the third digit at most

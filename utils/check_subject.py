@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cfg import DataConfig
+from utils.data_file import DataConfig
 from utils.definitions import Defs
 from utils.errors import UserError
 from utils.labels import Problems

@@ -33,7 +33,7 @@ MOST_SEEN = 2**53  # pictures: no training comes near, and there is room to go o
 class Checkpoint:
     """What came with a network's tensors. `path` is for messages.
 
-    tensors: the state dict, under the names of models.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
+    tensors: the state dict, under the names of utils.darknet.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
     maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for Settings.from_dict.
     seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for Hyp.restored.
     class_term: whether one class had its class term in training, see utils.class_term. conf_thres: the confidence threshold
@@ -140,7 +140,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _is_own(state: Any) -> bool:
-    """Whether a state dict's names are those of models.Darknet."""
+    """Whether a state dict's names are those of utils.darknet.Darknet."""
     return isinstance(state, dict) and any(isinstance(name, str) and "module_list." in name for name in state)
 
 

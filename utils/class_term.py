@@ -6,14 +6,11 @@ a network that never looked at it, make of it: noise in every score.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 
 from utils.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from models import Darknet
+from utils.darknet import Darknet
 
 CLASS_TERM = "class_term"  # field of a checkpoint: True where the class term was trained for one class as for many
 TRAINED_WITH = frozenset({"img_size", "gray", "maxabs", "stretch"})  # settings that train.py alone writes all of
@@ -28,7 +25,7 @@ def is_untrained(checkpoint: Checkpoint) -> bool:
 
 
 @torch.no_grad()
-def mend_class_term(model: "Darknet", checkpoint: Checkpoint, anew: Collection[int] = ()) -> str:
+def mend_class_term(model: Darknet, checkpoint: Checkpoint, anew: Collection[int] = ()) -> str:
     """Give the one class that nothing trained the probability 1, in the weights, so that a .weights file written from them is
     right in Darknet too. anew: head convolutions that the checkpoint's values didn't go into.
 
@@ -44,7 +41,7 @@ def mend_class_term(model: "Darknet", checkpoint: Checkpoint, anew: Collection[i
             "it is 1 now, so that a score is the objectness")  # fmt: skip
 
 
-def _make_certain(model: "Darknet", source: int, anchors: int) -> None:
+def _make_certain(model: Darknet, source: int, anchors: int) -> None:
     """Make the logit of the class of each anchor CERTAIN, whatever the picture."""
     module = model.module_list[source]
     normalisation = module.BatchNorm2d

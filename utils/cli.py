@@ -2,29 +2,17 @@
 
 import argparse
 import io
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from models import Darknet
-from utils.cfg import DataConfig, parse_cfg
-from utils.checkpoint import Checkpoint, read_checkpoint
-from utils.commands import command
-from utils.definitions import Defs
 from utils.devices import PRECISIONS, reuse_memory
 from utils.errors import Remark, UserError, one_line
-from utils.filekinds import is_checkpoint, is_onnx
-from utils.files import check_writable, write_text
+from utils.files import check_writable
 from utils.loader import explained_ends
-from utils.quantized.settings import Settings
-from utils.quantized.transform import quantize
 from utils.ranges import IMG_SIZE, Range
-from utils.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
 
 
 class Arguments(argparse.Namespace):
@@ -162,144 +150,3 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
                         "a checkpoint knows by itself")  # fmt: skip
     parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
     parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
-
-
-SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
-
-
-@dataclass
-class Loaded:
-    """A model ready to use, and what came with it."""
-
-    model: Darknet
-    names: list[str]
-    img_size: int
-    checkpoint: Checkpoint | None
-    report: LoadReport
-    fixed_size: tuple[int, int] | None = None  # (height, width) of a .onnx that takes no other
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) that a picture is letterboxed into."""
-        return self.fixed_size or (self.img_size, self.img_size)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the checkpoint was trained with: gray, maxabs, stretch, img_size; empty for other weights."""
-        return self.checkpoint.settings if self.checkpoint else {}
-
-    @property
-    def conf_thres(self) -> float | None:
-        """The confidence threshold that the evaluation of these weights recommended, None without one."""
-        return self.checkpoint.conf_thres if self.checkpoint else None
-
-    @property
-    def flags(self) -> list[str]:
-        """The settings as command line options, for those who go on with a cfg and .weights, which don't carry them."""
-        size = ["--img-size", str(self.img_size)] if self.img_size != self.model.defs.net.width else []
-        return [flag for key, flag in SETTING_FLAGS.items() if self.settings.get(key)] + size
-
-
-def load_model(
-    cfg: str | Path,
-    weights: str | Path,
-    img_size: int | None = None,
-    data: DataConfig | None = None,
-    *,
-    pretrained: bool = False,
-    prefix: bool = False,
-    gray: bool = False,
-    unchecked: bool = False,
-) -> Loaded:
-    """Build the network of `cfg` (or of the checkpoint's own cfg) in eval mode on the CPU, and load `weights` if given.
-
-    img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
-    gray: build it for one channel whatever the cfg says, as is done for a checkpoint trained with --gray-scale.
-    Raises UserError, before anything is loaded, when classes of cfg and data differ; and for NaN or infinite
-    weights, unless they are to be taken `unchecked`.
-    """
-    if weights and is_onnx(weights):
-        raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
-                        "name the .pt or .weights that it was exported from")  # fmt: skip
-    checkpoint = read_checkpoint(weights) if weights and is_checkpoint(weights) else None
-    settings = checkpoint.settings if checkpoint else {}
-    defs = choose_cfg(cfg, weights, checkpoint)
-    if gray or settings.get("gray"):
-        defs.net.channels = 1
-    classes = checkpoint_classes(defs)
-    if data is not None and data.classes != classes:
-        ours = f"{defs.name}: its {defs.heads_named()} layers have classes={classes}"
-        remedy = command("make_cfg.py", cfg=defs.name, data=data.path)
-        raise UserError(f"{ours}, but {data.path} has {data.classes}; run: {remedy}")
-    size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
-    model = Darknet(defs, size)
-    if checkpoint is not None and checkpoint.quantization:
-        quantize(model, Settings.from_dict(checkpoint.quantization, checkpoint.path))
-    report = LoadReport()
-    if checkpoint is not None:
-        report = load_state(model, checkpoint, pretrained=pretrained)
-    elif weights:
-        report = load_weights(model, weights, pretrained=pretrained, prefix=prefix)
-    if not unchecked:
-        refuse_broken(model, weights)
-    if size == defs.net.width != defs.net.height:
-        square = f"{defs.name} is made for {defs.net.width}x{defs.net.height}; here its input is {size}x{size}"
-        report.message = "; ".join(filter(None, (report.message, square)))
-    names = data.names if data else checkpoint.names if checkpoint else []
-    if len(names) != classes:  # those of another number of classes are another network's
-        names = [str(i) for i in range(classes)]
-    return Loaded(model.eval(), names, size, checkpoint, report)
-
-
-def sees_gray(model: Darknet) -> bool:
-    """Whether a network reads one-channel pictures; UserError if it reads neither those nor colour."""
-    channels = model.defs.net.channels
-    if channels not in (1, 3):
-        raise UserError(f"{model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]")
-    return channels == 1
-
-
-def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: Checkpoint | None) -> Defs:
-    """The cfg that was given, else the checkpoint's own."""
-    if cfg:
-        return parse_cfg(cfg)
-    if checkpoint and checkpoint.cfg:
-        return own_cfg(checkpoint)
-    if weights:
-        raise UserError(f"{weights}: carries no cfg; name the one it belongs to with --cfg")
-    raise UserError("name the network with --cfg FILE, or a checkpoint with --weights FILE.pt")
-
-
-def own_cfg(checkpoint: Checkpoint) -> Defs:
-    """The network that a checkpoint says it is; UserError where its text is no cfg."""
-    try:
-        defs = parse_cfg(checkpoint.cfg + "\n")  # what has no line break would be a path
-    except UserError as error:
-        raise UserError(f"{checkpoint.path}: its own {error}") from None
-    defs.name = checkpoint.cfg_name or checkpoint.path
-    return defs
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain text table; the first column is left-aligned, floats get four digits."""
-    cells = [[_cell(v) for v in row] for row in (header, *rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
-    lines = [
-        "  ".join(v.ljust(w) if k == 0 else v.rjust(w) for k, (v, w) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def write_json(path: str | Path, figures: dict[str, Any]) -> None:
-    """Write figures to `path` unless it is empty."""
-    if path:
-        write_text(path, json.dumps(figures, indent=2, default=float) + "\n")

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,12 +11,10 @@ from utils import definitions as c
 from utils import layers as l
 from utils.blocks import Block, surviving_layers, without_blocks
 from utils.constants import kernel_shift, layer_constants
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.origin import note_origin
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 
 def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> c.Defs:
@@ -43,7 +40,7 @@ def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Bloc
 
 
 @torch.no_grad()
-def mask_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> "Darknet":
+def mask_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> Darknet:
     """A copy of `model`, of the same size, in which the gammas of removed channels and of dropped blocks' ends are 0: what
     pruning does to the function, before anything is taken away."""
     masked = copy.deepcopy(model)
@@ -55,7 +52,7 @@ def mask_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped:
 
 
 @torch.no_grad()
-def compact_model(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> "Darknet":
+def compact_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> Darknet:
     """The network without the removed channels and blocks, their constants absorbed; same training mode and device.
 
     Equals mask_model's output to float precision; for where constants limit that, see utils.constants.

@@ -13,7 +13,6 @@ range on the MobileNets with random weights (tests/matrix.py).
 
 import copy
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,16 +20,14 @@ from torch import Tensor, nn
 
 from utils import layers as l
 from utils.blocks import Block
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 Rule = Callable[[nn.Module, list[Tensor]], Tensor]
 
 
 @torch.no_grad()
-def layer_constants(model: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> list[Tensor]:
+def layer_constants(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> list[Tensor]:
     """For each layer of `model` a float64 (channels,) vector on the CPU: by how much the masked network's map exceeds the
     compact one's. For a removed channel that is all it carries; for one that stays, what dropped blocks left on it."""
     constants: list[Tensor] = []

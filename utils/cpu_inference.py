@@ -8,18 +8,16 @@ Pooling: PyTorch's also notes where each maximum was, and is slow for channel co
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.definitions import Defs
 from utils.layers import Convolution, MaxPool
 from utils.network.block import Block
 from utils.shapes import output_shapes
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 # Activations that the fused operator applies: module -> (its name there, its constants).
 FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, list[float]]]] = {
@@ -36,17 +34,19 @@ FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, list[float]]]] = {
 TOLERANCE = 0.02  # of the trial, relative: bfloat16 keeps 8 bits
 
 
-def speed_up(model: "Darknet") -> None:
-    """Replace layers of a fused network in eval mode on the CPU, in place. It can't be moved, saved or trained any more."""
-    height, width = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
-    shapes = output_shapes(model.defs, height, width)
-    for index, module in enumerate(model.module_list):
+def speed_up(module_list: nn.ModuleList, defs: Defs, height: int, width: int) -> None:
+    """Replace layers of a fused network in eval mode on the CPU, in place. They can't be moved, saved or trained any more.
+
+    height, width: of the pictures, in pixels.
+    """
+    shapes = output_shapes(defs, height, width)
+    for index, module in enumerate(module_list):
         if type(module) is Convolution and packs(module.conv.weight.dtype):
-            source = model.sources[index][0]
+            source = defs.sources(index)[0]
             rows, columns = (height, width) if source < 0 else shapes[source][1:]
-            model.module_list[index] = PackedConvolution(module, [1, module.conv.in_channels, rows, columns])
+            module_list[index] = PackedConvolution(module, [1, module.conv.in_channels, rows, columns])
         elif type(module) is MaxPool:
-            model.module_list[index] = PairwiseMaxPool(module)
+            module_list[index] = PairwiseMaxPool(module)
 
 
 class PackedConvolution(Block):

@@ -27,11 +27,11 @@ from utils.augment import Picture, fitted_size, letterbox
 from utils.balance import weighted_order
 from utils.batch import ImageInfo, Sample, Size
 from utils.errors import UserError
+from utils.free_memory import available_memory
 from utils.hyp import Hyp
 from utils.imagesize import measure
 from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.loader import Loader
-from utils.memory import available_memory
 from utils.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes

@@ -10,12 +10,13 @@ prune"); what was chosen fades harder the longer it takes (Wang et al. 2021, "Ne
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from utils.blocks import residual_blocks
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.fields import Fields
 from utils.graph import ChannelGraph
@@ -25,10 +26,7 @@ from utils.promise import Promise
 from utils.sparsity import gamma_values, penalised_channels
 from utils.spend import COSTS, NOTHING, Cost, removal_order
 
-if TYPE_CHECKING:
-    from models import Darknet
-
-# Shares of the way, which is the sum of the learning rates over the steps (utils.training.Schedule.way).
+# Shares of the way, which is the sum of the learning rates over the steps (utils.optimizer.Schedule.way).
 PLANNED, LATEST, CLOSED = 0.75, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
 FADE = 0.1  # from being chosen to zero
 EVERY = 0.01  # between two choices
@@ -105,7 +103,7 @@ class DirectedSparsity:
     The promise holds it: `start_epoch` pauses while accuracy is too low, and lets go what fades when that lasts.
     """
 
-    def __init__(self, model: "Darknet", strategy: int, target: float, steps: int, promise: Promise,
+    def __init__(self, model: Darknet, strategy: int, target: float, steps: int, promise: Promise,
                  spend: str = NOTHING, img_size: int = 0) -> None:  # fmt: skip
         """spend: a key of COSTS, at pictures of img_size x img_size, or NOTHING."""
         graph = ChannelGraph(model.defs)
@@ -150,7 +148,7 @@ class DirectedSparsity:
             self.seen += 1
             self.importance += (terms - self.importance) / min(self.seen, self.window)
 
-    def settle(self, done: float, total: float, averaged: "Darknet | None" = None) -> None:
+    def settle(self, done: float, total: float, averaged: Darknet | None = None) -> None:
         """Choose and push after a step of the optimizer. done, total: the way so far and of the whole training; averaged:
         the network that averages the weights, which has taken its share of the step already."""
         way, self.done = done - self.done, done
@@ -179,7 +177,7 @@ class DirectedSparsity:
         self.chosen_at = done
 
     @torch.no_grad()
-    def _push(self, way: float, averaged: "Darknet | None") -> None:
+    def _push(self, way: float, averaged: Darknet | None) -> None:
         after = np.maximum(self.left - way, 0.0)
         pushed = np.isfinite(self.left)
         factors = np.divide(after, self.left, out=np.zeros_like(after), where=self.fading)
@@ -196,7 +194,7 @@ class DirectedSparsity:
                 other = averaged.module_list[index].BatchNorm2d
                 other.weight[where], other.bias[where] = norm.weight[where], norm.bias[where]
 
-    def note(self, model: "Darknet") -> str:
+    def note(self, model: Darknet) -> str:
         free = np.isinf(self.left) & self.units.pool
         shares = [mask.sum() / self.units.pool.sum() for mask in (self.gone, self.fading, free)]
         gammas = gamma_values(model, {i: free[self.units.out[i]] for i in self.channels})

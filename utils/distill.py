@@ -8,33 +8,23 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import definitions as c
-from utils.cli import Loaded, load_model
+from utils.darknet import Darknet
+from utils.detection.head_loss import HeadLoss
 from utils.devices import PRECISIONS
+from utils.distill_links import Link
 from utils.distill_losses import KDSTR, Observed
 from utils.distributed import mean_over_processes
 from utils.errors import UserError
 from utils.fields import Fields
-from utils.filekinds import is_checkpoint
-from utils.graph import ChannelGraph
-from utils.origin import origin_of, surviving_ids
 from utils.ranges import POSITIVE
 from utils.restore import restore_module
-from utils.shapes import output_shapes
+from utils.teacher import Teacher
 
-if TYPE_CHECKING:
-    from models import Darknet
-    from utils.training import Run
-
-COARSE = 8  # stride from which on backbone maps count: heads read no finer ones, and they would cost the most
-FEATURES_ONLY = " and ".join(str(n) for n, strategy in KDSTR.items() if not strategy.outputs)
 STRATEGIES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())
 
 
@@ -54,165 +44,6 @@ def check_distillation_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--t_weights needs --KDstr: {STRATEGIES}")
     if args.t_cfg and not args.t_weights:
         raise UserError(f"--t_cfg {args.t_cfg} needs the teacher's weights: --t_weights FILE")
-
-
-@dataclass(frozen=True)
-class Link:
-    """Layer `student` of the student and layer `teacher` of the teacher, whose maps belong together.
-
-    channels: which of the teacher's channels the student's are, None for all of them in order; adapted: neither is known,
-    and the counts differ: (student's channels, teacher's channels).
-    """
-
-    student: int
-    teacher: int
-    channels: np.ndarray | None = None
-    adapted: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A place at which a feature map is read: layer `reader` reads the map of layer `source`, whose stride is `stride`."""
-
-    reader: int
-    source: int
-    stride: int
-    head: bool
-
-
-def readings(defs: c.Defs, size: int) -> list[Reading]:
-    """The maps before the heads (read by the convolution that feeds a [yolo]) and, before the first of those or the first
-    upsampling, those that a layer of the backbone halves. size: side of the input, a multiple of the largest stride.
-    """
-    heights = [shape[1] for shape in output_shapes(defs, size, size)]
-    neck = min(i for i, d in enumerate(defs) if isinstance(d, c.Upsample | c.Yolo))
-    feeding = [defs.sources(i)[0] for i in defs.yolo_indices()]
-    heads = [i for i in feeding if i >= 0 and isinstance(defs[i], c.Convolutional)]
-    halving = [i for i, d in enumerate(defs) if i < neck and isinstance(d, c.Convolutional | c.MaxPool | c.Reorg)]
-    found: dict[int, Reading] = {}
-    for index in (*heads, *halving):
-        source = defs.sources(index)[0]
-        if source < 0 or source in found or not (index in heads or heights[index] < heights[source]):
-            continue
-        stride = size // heights[source]
-        if index in heads or stride >= COARSE:
-            found[source] = Reading(index, source, stride, index in heads)
-    return list(found.values())
-
-
-def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
-    """The maps that student and teacher have in common.
-
-    A pruned student says in its cfg which layers and channels it kept (utils.origin): its map is what the teacher's same
-    reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
-    """
-    kept = _surviving(student, teacher)
-    if kept is not None:
-        graph, keep = kept
-        found = []
-        for r in readings(student, size):
-            reader = origin_of(student, r.reader)
-            channels = np.flatnonzero(keep[graph.inputs(reader)])
-            found.append(Link(r.source, teacher.sources(reader)[0], channels))
-        return found
-    theirs = {(r.head, r.stride): r.source for r in readings(teacher, size)}
-    mine = {(r.head, r.stride): r.source for r in readings(student, size)}
-    counts = [[shape[0] for shape in output_shapes(defs, size, size)] for defs in (student, teacher)]
-    pairs = [(s, theirs[place]) for place, s in mine.items() if place in theirs]
-    widths = [(counts[0][s], counts[1][t]) for s, t in pairs]
-    return [Link(s, t, None, w if w[0] != w[1] else None) for (s, t), w in zip(pairs, widths, strict=True)]
-
-
-def _surviving(student: c.Defs, teacher: c.Defs) -> tuple[ChannelGraph, np.ndarray] | None:
-    """The teacher's graph and the ids that the student kept; None where the student wasn't pruned from this teacher."""
-    origins = [origin_of(student, i) for i in range(len(student))]
-    if any(o >= len(teacher) or type(teacher[o]) is not type(d) for o, d in zip(origins, student, strict=True)):
-        return None
-    graph = ChannelGraph(teacher)
-    try:
-        return graph, surviving_ids(graph, student)
-    except UserError:
-        return None
-
-
-@dataclass
-class Teacher:
-    """A trained network. heads: for each head of the student the number of the teacher's; maxabs: whether
-    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number."""
-
-    model: "Darknet"
-    heads: list[int]
-    links: list[Link]
-    maxabs: bool | None
-    parameters: int
-
-
-def load_teacher(args: argparse.Namespace, student: "Darknet", gray: bool) -> Teacher:
-    """The teacher of --t_cfg and --t_weights. gray: whether the student was asked to see one-channel pictures.
-
-    Raises UserError, naming what differs and which strategies don't mind, where --KDstr can't be used with this student.
-    """
-    name = args.t_weights
-    own = is_checkpoint(name)
-    if not own and not args.t_cfg:
-        raise UserError(f"{name}: the teacher's weights carry no cfg; name the one they belong to with --t_cfg")
-    try:
-        loaded = load_model(args.t_cfg, name, gray=gray and not own)
-    except UserError as error:
-        raise UserError(f"teacher: {str(error).replace('--cfg', '--t_cfg')}") from None
-    model, strategy = loaded.model, KDSTR[args.KDstr]
-    _check_inputs(student, loaded, name)
-    size = 32 * student.max_stride
-    shared = links(student.defs, model.defs, size)
-    reason, heads = _match_heads(student, model, size)
-    if strategy.outputs and reason:
-        others = f"--KDstr {FEATURES_ONLY}, which compare feature maps only, can" if shared else "no other --KDstr can either"
-        raise UserError(f"{name}: --KDstr {args.KDstr} compares outputs, but {reason}; {others}")
-    if strategy.maps and not shared:
-        others = "--KDstr 1, 2 and 3, which compare outputs only, can" if not reason else "no other --KDstr can either"
-        raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
-                        f"stride; {others}")  # fmt: skip
-    parameters = sum(p.numel() for p in model.parameters())
-    return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)
-
-
-def _check_inputs(student: "Darknet", teacher: Loaded, name: str) -> None:
-    theirs, mine = teacher.model.defs.net.channels, student.defs.net.channels
-    if theirs != mine:
-        raise UserError(f"{name}: the teacher reads pictures of {theirs} channels, the student of {mine} (--gray-scale); "
-                        "train one of them as the other")  # fmt: skip
-    if student.max_stride % teacher.model.max_stride:
-        raise UserError(f"{name}: the teacher needs pictures whose sides are multiples of {teacher.model.max_stride}, the "
-                        f"student's are multiples of {student.max_stride}: they can't see the same ones")  # fmt: skip
-
-
-def _match_heads(student: "Darknet", teacher: "Darknet", size: int) -> tuple[str, list[int]]:
-    """("", number of the teacher's head for each of the student's), or (why they can't be compared, [])."""
-    mine, theirs = _strides(student, size), _strides(teacher, size)
-    if sorted(mine) != sorted(theirs):
-        return f"the teacher has {_heads(theirs)}, the student {_heads(mine)}", []
-    order = sorted(range(len(theirs)), key=theirs.__getitem__)
-    heads = [0] * len(mine)
-    for position, number in zip(sorted(range(len(mine)), key=mine.__getitem__), order, strict=True):
-        heads[position] = number
-    for head, number in zip(student.heads, heads, strict=True):
-        other = teacher.heads[number]
-        if head.classes != other.classes:
-            return f"the teacher has {other.classes} classes, the student {head.classes}", []
-        if head.new_coords != other.new_coords:
-            return "only one of teacher and student has new_coords=1, which makes other outputs", []
-        if head.anchors.shape != other.anchors.shape or not torch.allclose(head.anchors, other.anchors):
-            return f"the anchors at stride {mine[student.heads.index(head)]} differ", []
-    return "", heads
-
-
-def _strides(model: "Darknet", size: int) -> list[int]:
-    shapes = output_shapes(model.defs, size, size)
-    return [size // shapes[i][1] for i in model.defs.yolo_indices()]
-
-
-def _heads(strides: list[int]) -> str:
-    return f"{len(strides)} head{'s' * (len(strides) > 1)} of stride {', '.join(map(str, sorted(strides)))}"
 
 
 @contextlib.contextmanager
@@ -297,19 +128,24 @@ class Distiller:
         """Remember the student's maps of the forward pass inside the block."""
         return listening(student, [link.student for link in self.links], self._maps)
 
-    def __call__(self, run: "Run", images: Tensor, raws: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
-        """The terms for a batch that the student has just seen in `watch`; images (batch, channels, height, width), raws: the
-        student's raw maps, targets (n, 6) as for the detection loss. Their sum belongs to the loss."""
+    def __call__(
+        self, images: Tensor, raws: list[Tensor], targets: Tensor, loss: HeadLoss, maxabs: bool = False
+    ) -> dict[str, Tensor]:
+        """The terms for a batch that the student has just seen in `watch`; their sum belongs to the loss.
+
+        images (batch, channels, height, width), with `maxabs` in -1..1; raws: the student's raw maps; targets (n, 6) as for
+        the detection loss of the student, `loss`.
+        """
         with self.clock.running():
             theirs: dict[int, Tensor] = {}
             with torch.no_grad(), listening(self.teacher, [link.teacher for link in self.links], theirs):
-                outputs = self.teacher(self._as_trained(images, run.plan.maxabs).to(self.teacher.dtype))[1]
+                outputs = self.teacher(self._as_trained(images, maxabs).to(self.teacher.dtype))[1]
             size = tuple(images.shape[-2:])
             with torch.autocast(images.device.type, enabled=False):
                 observed = Observed(
-                    heads=run.loss.heads, student=[r.float() for r in raws], teacher=[outputs[i].float() for i in self.heads],
+                    heads=loss.heads, student=[r.float() for r in raws], teacher=[outputs[i].float() for i in self.heads],
                     maps=self._pairs(theirs), targets=targets.to(images.device).float(), image_size=size,
-                    weights=run.loss.weights(*size), temperature=self.temperature, assign=run.loss.assign,
+                    weights=loss.weights(*size), temperature=self.temperature, assign=loss.assign,
                 )  # fmt: skip
                 terms = {name: term * self.weight for name, term in self.strategy(observed).items()}
         self._maps.clear()
@@ -355,7 +191,7 @@ class Distiller:
                 "compared through 1x1 convolutions that are trained along")  # fmt: skip
 
 
-def _precision(teacher: "Darknet", dtype: torch.dtype | None) -> str:
+def _precision(teacher: Darknet, dtype: torch.dtype | None) -> str:
     if teacher.quantization:  # its integers are exact in nothing else
         return "fp32"
     return next(name for name, known in PRECISIONS.items() if known is (dtype or torch.float32))

@@ -1,11 +1,6 @@
 """Evaluating a network on a dataset: the one way that train.py, test.py and the prune scripts measure mAP."""
 
-import contextlib
 import functools
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,27 +9,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from utils.batch import normalise
 from utils.boxes import augmented_predictions, nms, unletterbox
+from utils.darknet import Darknet
 from utils.ground_truth import GroundTruth, dataset_ground_truth
 from utils.metrics import Evaluation, compute_metrics
-
-if TYPE_CHECKING:
-    from models import Darknet
-
-STAGES = ("preprocess", "inference", "nms")
-
-
-def normalise(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, maxabs: bool = False) -> Tensor:
-    """uint8 pictures (batch, channels, height, width) -> 0..1, or with `maxabs` -1..1, on `device` in channels_last."""
-    images = images.to(device, non_blocking=True)
-    if maxabs:  # in float32 first: a bfloat16 between 1 and 2 has no room for 128 levels after the subtraction
-        return (images.float() / 127.5 - 1).to(dtype, memory_format=torch.channels_last)
-    return images.to(dtype, memory_format=torch.channels_last).div_(255)
+from utils.timing import STAGES, Stopwatch
 
 
 @torch.inference_mode()
 def evaluate(
-    model: "Darknet",
+    model: Darknet,
     loader: DataLoader,
     names: list[str],
     *,
@@ -79,40 +64,6 @@ def evaluate(
     result = compute_metrics(truth, detections, names)
     result.speed_ms = speed
     return result
-
-
-class Stopwatch:
-    """Time spent in each stage of a batch. `images` takes the number of pictures of each batch.
-
-    Figures are of warm calls: the first of all imports, allocates and chooses algorithms, which may take seconds.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.images: list[int] = []
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure the block; on CUDA up to the end of the work it queued."""
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name].append(time.perf_counter() - start)
-
-    def warm_up(self, stages: Callable[[], object]) -> None:
-        """Before anything was measured, call what is going to be measured, once, and forget how long it took."""
-        if not self.images:
-            stages()
-            self.seconds.clear()
-
-    def milliseconds(self) -> dict[str, float]:
-        """Milliseconds an image and stage; the first batch, whose size is new to the caches, counts only if it is the only
-        one, which has to be warmed up for then."""
-        first = 1 if len(self.images) > 1 else 0
-        images = max(sum(self.images[first:]), 1)
-        return {name: 1000 * sum(self.seconds[name][first:]) / images for name in STAGES}
 
 
 def _rank() -> int:

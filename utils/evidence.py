@@ -2,44 +2,45 @@
 
 import copy
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.batch import Batch
-from utils.detection.losses import build_loss
+from utils.batch import Batch, normalise
+from utils.darknet import Darknet
 from utils.devices import training_dtype
-from utils.engine import normalise
 from utils.graph import ChannelGraph
-from utils.hyp import Hyp
 from utils.importance import Evidence, RawChannels, TaylorTerms
 from utils.least_squares import windows
 from utils.surgeon import Factors, readers
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 PLACES = 256  # of each picture that the factors of a convolution are sampled at
 BATCH = 4  # pictures whose terms are summed up before their size counts: of 1, 4 and 16 what measured best (EXPERIMENTS.md)
 
 
+class Loss(Protocol):
+    """What a network's raw maps (see Darknet) cost, given targets (n, 6) and the pictures' (height, width): (sum, terms)."""
+
+    def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Any]: ...
+
+
 def gather(
-    model: "Darknet", graph: ChannelGraph, batches: Iterable[Batch], device: torch.device, maxabs: bool = False,
-    needs: Collection[str] = (),
+    model: Darknet, graph: ChannelGraph, batches: Iterable[Batch], loss_of: Callable[[Darknet], Loss], device: torch.device,
+    maxabs: bool = False, needs: Collection[str] = (),
 ) -> Evidence:  # fmt: skip
-    """The Evidence that labelled pictures give; `model` itself stays as it is.
+    """The Evidence that labelled pictures give; `model` itself stays as it is. loss_of: a network -> its detection loss.
 
     Batch normalisation uses its running statistics, as in inference. needs: which fields there have to be besides terms:
     "curvature", squares of all kernels' gradients, which takes half as long again; "factors", of all convolutions.
     """
     curvature = "curvature" in needs
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).eval().requires_grad_(curvature)
-    terms, loss = TaylorTerms(network, RawChannels(graph)), build_loss(network, Hyp())
+    terms, loss = TaylorTerms(network, RawChannels(graph)), loss_of(network)
     for parameter in terms.parameters:
         parameter.requires_grad_(True)
     squares = {p: torch.zeros_like(p) for p in network.parameters()} if curvature else {}
@@ -64,7 +65,7 @@ def gather(
 class FactorSums:
     """Sums up the Factors of a network's convolutions in its forward and backward passes."""
 
-    def __init__(self, network: "Darknet", graph: ChannelGraph) -> None:
+    def __init__(self, network: Darknet, graph: ChannelGraph) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.inputs: dict[int, tuple[int, list[Tensor]]] = {}  # layer -> samples, sums over them
         self.outputs: dict[int, Tensor] = {}
@@ -96,7 +97,7 @@ class FactorSums:
         return found
 
 
-def _curvature(model: "Darknet", graph: ChannelGraph, squares: dict[Tensor, Tensor]) -> np.ndarray:
+def _curvature(model: Darknet, graph: ChannelGraph, squares: dict[Tensor, Tensor]) -> np.ndarray:
     """(raw channels,) sum over a filter's kernel, gamma and beta of w^2 times its entry of `squares`."""
     total = np.zeros(len(graph.label))
     for index in sorted({*graph.convolutions(), *graph.gammas()}):

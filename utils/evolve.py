@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from utils.cfg import read_data
 from utils.checkpoint import read_checkpoint
-from utils.cli import choose_cfg, write_json
 from utils.commands import option
+from utils.data_file import read_data
 from utils.detection.losses import LOSSES
 from utils.errors import UserError
 from utils.filekinds import is_checkpoint
 from utils.files import make_folder, read_text, write_text
 from utils.hyp import LIMITS, Hyp
+from utils.loading import choose_cfg
 from utils.ranges import SHARE
 from utils.recipe import rates, settle
+from utils.tables import write_json
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children

@@ -2,9 +2,9 @@
 
 import argparse
 
-from models import check_img_size
-from utils.cli import Loaded, sees_gray
 from utils.errors import UserError
+from utils.loading import Loaded, sees_gray
+from utils.shapes import check_img_size
 
 
 def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:

@@ -17,9 +17,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from utils.cfg import DataConfig, find_file
 from utils.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, read_coco_file
 from utils.coco_match import classes_of, pictures_of
+from utils.data_file import DataConfig, find_file
 from utils.errors import UserError
 from utils.labels import NO_AREA, Problems
 from utils.stated import Size, size_of_pixels

@@ -10,18 +10,16 @@ such as the end of a residual block. `gamma` alone has rules of its own for ids 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.spend import Worth
 from utils.surgeon import Factors, Surgeon
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,12 @@ class Criterion:
     following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.spend) of
     single ids; `parts` then scores only what it can't, residual blocks."""
 
-    parts: Callable[["Darknet", ChannelGraph, Evidence], Parts] | None
+    parts: Callable[[Darknet, ChannelGraph, Evidence], Parts] | None
     needs: str = ""
-    following: Callable[["Darknet", ChannelGraph, Evidence], Worth] | None = None
+    following: Callable[[Darknet, ChannelGraph, Evidence], Worth] | None = None
 
 
-def channel_scores(name: str, model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> np.ndarray:
+def channel_scores(name: str, model: Darknet, graph: ChannelGraph, evidence: Evidence) -> np.ndarray:
     """(graph.count,) scores of all ids by the criterion `name`; the larger, the more it costs to lose the channel."""
     criterion = CRITERIA[name]
     if criterion.following is not None:
@@ -75,7 +73,7 @@ def channel_scores(name: str, model: "Darknet", graph: ChannelGraph, evidence: E
     return criterion.parts(model, graph, evidence).scores(graph.label, graph.count)
 
 
-def gamma_scores(model: "Darknet", graph: ChannelGraph, combine: str = "first") -> np.ndarray:
+def gamma_scores(model: Darknet, graph: ChannelGraph, combine: str = "first") -> np.ndarray:
     """(graph.count,) scores: |gamma| of the batch normalisation that scales a channel (Liu et al. 2017, Network Slimming).
 
     A channel that also passes depthwise convolutions is worth the smallest gamma on its way: either one can silence it.
@@ -135,7 +133,7 @@ class TaylorTerms:
     it may be called in every step of a training.
     """
 
-    def __init__(self, model: "Darknet", groups: Groups) -> None:
+    def __init__(self, model: Darknet, groups: Groups) -> None:
         self.count = groups.count
         norms = [(model.module_list[i].BatchNorm2d, groups.out[i]) for i in groups.gammas()]
         self.parameters = [p for norm, _ in norms for p in (norm.weight, norm.bias)]
@@ -151,35 +149,35 @@ class TaylorTerms:
         return terms[0].new_zeros(self.count).index_add_(0, self.ids, torch.cat(terms))
 
 
-def taylor_terms(model: "Darknet", graph: ChannelGraph) -> np.ndarray:
+def taylor_terms(model: Darknet, graph: ChannelGraph) -> np.ndarray:
     """(graph.count,) TaylorTerms of the gradients that `model` has now."""
     return TaylorTerms(model, graph)().cpu().double().numpy()
 
 
-def taylor(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def taylor(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The sum over batches of |first-order term|: Molchanov et al. 2019."""
     return Parts(evidence.terms)
 
 
-def fisher(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def fisher(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The sum over batches of the first-order term's square, for which the loss's curvature along a channel's gate is taken
     (Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning")."""
     return Parts(evidence.terms, power=2)
 
 
-def obd(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def obd(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """Half of the sum of w^2 * h over a filter's weights, h being the Hessian's diagonal (LeCun et al. 1990, "Optimal Brain
     Damage"), for which the mean of squared gradients stands."""
     return Parts(evidence.curvature[None] / 2)
 
 
-def obs(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Worth:
+def obs(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Worth:
     """What the loss rises by when all that reads a channel makes up for its loss as well as it can (Hassibi & Stork 1993,
     "Optimal Brain Surgeon"; see utils.surgeon)."""
     return Surgeon(model, graph, evidence.factors)
 
 
-def group_norm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def group_norm(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The squared norm of everything that goes with a channel, kernels that make and that read it and gammas, over its mean
     in the layer that makes it (Fang et al. 2023, "DepGraph")."""
     total = np.zeros(len(graph.label))
@@ -194,7 +192,7 @@ def group_norm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Par
     return Parts(_over_layer_means(graph, total)[None])
 
 
-def fpgm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def fpgm(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The sum of a filter's distances to all filters of its layer, over its mean in the layer: what is near the geometric
     median can be replaced by the others (He et al. 2019, "Filter Pruning via Geometric Median")."""
     total = np.zeros(len(graph.label))
@@ -204,7 +202,7 @@ def fpgm(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
     return Parts(_over_layer_means(graph, total)[None])
 
 
-def lamp(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
+def lamp(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """A filter's squared norm over the sum of those of its layer that aren't smaller (Lee et al. 2021, "Layer-adaptive
     sparsity for the Magnitude-based Pruning", of filters instead of weights)."""
     total = np.zeros(len(graph.label))
@@ -216,7 +214,7 @@ def lamp(model: "Darknet", graph: ChannelGraph, evidence: Evidence) -> Parts:
     return Parts(total[None])
 
 
-def _kernel(model: "Darknet", index: int) -> Tensor:
+def _kernel(model: Darknet, index: int) -> Tensor:
     """(filters, channels a group, height, width) float64 kernel of convolution `index`."""
     return model.module_list[index].conv.weight.detach().double().cpu()
 

@@ -9,20 +9,22 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from models import Darknet
-from utils import cli
-from utils.cfg import DataConfig
+from utils.batch import normalise
+from utils.darknet import Darknet
+from utils.data_file import DataConfig
 from utils.datasets import create_loader
+from utils.detection.losses import build_loss
 from utils.devices import select_device
-from utils.engine import evaluate, normalise
+from utils.engine import evaluate
 from utils.evidence import BATCH as EVIDENCE_BATCH
 from utils.evidence import gather
+from utils.free_memory import available_memory
 from utils.ground_truth import json_ground_truth
 from utils.hyp import Hyp
 from utils.importance import Evidence
 from utils.loader import Loader
+from utils.loading import Loaded, sees_gray
 from utils.measure import costs
-from utils.memory import available_memory
 from utils.pruner import Choice, Pruner
 from utils.recalibrate import recalibrate
 from utils.refit import bytes_per_picture, refit
@@ -34,7 +36,7 @@ class Judge:
 
     args: argparse.Namespace
     data: DataConfig | None
-    loaded: cli.Loaded
+    loaded: Loaded
 
     def __post_init__(self) -> None:
         self.device = select_device(self.args.device)
@@ -47,7 +49,7 @@ class Judge:
         return create_loader(
             self.data.source(key), classes=self.data.classes, img_size=self.loaded.img_size,
             batch_size=self.args.batch_size, training=False, hyp=Hyp(), stride=self.loaded.model.max_stride,
-            rect=not stretch, stretch=stretch, gray=cli.sees_gray(self.loaded.model), workers=self.args.workers,
+            rect=not stretch, stretch=stretch, gray=sees_gray(self.loaded.model), workers=self.args.workers,
         )  # fmt: skip
 
     @property
@@ -73,7 +75,7 @@ class Judge:
     def evidence(self, pruner: Pruner, count: int, needs: Collection[str]) -> Evidence:
         """What `count` training pictures tell of the channels; see utils.evidence."""
         batches = self.pictures(count, EVIDENCE_BATCH)
-        return gather(pruner.model, pruner.graph, batches, self.device, self.maxabs, needs)
+        return gather(pruner.model, pruner.graph, batches, lambda m: build_loss(m, Hyp()), self.device, self.maxabs, needs)
 
     def refit(self, pruner: Pruner, choice: Choice, small: Darknet, count: int) -> tuple[int, int]:
         """Refit a compact model, in place, on `count` training pictures, or as many as half of the memory holds: (pictures,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from utils.boxes import decode_boxes, decode_map, paired_iou, to_corners
+from utils.boxes import paired_iou
+from utils.decode import decode_boxes, decode_map, to_corners
 from utils.detection.head_loss import HeadLoss, pixel_boxes
 from utils.distributed import mean_over_processes
 from utils.hyp import Hyp

@@ -2,33 +2,30 @@
 
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from utils.darknet import Darknet
 from utils.definitions import Defs
 from utils.shapes import output_shapes
 from utils.weights import HEADER_BYTES, darknet_tensors
-
-if TYPE_CHECKING:
-    from models import Darknet
-
 
 LATENCY_SECONDS = 0.75
 LATENCY_WARMUP = 1
 
 
-def count_parameters(model: "Darknet") -> int:
+def count_parameters(model: Darknet) -> int:
     """Trainable parameters; running statistics are none."""
     return sum(p.numel() for p in model.parameters())
 
 
-def weights_bytes(model: "Darknet") -> int:
+def weights_bytes(model: Darknet) -> int:
     """Size of the .weights file that save_weights writes."""
     return HEADER_BYTES + 4 * sum(t.numel() for _, t in darknet_tensors(model))
 
 
-def layer_macs(model: "Darknet", height: int, width: int) -> list[int]:
+def layer_macs(model: Darknet, height: int, width: int) -> list[int]:
     """Multiply-accumulates of each layer for one picture, from the shapes alone (a forward pass under torch's counter takes
     seconds); windows of pooling, shortcuts and activations count nothing."""
     shapes = output_shapes(model.defs, height, width)
@@ -39,7 +36,7 @@ def layer_macs(model: "Darknet", height: int, width: int) -> list[int]:
     ]
 
 
-def network_size(network: type["Darknet"], defs: Defs, img_size: int) -> dict[str, int]:
+def network_size(network: type[Darknet], defs: Defs, img_size: int) -> dict[str, int]:
     """{params, macs} of the network that `defs` describes, for a picture of img_size x img_size; computes no map."""
     with torch.device("meta"):
         model = network(defs, img_size)
@@ -47,7 +44,7 @@ def network_size(network: type["Darknet"], defs: Defs, img_size: int) -> dict[st
 
 
 @torch.inference_mode()
-def latency_ms(model: "Darknet", img_size: int, device: torch.device, precision: str = "auto", runs: int = 20) -> float:
+def latency_ms(model: Darknet, img_size: int, device: torch.device, precision: str = "auto", runs: int = 20) -> float:
     """Median milliseconds of one picture through the fused network, decoding included, after warming up.
 
     A network so slow that `runs` of it would take more than LATENCY_SECONDS runs less often, but at least 3 times.
@@ -65,7 +62,7 @@ def latency_ms(model: "Darknet", img_size: int, device: torch.device, precision:
     return 1000 * statistics.median(times[LATENCY_WARMUP:])
 
 
-def costs(model: "Darknet", img_size: int, device: torch.device, precision: str = "auto") -> dict[str, Any]:
+def costs(model: Darknet, img_size: int, device: torch.device, precision: str = "auto") -> dict[str, Any]:
     """{params, macs, bytes, latency_ms} at one picture of img_size x img_size."""
     return {
         **network_size(type(model), model.defs, img_size),

@@ -1,7 +1,6 @@
 """How much memory there is, and how much of it a network needs at least: known before anything is built."""
 
 import math
-from pathlib import Path
 
 from utils.definitions import BatchNorm, Convolutional, Defs, Depthwise, LayerDef, SqueezeExcite
 from utils.errors import UserError
@@ -9,23 +8,6 @@ from utils.shapes import Shape, input_channels
 
 BYTES = 4  # of a float32
 ADDRESSABLE = 2**62  # bytes: more than this can't even be counted by PyTorch
-# What a container may use: cgroups of version 2 and 1.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def available_memory() -> int | None:
-    """Bytes that can still be used without swapping (Linux); None where the system doesn't say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return min((*free, *_container_limits()), default=None)
-
-
-def _container_limits() -> list[int]:
-    texts = [Path(path).read_text().strip() for path in _LIMITS if Path(path).is_file()]
-    return [int(text) for text in texts if text.isdecimal()]  # or `max`
 
 
 def weight_count(d: LayerDef, channels: int) -> int:

@@ -1,14 +1,12 @@
 """What is done to a pruned network before it is written: refitting (--refit), statistics measured again (--bn-recal)."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from models import Darknet
+from utils.darknet import Darknet
+from utils.judge import Judge
 from utils.pruner import Choice, Pruner
 from utils.ranges import whole
-
-if TYPE_CHECKING:
-    from utils.judge import Judge
 
 STAGES = {"refit": "refitted", "bn_recal": "re-estimated"}  # option and key of --json -> what the network is then called
 
@@ -22,9 +20,7 @@ def add_mending_arguments(parser: argparse.ArgumentParser) -> None:
                        help="measure batch normalisation's statistics again on N training pictures")  # fmt: skip
 
 
-def mend(
-    args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice, small: Darknet, option: str
-) -> dict[str, Any]:
+def mend(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice, small: Darknet, option: str) -> dict[str, Any]:
     """Do what `option`, a key of STAGES, asks for to the compact network `small`, in place; says on what: {images, ...}."""
     count = getattr(args, option)
     if option == "refit":
@@ -33,7 +29,7 @@ def mend(
     return {"images": judge.recalibrate(small, count)}
 
 
-def mended(args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice) -> Darknet:
+def mended(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice) -> Darknet:
     """The compact network as it would be written."""
     small = pruner.compact(choice)
     for option in STAGES:
@@ -42,7 +38,7 @@ def mended(args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Cho
     return small
 
 
-def mend_and_measure(args: argparse.Namespace, judge: "Judge", pruner: Pruner, choice: Choice, small: Darknet,
+def mend_and_measure(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice, small: Darknet,
                      after: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """Mend `small`, in place: {after, and for each stage {images, before{map50, map}, after{map50, map}} or None}. after: the
     figures of the compact network, of which the mAPs become those of the last stage."""

@@ -19,10 +19,10 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 from torch.export import Dim
 
-from models import Darknet
 from utils.cfg import write_cfg
-from utils.cli import Loaded
+from utils.darknet import Darknet
 from utils.errors import UserError
+from utils.loading import Loaded
 from utils.onnx_graph import add_nms, name_dimensions, tidy
 from utils.onnx_int8 import to_integers
 from utils.shapes import output_shapes

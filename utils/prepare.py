@@ -10,25 +10,27 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.balance import class_counts, image_weights
-from utils.cfg import DataConfig, parse_cfg, read_data
+from utils.cfg import parse_cfg
 from utils.check_subject import Subject
 from utils.check_table import quick_warnings
 from utils.checkpoint import Checkpoint
 from utils.class_term import mend_class_term
-from utils.cli import Loaded, load_model, own_cfg, sees_gray
 from utils.commands import command
+from utils.data_file import DataConfig, read_data
 from utils.datasets import create_loader
 from utils.definitions import Defs
 from utils.devices import training_dtype
-from utils.distill import Distiller, load_teacher
+from utils.distill import Distiller
 from utils.distributed import World
 from utils.errors import UserError
 from utils.ground_truth import GroundTruth, json_ground_truth
 from utils.hyp import Hyp
+from utils.loading import Loaded, load_model, own_cfg, sees_gray
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, directed, rates, settle
+from utils.teacher import load_teacher
 from utils.training import Plan, Run
 from utils.weights import refuse_broken
 

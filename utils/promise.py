@@ -1,14 +1,12 @@
 """A promise on accuracy: how far mAP@0.5 may fall below what a training began with, and what kept to it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from utils.darknet import Darknet
 from utils.fields import Fields
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 PATIENCE = 4  # evaluations in a row below the promise after which what was begun is given up, unless the last one rose
 
@@ -30,7 +28,7 @@ class Promise:
     below: int = 0
     kept: dict[str, Any] | None = None
 
-    def note(self, found: dict[str, float], fitness: float, share: float, model: "Darknet") -> bool:
+    def note(self, found: dict[str, float], fitness: float, share: float, model: Darknet) -> bool:
         """Judge an evaluation, {epoch, map50, map}, of `model`, which is without `share` of what could go. Returns whether
         it is the one to keep."""
         self.rises = self.last is not None and found["map50"] > self.last
@@ -57,7 +55,7 @@ class Promise:
         """Whether waiting hasn't brought it back."""
         return self.below >= PATIENCE and not self.rises
 
-    def restore_kept(self, model: "Darknet") -> None:
+    def restore_kept(self, model: Darknet) -> None:
         """Give `model` the weights that kept the promise."""
         with torch.no_grad():
             model.load_state_dict(self.kept["model"])

@@ -1,22 +1,20 @@
 """A strategy at work on one network: from an amount to the channels and blocks that go, and to the smaller network."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils import definitions as c
 from utils.blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
 from utils.compact import compact_defs, compact_model, mask_model
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence, channel_scores
 from utils.masks import POLICIES, Limits, Mask, candidates, global_mask
 from utils.measure import network_size
 from utils.spend import Cost, removal_order
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
 
@@ -69,7 +67,7 @@ class Pruner:
     against (see utils.spend), None where they alone decide.
     """
 
-    def __init__(self, model: "Darknet", strategy: str, limits: Limits, importance: str = "gamma",
+    def __init__(self, model: Darknet, strategy: str, limits: Limits, importance: str = "gamma",
                  evidence: Evidence | None = None, cost: Cost | None = None) -> None:  # fmt: skip
         self.model, self.strategy, self.limits, self.importance = model, strategy, limits, importance
         self.policy = POLICIES[STRATEGIES[strategy].policy]
@@ -125,10 +123,10 @@ class Pruner:
     def defs(self, choice: Choice) -> c.Defs:
         return compact_defs(self.graph, choice.mask.keep, choice.dropped)
 
-    def masked(self, choice: Choice) -> "Darknet":
+    def masked(self, choice: Choice) -> Darknet:
         return mask_model(self.model, self.graph, choice.mask.keep, choice.dropped)
 
-    def compact(self, choice: Choice) -> "Darknet":
+    def compact(self, choice: Choice) -> Darknet:
         return compact_model(self.model, self.graph, choice.mask.keep, choice.dropped)
 
     def size(self, choice: Choice, img_size: int) -> dict[str, int]:

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from models import Darknet
-from utils import cli
-from utils.cfg import read_data, write_cfg
+from utils.cfg import write_cfg
+from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.commands import command
+from utils.darknet import Darknet
+from utils.data_file import read_data
 from utils.errors import UserError
 from utils.files import make_folder, write_text
 from utils.judge import Judge
+from utils.loading import load_model
 from utils.masks import POLICIES, Limits
 from utils.measure import network_size
 from utils.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
@@ -23,6 +25,7 @@ from utils.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 from utils.recipe import count, finetuning_epochs
 from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
+from utils.tables import format_table, write_json
 from utils.weights import save_weights
 
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
@@ -41,12 +44,12 @@ more than any choice of channels. An mAP@0.5 under 5 % of the original's is call
 Without --data nothing is evaluated."""
 
 
-def prune_parser(strategy: str, description: str) -> cli.Parser:
+def prune_parser(strategy: str, description: str) -> Parser:
     """The command line of a prune script; all have the same options, with the strategy's defaults."""
     defaults = STRATEGIES[strategy]
-    parser = cli.Parser(description)
+    parser = Parser(description)
     parser.epilog = NOTES
-    cli.add_model_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--data", default="", help=".data file; without it nothing is evaluated")
     _add_amounts(parser, strategy)
     add_ranking_arguments(parser)
@@ -65,13 +68,13 @@ def prune_parser(strategy: str, description: str) -> cli.Parser:
     parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, for the evaluation")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that load pictures")
-    cli.add_device_arguments(parser)
-    cli.add_inference_arguments(parser)
+    add_device_arguments(parser)
+    add_inference_arguments(parser)
     parser.set_defaults(strategy=strategy)
     return parser
 
 
-def _add_amounts(parser: cli.Parser, strategy: str) -> None:
+def _add_amounts(parser: Parser, strategy: str) -> None:
     defaults = STRATEGIES[strategy]
     usual = f"{defaults.shortcuts}, or all if there are fewer" if defaults.shortcuts else "0"
     parser.add_argument("--shortcuts", "--shortcut", type=whole(0, 10_000), default=argparse.SUPPRESS, metavar="N",
@@ -89,7 +92,7 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     """Prune by `args.strategy`; returns the figures that --json writes."""
     limits = check_arguments(args)
     data = read_data(args.data) if args.data else None
-    loaded = cli.load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
     if loaded.report.message:
         print(loaded.report.message)
     if loaded.model.quantization:
@@ -125,7 +128,7 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     warn_if_dead(before, figures["after"], amount)
     save(small, figures, targets)
     report(figures, args, judge)
-    cli.write_json(args.json, figures)
+    write_json(args.json, figures)
     return figures
 
 
@@ -204,11 +207,11 @@ def dry_run(args: argparse.Namespace, limits: Limits, judge: Judge, first: Prune
     stage = "mended" if mending else "masked"
     print(f"\n{args.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
     header = ["importance", what, "achieved", "parameters", "MACs", "channels", f"mAP@0.5, {stage}"]
-    print(cli.format_table(header, [[row[k] for k in keys] for row in rows]))
+    print(format_table(header, [[row[k] for k in keys] for row in rows]))
     plot_sweep(rows, before, what, stage, picture)
     print(f"picture:  {picture}")
     figures = {"strategy": args.strategy, "spend": args.spend, "before": before, "sweep": rows, "picture": str(picture)}
-    cli.write_json(args.json, figures)
+    write_json(args.json, figures)
     return figures
 
 
@@ -276,7 +279,7 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     rows += [[label, before[k], None, *blank, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS]
     header = ["", "original", *(name for name, _ in stages), "saved"]
     print(f"\n{args.strategy} pruning; latency: median, batch 1, {judge.device}, fused, --precision {args.precision}")
-    print(cli.format_table(header, rows))
+    print(format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}

@@ -1,18 +1,15 @@
 """Which criterion ranks the channels of a pruning: the one asked for, or the best that there is evidence for."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from utils.errors import UserError
 from utils.importance import CRITERIA, Evidence
+from utils.judge import Judge
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
 from utils.ranges import whole
 from utils.search import Goal, smallest_amount
 from utils.spend import COSTS, NOTHING
-
-if TYPE_CHECKING:
-    from utils.judge import Judge
 
 AUTO, ALL = "auto", "all"
 
@@ -49,7 +46,7 @@ def check_ranking(args: argparse.Namespace) -> None:
         raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled pictures to take gradients from")
 
 
-def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: "Judge", base: Amount, goal: Goal | None) -> str:
+def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount, goal: Goal | None) -> str:
     """The criterion to prune by, which is said with its reason. pruner: one that ranks by gammas; base: the amount asked for,
     or where a goal is, what is tried first."""
     (name,) = args.importance
@@ -78,7 +75,7 @@ def settle_spend(args: argparse.Namespace, name: str, goal: Goal | None) -> None
             print(f"spend: {args.spend}, as --target-{args.spend} limits them")
 
 
-def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: "Judge") -> list[Pruner]:
+def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: Judge) -> list[Pruner]:
     """A pruner for each criterion; gradients are taken once for all of them."""
     model, needs = judge.loaded.model, {CRITERIA[name].needs for name in names}
     first = Pruner(model, args.strategy, limits)

@@ -5,22 +5,18 @@ One pass over training pictures measures them again (Li et al. 2020, EagleEye).
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.batch import Batch
-from utils.engine import normalise
+from utils.batch import Batch, normalise
+from utils.darknet import Darknet
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 
 @torch.no_grad()
-def recalibrate(model: "Darknet", batches: Iterable[Batch], device: torch.device, maxabs: bool = False) -> int:
+def recalibrate(model: Darknet, batches: Iterable[Batch], device: torch.device, maxabs: bool = False) -> int:
     """Replace, in place, all running means and variances by their averages over `batches`; returns the number of pictures.
 
     Each batch counts the same (momentum None). Weights and everything that isn't a batch normalisation stay as they are.

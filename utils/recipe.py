@@ -9,7 +9,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from utils.cfg import DataConfig
+from utils.data_file import DataConfig
 from utils.hyp import GENTLE, LONG, Hyp, preset
 from utils.labels import Problems, image_paths
 

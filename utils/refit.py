@@ -11,7 +11,6 @@ lacks. The ridge holds kernels near what they are, so that on its samples no fit
 import copy
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +20,10 @@ from tqdm import tqdm
 from utils import definitions as c
 from utils import layers as l
 from utils.blocks import Block, surviving_layers
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.least_squares import NormalEquations, output_size, windows
 from utils.shapes import output_shapes
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 SAMPLES, LEAST_SAMPLES = 8, 5000  # positions that a layer is fitted at: this many a weight of a filter, and at least
 WIDEST = 9216  # weights of a filter above which its normal equations take gigabytes: such layers are left as they are
@@ -38,7 +35,7 @@ class Pair:
     """The original network and the compact one, run side by side, layer after layer; only maps that are still to be read are
     kept. Indices are those of the original's layers."""
 
-    def __init__(self, model: "Darknet", small: "Darknet", graph: ChannelGraph, keep: np.ndarray,
+    def __init__(self, model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray,
                  dropped: Collection[Block], batches: Sequence[Tensor]) -> None:  # fmt: skip
         device = batches[0].device
         self.graph, self.keep = graph, keep
@@ -66,12 +63,12 @@ class Pair:
             _release(self.small, new, self.after)
 
 
-def _run(network: "Darknet", index: int, maps: Maps) -> list[Tensor]:
+def _run(network: Darknet, index: int, maps: Maps) -> list[Tensor]:
     inputs = zip(*(maps[s] for s in network.sources[index]), strict=True)
     return [network.module_list[index](*x) for x in inputs]
 
 
-def _release(network: "Darknet", index: int, maps: Maps) -> None:
+def _release(network: Darknet, index: int, maps: Maps) -> None:
     """Forget the maps that no layer after `index` reads; the image stays."""
     later = {s for sources in network.sources[index + 1 :] for s in sources}
     for done in set(maps) - later - {-1}:
@@ -79,7 +76,7 @@ def _release(network: "Darknet", index: int, maps: Maps) -> None:
 
 
 @torch.no_grad()
-def refit(model: "Darknet", small: "Darknet", graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block],
+def refit(model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block],
           batches: Sequence[Tensor]) -> list[int]:  # fmt: skip
     """Fit `small`, in place, which compact_model(model, graph, keep, dropped) made, to the maps that `model` makes of
     `batches`, (pictures, channels, height, width) each, as the network reads them, on the device to compute on.
@@ -184,7 +181,7 @@ def _inverse_factor(module: l.Convolution) -> Tensor:
     return torch.where(usable, 1 / factor, 0.0)
 
 
-def bytes_per_picture(model: "Darknet", height: int, width: int) -> int:
+def bytes_per_picture(model: Darknet, height: int, width: int) -> int:
     """Memory that refit needs at least for each picture: the maps that are alive at once in both networks, in float32."""
     shapes = output_shapes(model.defs, height, width)
     sizes = [math.prod(shape) for shape in shapes]

@@ -1,21 +1,19 @@
 """Sparse training: an L1 penalty on the gammas that a strategy can prune (Liu et al. 2017, Network Slimming), and the
 schedules of its strength."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils.blocks import residual_blocks
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, candidates
-
-if TYPE_CHECKING:
-    from models import Darknet
-    from utils.promise import Promise
+from utils.promise import Promise
 
 NEAR_ZERO = 1e-2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -47,7 +45,7 @@ class Sparsity(Protocol):
     """
 
     channels: dict[int, np.ndarray]
-    promise: "Promise | None"
+    promise: Promise | None
 
     def start_epoch(self, epoch: int, done: float, total: float) -> None:
         """Before epoch number `epoch`, counted from 0. done, total: how far a gradient of 1 would have moved a weight so
@@ -56,10 +54,10 @@ class Sparsity(Protocol):
     def apply(self) -> None:
         """Once per optimizer step, when the accumulated gradient is complete, unscaled and clipped."""
 
-    def settle(self, done: float, total: float, averaged: "Darknet | None") -> None:
+    def settle(self, done: float, total: float, averaged: Darknet | None) -> None:
         """After the step and its share in the `averaged` network, if there is one."""
 
-    def note(self, model: "Darknet") -> str:
+    def note(self, model: Darknet) -> str:
         """What the line `gammas` of an epoch says of it."""
 
     def outcome(self) -> str:
@@ -87,9 +85,9 @@ class GammaPenalty:
     found out on the way: s, if not 0, is only its beginning.
     """
 
-    promise: "Promise | None" = None
+    promise: Promise | None = None
 
-    def __init__(self, model: "Darknet", strategy: int, s: float, schedule: str = "constant", keep: float = 0.85,
+    def __init__(self, model: Darknet, strategy: int, s: float, schedule: str = "constant", keep: float = 0.85,
                  target: float = 0.7, epochs: int = 1, momentum: float = 0.937) -> None:  # fmt: skip
         self.strategy, self.momentum = strategy, momentum
         self.s, self.schedule, self.keep, self.target, self.epochs = s, schedule, keep, target, epochs
@@ -109,10 +107,10 @@ class GammaPenalty:
             if gamma.grad is not None:
                 gamma.grad.add_(gamma.sign() * factor.to(gamma.device), alpha=self.strength)
 
-    def settle(self, done: float, total: float, averaged: "Darknet | None") -> None:
+    def settle(self, done: float, total: float, averaged: Darknet | None) -> None:
         """The gradient was all."""
 
-    def note(self, model: "Darknet") -> str:
+    def note(self, model: Darknet) -> str:
         return f"s {self.strength:.3g}"
 
     def outcome(self) -> str:
@@ -178,13 +176,13 @@ class GammaPenalty:
             raise state.wrong("pushes", "two numbers")
 
 
-def gamma_values(model: "Darknet", channels: dict[int, np.ndarray]) -> np.ndarray:
+def gamma_values(model: Darknet, channels: dict[int, np.ndarray]) -> np.ndarray:
     """All penalised |gamma| of a model, as one array."""
     parts = [model.module_list[i].BatchNorm2d.weight.detach().abs().cpu().numpy()[m] for i, m in channels.items()]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def gamma_statistics(model: "Darknet", channels: dict[int, np.ndarray]) -> dict[str, Any]:
+def gamma_statistics(model: Darknet, channels: dict[int, np.ndarray]) -> dict[str, Any]:
     """{"near_zero": share under 1e-2, "quantiles": {0.05: ..., 0.95: ...}} of the penalised gammas."""
     values = gamma_values(model, channels)
     if not len(values):

@@ -8,16 +8,13 @@ milliseconds measured on a device, needs an entry there and nothing else.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import layers as l
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph, Ids
 from utils.shapes import output_shapes
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 Cost = Callable[[np.ndarray], np.ndarray]  # keep (ids,) bool -> (ids,) what the removal of each kept id saves
 Worth = Callable[[np.ndarray], np.ndarray]  # the same -> (ids,) what it costs in accuracy
@@ -40,12 +37,12 @@ class Product:
         savings += rows * (self.pair * columns.sum() + self.single) + self.pair * columns * (rows.sum() - rows)
 
 
-def parameter_cost(model: "Darknet", graph: ChannelGraph, img_size: int) -> Cost:
+def parameter_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
     """Parameters that go with a channel: filters, kernels' slices that read it, gammas, betas and biases."""
     return _sum_of(_products(model, graph, lambda index: (1.0, 1.0)))
 
 
-def mac_cost(model: "Darknet", graph: ChannelGraph, img_size: int) -> Cost:
+def mac_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
     """Multiply-accumulates of one picture of img_size x img_size that go with a channel."""
     shapes = output_shapes(model.defs, img_size, img_size)
     maps = {-1: (model.defs.net.channels, img_size, img_size)} | dict(enumerate(shapes))
@@ -59,7 +56,7 @@ def mac_cost(model: "Darknet", graph: ChannelGraph, img_size: int) -> Cost:
     return _sum_of(_products(model, graph, positions))
 
 
-def _products(model: "Darknet", graph: ChannelGraph, price: Callable[[int], tuple[float, float]]) -> list[Product]:
+def _products(model: Darknet, graph: ChannelGraph, price: Callable[[int], tuple[float, float]]) -> list[Product]:
     """All matrices of the network; price(layer): of a weight of its kernel, and of each of its other parameters."""
     found = []
     nothing = np.zeros(0, dtype=int)
@@ -91,7 +88,7 @@ def _sum_of(products: list[Product]) -> Cost:
     return cost
 
 
-COSTS: dict[str, Callable[["Darknet", ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
+COSTS: dict[str, Callable[[Darknet, ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
 
 
 def removal_order(worth: Worth, pool: np.ndarray, cost: Cost | None, rounds: int = ROUNDS) -> np.ndarray:

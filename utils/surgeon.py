@@ -15,17 +15,14 @@ the second no longer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.least_squares import RIDGE
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Surgeon:
     """Calls to it tell what each channel costs to lose when only those of `keep`, (ids,) bool, are left: (ids,). From call to
     call more and more are gone."""
 
-    def __init__(self, model: "Darknet", graph: ChannelGraph, factors: Mapping[int, Factors]) -> None:
+    def __init__(self, model: Darknet, graph: ChannelGraph, factors: Mapping[int, Factors]) -> None:
         kernels = {index: model.module_list[index].conv.weight.detach().double().cpu().flatten(2) for index in factors}
         self.readers = [Reader(graph.inputs(index), kernels[index], found) for index, found in factors.items()]
 
@@ -97,7 +94,7 @@ class Surgeon:
         return worth
 
 
-def readers(model: "Darknet", graph: ChannelGraph) -> list[int]:
+def readers(model: Darknet, graph: ChannelGraph) -> list[int]:
     """The convolutions that read channels which may go, depthwise ones apart, as those have their inputs' ids."""
     convolutions = [i for i in graph.convolutions() if model.module_list[i].conv.groups == 1]
     return [i for i in convolutions if not graph.frozen[graph.inputs(i)].all()]

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.batch import Batch
+from utils.batch import Batch, normalise
 from utils.distributed import mean_over_processes
-from utils.engine import normalise
 from utils.errors import UserError
 from utils.training import REMEDY, Run
 
@@ -92,7 +91,7 @@ def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, int]:
         raws = run.forward(images)
     loss, parts = run.loss(raws, targets, wanted)
     if run.distiller:
-        terms = run.distiller(run, images, raws, targets)
+        terms = run.distiller(images, raws, targets, run.loss, run.plan.maxabs)
         loss = loss + sum(terms.values())
         parts |= {name: term.detach() for name, term in terms.items()}
     return loss, torch.stack([parts[name] for name in part_names(run)]), max(wanted)

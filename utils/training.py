@@ -4,19 +4,22 @@ import contextlib
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import Checkpoint
+from utils.darknet import Darknet
 from utils.detection.losses import build_loss
 from utils.directed import DirectedSparsity
+from utils.distill import Distiller
 from utils.distributed import World, parallel
+from utils.ema import ModelEma
 from utils.errors import UserError
 from utils.hyp import Hyp
+from utils.optimizer import Schedule, build_optimizer
 from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
@@ -24,110 +27,7 @@ from utils.sparsity import GammaPenalty, Sparsity
 from utils.spend import NOTHING
 from utils.threshold import CONF_THRES
 
-if TYPE_CHECKING:
-    from models import Darknet
-    from utils.distill import Distiller
-
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
-
-
-def build_optimizer(model: nn.Module, hyp: Hyp, adam: bool, step_images: int) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; groups: kernels (with weight decay), the rest, biases (both without).
-
-    step_images: pictures an optimizer step learns from. Weight decay falls with it, as more steps make up an epoch.
-    """
-    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    biases = [m.bias for m in model.modules() if getattr(m, "bias", None) is not None]
-    taken = {id(p) for p in (*kernels, *biases)}
-    others = [p for p in model.parameters() if id(p) not in taken]
-    decay = hyp.weight_decay * min(1.0, step_images / hyp.nominal_batch)
-    groups = [
-        {"params": kernels, "weight_decay": decay, "name": "kernels"},
-        {"params": others, "weight_decay": 0.0, "name": "others"},
-        {"params": biases, "weight_decay": 0.0, "name": "biases"},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if adam:
-        # fused: one pass over the memory; the default's several take a fifth of a small network's step on a CPU
-        return torch.optim.AdamW(groups, lr=hyp.lr0_adam, betas=(hyp.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate and momentum as functions of the optimizer step: linear warm-up, cosine from `peak` to peak * lrf.
-
-    During the warm-up the rates rise from 0, but biases' fall from `bias_start`, and momentum rises.
-    """
-
-    total: int  # optimizer steps of the whole training
-    warmup: int
-    peak: float
-    lrf: float
-    momentum: float
-    bias_start: float
-    momentum_start: float
-
-    @classmethod
-    def plan(cls, hyp: Hyp, adam: bool, epochs: int, epoch_steps: int, accumulate: int) -> "Schedule":
-        """The schedule of `epochs` epochs of `epoch_steps` optimizer steps; its warm-up takes at most a third of them."""
-        total = epochs * epoch_steps
-        wanted = max(round(hyp.warmup_epochs * epoch_steps), math.ceil(hyp.warmup_batches / accumulate))
-        warmup = min(wanted, total // 3) if hyp.warmup_epochs > 0 else 0
-        peak, bias_start = (hyp.lr0_adam, 0.0) if adam else (hyp.lr0, hyp.warmup_bias_lr)
-        return cls(total, warmup, peak, hyp.lrf, hyp.momentum, bias_start, hyp.warmup_momentum)
-
-    def rate(self, step: int, start: float = 0.0) -> float:
-        """Learning rate at optimizer step `step`, counted from 0, warming up from `start`."""
-        cosine = (1 + math.cos(math.pi * step / self.total)) / 2
-        rate = self.peak * (self.lrf + (1 - self.lrf) * cosine)
-        return start + (rate - start) * self._warmth(step)
-
-    def inertia(self, step: int) -> float:
-        """Momentum at optimizer step `step`."""
-        start = min(self.momentum_start, self.momentum)
-        return start + (self.momentum - start) * self._warmth(step)
-
-    def way(self) -> np.ndarray:
-        """(total + 1,) how far a gradient of 1 has moved a weight before each step: the sum of rate / (1 - momentum)."""
-        return np.cumsum([0.0, *(self.rate(k) / (1 - self.inertia(k)) for k in range(self.total))])
-
-    def _warmth(self, step: int) -> float:
-        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the optimizer's learning rates and momentum for step `step`."""
-        momentum = self.inertia(step)
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(step, self.bias_start if group["name"] == "biases" else 0.0)
-            if "betas" in group:
-                group["betas"] = (momentum, group["betas"][1])
-            else:
-                group["momentum"] = momentum
-
-
-class ModelEma(AveragedModel):
-    """Exponential moving average of a model's weights and buffers: avg += (1 - decay) * (weights - avg).
-
-    decay rises as d * (1 - exp(-updates / tau)), so that early weights are forgotten. d and tau suit the length of the
-    training: the average reaches over about the `share` of its steps, by default a twentieth, at most 10000 (d = 0.9999,
-    tau = 2000), which leaves something to average in trainings of a few hundred steps without lagging behind them.
-    """
-
-    def __init__(self, model: nn.Module, total_steps: int, share: float = 0.05) -> None:
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
-        window = min(10000.0, max(total_steps * share, 1.0))
-        self.limit, self.tau = 1 - 1 / window, min(2000.0, max(total_steps / 10, 1.0))
-
-    def decay(self, updates: int) -> float:
-        """The share that the average keeps at update number `updates`, counted from 0."""
-        return self.limit * (1 - math.exp(-updates / self.tau))
-
-    def _average(self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], updates: Tensor | int) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(values), 1 - self.decay(int(updates)))
-        else:  # counters
-            torch._foreach_copy_(list(averages), list(values))
 
 
 @dataclass(kw_only=True)
@@ -161,7 +61,7 @@ class Run:
     """
 
     def __init__(
-        self, model: "Darknet", hyp: Hyp, plan: Plan, device: torch.device, dtype: torch.dtype | None, world: World
+        self, model: Darknet, hyp: Hyp, plan: Plan, device: torch.device, dtype: torch.dtype | None, world: World
     ) -> None:
         self.hyp, self.plan, self.device, self.dtype, self.world = hyp, plan, device, dtype, world
         self.model = model.to(device=device, memory_format=torch.channels_last).train()
@@ -183,14 +83,14 @@ class Run:
         self.saved = False  # whether last.pt holds this run
         self.best: dict[str, Any] | None = None  # {epoch, map50, map, conf_thres} of the fittest weights
 
-    def distil(self, distiller: "Distiller") -> None:
+    def distil(self, distiller: Distiller) -> None:
         """Let the model learn from a teacher, too; what the distiller trains along joins the optimizer."""
         self.distiller = distiller
         if distiller.parameters():
             self.optimizer.add_param_group({"params": distiller.parameters(), "weight_decay": 0.0, "name": "adapters"})
 
     @property
-    def weights(self) -> "Darknet":
+    def weights(self) -> Darknet:
         """The network to evaluate and save: the averaged one if there is one."""
         return self.ema.module if self.ema else self.model
 
@@ -336,7 +236,7 @@ def batches_a_step(hyp: Hyp, plan: Plan) -> int:
     return max(1, min(wanted, plan.epochs * plan.batches // hyp.least_steps))
 
 
-def sparsity_penalty(model: "Darknet", plan: Plan, momentum: float, steps: int) -> Sparsity | None:
+def sparsity_penalty(model: Darknet, plan: Plan, momentum: float, steps: int) -> Sparsity | None:
     """What makes the gammas sparse as a plan asks for, None if it doesn't; steps: the optimizer's in the whole training."""
     if plan.prune >= 0 and plan.sparse_schedule == "directed":
         promise = Promise(plan.max_drop)

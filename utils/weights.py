@@ -8,24 +8,18 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
-from utils.checkpoint import load_checkpoint as load_checkpoint
-from utils.checkpoint import save_checkpoint as save_checkpoint
 from utils.class_term import mend_class_term
+from utils.darknet import Darknet
 from utils.definitions import Defs, Head
 from utils.errors import UserError, remark
 from utils.filekinds import first_bytes, is_checkpoint, is_weights
-from utils.filekinds import is_onnx as is_onnx
 from utils.files import replacing
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 VERSION = (0, 2, 5)
 # Names in state dicts that carry no weights: BatchNorm2d's counter, which only a plain average would need, and what FLOP
@@ -51,7 +45,7 @@ def darknet_tensors(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
             yield index, tensor
 
 
-def load_weights(model: "Darknet", path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:
+def load_weights(model: Darknet, path: str | Path, *, pretrained: bool = False, prefix: bool = True) -> LoadReport:
     """Load a Darknet .weights file or a .pt checkpoint, told apart by content, into `model`.
 
     pretrained: heads (the convolution that makes a head's classes) for another number of classes keep their own initial values.
@@ -99,7 +93,7 @@ def _count(tensors: list[tuple[int, Tensor]]) -> int:
     return sum(t.numel() for _, t in tensors)
 
 
-def _foreign_heads(model: "Darknet", count: int, tensors: list[tuple[int, Tensor]]) -> dict[int, tuple[int, int]]:
+def _foreign_heads(model: Darknet, count: int, tensors: list[tuple[int, Tensor]]) -> dict[int, tuple[int, int]]:
     """{convolution with a head's classes: (classes, values in the file)} if `count` values are this network with others."""
     heads = {s: model.defs[i] for s, i in model.defs.class_convolutions().items()}
     sizes = {s: sum(t.numel() for i, t in tensors if i == s) for s in heads}
@@ -157,7 +151,7 @@ def _layer(defs: Defs, index: int) -> str:
 
 @torch.no_grad()
 def _fill(
-    model: "Darknet", tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], end: int
+    model: Darknet, tensors: list[tuple[int, Tensor]], values: np.ndarray, skip: dict[int, tuple[int, int]], end: int
 ) -> LoadReport:
     for k, position in _positions(tensors[:end], skip):
         tensor = tensors[k][1]
@@ -172,7 +166,7 @@ def _fill(
     return report
 
 
-def save_weights(model: "Darknet", path: str | Path, seen: int | None = None) -> None:
+def save_weights(model: Darknet, path: str | Path, seen: int | None = None) -> None:
     """Write the model's tensors as a Darknet .weights file (version 0 2 5), atomically."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<3iq", *VERSION, model.seen if seen is None else seen))
@@ -181,7 +175,7 @@ def save_weights(model: "Darknet", path: str | Path, seen: int | None = None) ->
 
 
 @torch.no_grad()
-def load_state(model: "Darknet", checkpoint: Checkpoint, *, pretrained: bool = False) -> LoadReport:
+def load_state(model: Darknet, checkpoint: Checkpoint, *, pretrained: bool = False) -> LoadReport:
     """Copy a checkpoint's tensors into `model`; shapes must agree but for heads with other classes when `pretrained`.
 
     Raises UserError naming the tensor and both shapes, with the model unchanged.

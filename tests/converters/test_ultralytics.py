@@ -16,8 +16,8 @@ from tests import owners
 from tests.owners import Bottleneck, C2f, Conv, DetectionModel, DistributionDetect, checkpoint, make, save
 from utils.cfg import parse_cfg
 from utils.checkpoint import read_checkpoint
-from utils.cli import load_model
 from utils.errors import UserError
+from utils.loading import load_model
 
 LAYOUTS = ("half", "ema", "bare", "resumable", "legacy", "older", "state", "state in model", "state of a wrapper")
 BLOCKS, HEADS = "ultralytics.nn.modules.block.", "ultralytics.nn.modules.head."

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Darknet
 from tests.test_loss import softplus
 from tests.tiny import DFL, NET, RESIDUAL, conv, dfl_head
 from utils import definitions as c
+from utils.darknet import Darknet
 from utils.detection.dfl_loss import TaskAlignedLoss, distribution_focal_loss
 from utils.detection.losses import build_loss
 from utils.errors import UserError

@@ -9,12 +9,12 @@ import torch
 
 from cfg import make_networks
 from cfg.make_networks import NAMES, write_network
-from models import Darknet
 from tests.conftest import ROOT
 from tests.test_darknet_networks import calm_heads, equals_opencv
 from tests.test_networks import parameters
 from tests.tiny import randomise
 from utils.cfg import parse_cfg
+from utils.darknet import Darknet
 from utils.definitions import Route, Shortcut
 from utils.network.architectures import ANCHORS, ARCHITECTURES, SCALES, YOLOV5, Found, build
 from utils.shapes import output_shapes

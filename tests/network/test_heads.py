@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import Darknet
 from tests.tiny import DFL, NET, conv, dfl_head, network
 from utils import definitions as c
 from utils.cfg import parse_cfg, write_cfg
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.network.heads import DflHead, YoloHead

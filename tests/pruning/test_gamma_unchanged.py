@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 
-from models import Darknet
 from tests.tiny import TOPOLOGIES
 from utils.blocks import residual_blocks
 from utils.cfg import write_cfg
+from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, Limits
 from utils.pruner import STRATEGIES, Amount, Pruner

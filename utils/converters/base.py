@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.cfg import read_names
+from utils.data_file import read_names
 from utils.labels import Problems
 
 SWAPPED = "boxes whose corners are in the wrong order, put right"

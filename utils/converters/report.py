@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from utils.cli import format_table
 from utils.converters.write import Report
+from utils.tables import format_table
 
 
 def describe(report: Report) -> str:

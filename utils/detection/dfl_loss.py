@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss
 
-from utils.boxes import to_corners
+from utils.decode import to_corners
 from utils.detection.head_loss import HeadLoss, pixel_boxes
 from utils.detection.task_aligned import Assignment, TaskAlignedAssigner
 from utils.distributed import mean_over_processes

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,14 @@ from torch import Tensor, nn
 
 from utils import definitions as c
 from utils.shapes import Shape
+
+
+@runtime_checkable
+class Fixable(Protocol):
+    """A part of a network that can be made constant for inference."""
+
+    def fix(self) -> None:
+        """Make constant, in place, what only training changes."""
 
 
 class Block(nn.Module):

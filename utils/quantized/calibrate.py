@@ -4,24 +4,21 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.darknet import Darknet
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.transform import layer_quantizers, quantizers, switched
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 Raws = list[Tensor]
 
 
 @torch.no_grad()
-def calibrate(model: "Darknet", batches: Iterable[Tensor], total: int) -> int:
+def calibrate(model: Darknet, batches: Iterable[Tensor], total: int) -> int:
     """Observe the ranges of all maps, in place, on batches of pictures as the network reads them; returns their number.
 
     The network computes in float meanwhile, with the statistics that it has. total: pictures, for the bar.
@@ -53,7 +50,7 @@ def _observing(some: list[FakeQuantize]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def raw_maps(model: "Darknet", batches: list[Tensor], rounding: bool) -> list[Raws]:
+def raw_maps(model: Darknet, batches: list[Tensor], rounding: bool) -> list[Raws]:
     """The raw maps of each batch, with or without the rounding of quantizers."""
     with contextlib.nullcontext() if rounding else switched(quantizers(model), False):
         return [model(images)[1] for images in batches]
@@ -69,7 +66,7 @@ def signal_to_noise(found: list[Raws], wanted: list[Raws]) -> float:
 
 
 @torch.no_grad()
-def correct_biases(model: "Darknet", batches: Iterable[Tensor], total: int) -> dict[int, float]:
+def correct_biases(model: Darknet, batches: Iterable[Tensor], total: int) -> dict[int, float]:
     """Add to each convolution's bias what the rounding of its kernel takes away on average, in place: E[(W - Wq) x] for each
     filter, measured on calibrated pictures (bias correction, Nagel et al. 2019, section 4.2, empirically).
 
@@ -129,7 +126,7 @@ class LayerNoise:
 
 
 @torch.no_grad()
-def sensitivity(model: "Darknet", batches: list[Tensor], wanted: list[Raws]) -> list[LayerNoise]:
+def sensitivity(model: Darknet, batches: list[Tensor], wanted: list[Raws]) -> list[LayerNoise]:
     """For each layer that rounds the noise that it alone makes, the worst first. wanted: raw maps without any rounding."""
     found = []
     layers = layer_quantizers(model)

@@ -7,14 +7,15 @@ of one map) becomes no step, and heads, which decode boxes in floating point, en
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils import layers as l
-from utils.engine import normalise
+from utils.batch import normalise
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.network.heads import DflHead, Head, YoloHead
 from utils.quantized import layers as q
@@ -23,9 +24,6 @@ from utils.quantized.integer import Grid, Network, Step
 from utils.quantized.settings import RAW_BITS
 from utils.quantized.transform import SLOPE
 from utils.shapes import Shape, output_shapes
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 RAW_LIMITS = (-(1 << (RAW_BITS - 1)), (1 << (RAW_BITS - 1)) - 1)  # of the integers that heads read
 SLOPE_BITS = 7  # leaky: SLOPE is a whole number of 2**-7
@@ -50,7 +48,7 @@ FUSED: dict[str, Callable[[int], tuple[Options, int]]] = {
 }
 
 
-def lower(model: "Darknet", height: int, width: int, maxabs: bool = False) -> Network:
+def lower(model: Darknet, height: int, width: int, maxabs: bool = False) -> Network:
     """The integer network that computes what `model` computes, for pictures of height x width pixels.
 
     model: quantized with --FPGA, fused (`Darknet.inference_copy`), on the CPU. maxabs: it sees pictures in -1..1.
@@ -69,7 +67,7 @@ def lower(model: "Darknet", height: int, width: int, maxabs: bool = False) -> Ne
                    [lowering.number[index] for index in indices], {"heads": heads})  # fmt: skip
 
 
-def pixel_table(model: "Darknet", maxabs: bool) -> np.ndarray:
+def pixel_table(model: Darknet, maxabs: bool) -> np.ndarray:
     """(256,) the image's integer for each value of a picture's bytes."""
     pixels = normalise(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.device("cpu"), maxabs=maxabs)
     return _narrow(model.input_quantizer.integers(pixels)[0].flatten(), model.input_quantizer.config.bits)
@@ -83,7 +81,7 @@ def _narrow(integers: Tensor, bits: int) -> np.ndarray:
 class _Lowering:
     """The steps so far. number: layer -> the step that makes its map; -1: the image."""
 
-    model: "Darknet"
+    model: Darknet
     image: Shape
     shapes: list[Shape]
     steps: list[Step] = field(default_factory=list)

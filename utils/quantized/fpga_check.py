@@ -2,18 +2,15 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.engine import normalise
+from utils.batch import normalise
+from utils.darknet import Darknet
 from utils.quantized.integer import Network, run
 from utils.quantized.layers import RoundedActivation
-
-if TYPE_CHECKING:
-    from models import Darknet
 
 CPU = torch.device("cpu")
 
@@ -29,14 +26,14 @@ class Agreement:
     peaks: dict[int, int]
 
 
-def compare(model: "Darknet", network: Network, pictures: list[Tensor], maxabs: bool = False) -> Agreement:
+def compare(model: Darknet, network: Network, pictures: list[Tensor], maxabs: bool = False) -> Agreement:
     """The integer network against the model that it was made of, on uint8 pictures (batch, channels, height, width)."""
     results = [run(network, batch.numpy()) for batch in pictures]
     peaks = {number: max(r.peaks[number] for r in results) for number in results[0].peaks}
     found = [m for r in results for m in r.maps]
     exponents = [network.steps[number].output.exponent for number in network.outputs]
 
-    def same(computing: "Darknet", dtype: torch.dtype) -> int:
+    def same(computing: Darknet, dtype: torch.dtype) -> int:
         wanted = [m for b in pictures for m in head_integers(computing, normalise(b, CPU, maxabs=maxabs).to(dtype), exponents)]
         return sum(int((a == b).sum()) for a, b in zip(found, wanted, strict=True))
 
@@ -45,7 +42,7 @@ def compare(model: "Darknet", network: Network, pictures: list[Tensor], maxabs: 
 
 
 @torch.inference_mode()
-def head_integers(model: "Darknet", images: Tensor, exponents: list[int]) -> list[np.ndarray]:
+def head_integers(model: Darknet, images: Tensor, exponents: list[int]) -> list[np.ndarray]:
     """For each head what it reads, before a float activation, in units of 2**-exponent: (batch, channels, ny, nx)."""
     heads, sources = model.defs.head_indices(), {head: source for source, head in model.head_convolutions()}
     direct = {i: s for i, s in sources.items() if model.sources[i] == [s]}  # behind a [route] there is no activation
@@ -69,7 +66,7 @@ class _InFloat32(nn.Module):
         return self.function(x.float()).to(x.dtype)
 
 
-def in_float64(model: "Darknet") -> "Darknet":
+def in_float64(model: Darknet) -> Darknet:
     """A copy of a fused model whose sums are exact up to 2**53; activations that become tables stay in float32."""
     exact = copy.deepcopy(model).double()
     for module in exact.modules():

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import layers as l
-from utils.quantized.fake_quantize import FakeQuantize, MatrixQuantize, QuantizerConfig
+from utils.quantized.config import QuantizerConfig
+from utils.quantized.fake_quantize import FakeQuantize, MatrixQuantize
 from utils.quantized.rounding import onto_grid, power_of_two
 
 # What happens to a kernel before it is rounded. tanh: the normalised kernels of DoReFa (formula (9), Zhou et al. 2016),

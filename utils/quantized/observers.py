@@ -7,15 +7,12 @@ one row for a whole tensor, or one a filter. Percentiles and the search look at 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from utils.quantized.fake_quantize import QuantizerConfig
+from utils.quantized.config import QuantizerConfig, Range
 
-Range = tuple[Tensor, Tensor]
 SAMPLE = 2**16  # values of a tensor that percentiles look at
 SEARCHED = 2**14  # values that mse looks at; of a kernel whose filters have ranges of their own 16 times as many
 HOLD = 16  # training steps for which a kernel's mse range stays: kernels move slowly
@@ -42,18 +39,18 @@ def sample(rows: Tensor, count: int) -> Tensor:
     return rows[:, ::step].float()
 
 
-def extremes(rows: Tensor, config: "QuantizerConfig") -> Range:
+def extremes(rows: Tensor, config: QuantizerConfig) -> Range:
     return rows.amin(1).float(), rows.amax(1).float()
 
 
-def percentiles(rows: Tensor, config: "QuantizerConfig") -> Range:
+def percentiles(rows: Tensor, config: QuantizerConfig) -> Range:
     """Without the TAIL at each end."""
     values = sample(rows, SAMPLE)
     count = max(1, math.ceil(TAIL * values.shape[1]))
     return values.topk(count, 1, largest=False)[0][:, -1], values.topk(count, 1)[0][:, -1]
 
 
-def least_error(rows: Tensor, config: "QuantizerConfig") -> Range:
+def least_error(rows: Tensor, config: QuantizerConfig) -> Range:
     """Of the ranges that FRACTIONS or HALVINGS offer, the one with the least mean squared rounding and clipping error."""
     values = sample(rows, SEARCHED if len(rows) == 1 else max(16 * SEARCHED // len(rows), 1))
     low, high = extremes(rows, config)
@@ -68,7 +65,7 @@ def least_error(rows: Tensor, config: "QuantizerConfig") -> Range:
     return lows, highs
 
 
-def _error(values: Tensor, config: "QuantizerConfig", low: Tensor, high: Tensor) -> Tensor:
+def _error(values: Tensor, config: QuantizerConfig, low: Tensor, high: Tensor) -> Tensor:
     """(rows,) mean squared difference between values and their places on the grid of a range."""
     scale, zero_point = (v[:, None] for v in config.qparams(low, high))
     steps = (values / scale).round_().clamp_(config.quant_min - zero_point, config.quant_max - zero_point)
@@ -89,7 +86,7 @@ class Observer:
     """measure(rows (rows, values), config) -> range; merge(old range, new range, tensors seen before) -> range; hold: training
     steps for which the range of a kernel is good."""
 
-    measure: Callable[[Tensor, "QuantizerConfig"], Range]
+    measure: Callable[[Tensor, QuantizerConfig], Range]
     merge: Callable[[Range, Range, Tensor], Range]
     hold: int = 1
 

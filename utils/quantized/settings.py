@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.fields import Fields
-from utils.quantized.fake_quantize import OFF, QuantizerConfig
+from utils.quantized.config import OFF, QuantizerConfig
 from utils.quantized.observers import OBSERVERS
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16, OFF)

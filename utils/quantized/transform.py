@@ -4,12 +4,12 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from utils import definitions as c
 from utils.activations import ACROSS_CHANNELS
+from utils.darknet import Darknet
 from utils.errors import UserError
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import (
@@ -23,15 +23,12 @@ from utils.quantized.layers import (
 )
 from utils.quantized.settings import RAW_BITS, WHOLE, Settings
 
-if TYPE_CHECKING:
-    from models import Darknet
-
 FREEZE = 0.8  # share of the epochs after which ranges stay and batch normalisations use their running statistics
 SLOPE = 13 / 128  # of leaky with --FPGA: a multiplication by 13 and a shift by 7 for Darknet's 0.1
 INTEGER_ACTIVATIONS = {"leaky": lambda: nn.LeakyReLU(SLOPE, inplace=True)}
 
 
-def quantize(model: "Darknet", settings: Settings) -> "Darknet":
+def quantize(model: Darknet, settings: Settings) -> Darknet:
     """Put quantizers into a float network, in place; returns it. Its training and eval interface stays what it was.
 
     Raises UserError for a network that is quantized already, and naming layer and reason where integers can't do what the
@@ -61,7 +58,7 @@ def quantize(model: "Darknet", settings: Settings) -> "Darknet":
 class _Places:
     """Where quantizers go: the layers of one network, and how many bits each has."""
 
-    model: "Darknet"
+    model: Darknet
     settings: Settings
 
     def __post_init__(self) -> None:
@@ -131,14 +128,14 @@ def quantizers(model: nn.Module) -> list[FakeQuantize]:
     return [m for m in model.modules() if isinstance(m, FakeQuantize)]
 
 
-def layer_quantizers(model: "Darknet") -> dict[int, list[FakeQuantize]]:
+def layer_quantizers(model: Darknet) -> dict[int, list[FakeQuantize]]:
     """{layer: its quantizers}; -1: the image's."""
     found = {-1: quantizers(model.input_quantizer)}
     found |= {i: quantizers(m) for i, m in enumerate(model.module_list)}
     return {i: some for i, some in found.items() if some}
 
 
-def grids(model: "Darknet") -> dict[int, FakeQuantize]:
+def grids(model: Darknet) -> dict[int, FakeQuantize]:
     """{layer: the quantizer on whose grid its output lies}, -1 for the image; layers that give values on share one."""
     found = {-1: model.input_quantizer}
     for index, module in enumerate(model.module_list):
@@ -146,7 +143,7 @@ def grids(model: "Darknet") -> dict[int, FakeQuantize]:
     return found
 
 
-def requantize(model: "Darknet", settings: Settings, name: str = "") -> "Darknet":
+def requantize(model: Darknet, settings: Settings, name: str = "") -> Darknet:
     """The network with these settings: quantized if it is a float one; else it has to have them already, but for the
     observer. Raises UserError naming both where it hasn't. name: of its file, for the message."""
     if model.quantization is None:
@@ -161,7 +158,7 @@ def requantize(model: "Darknet", settings: Settings, name: str = "") -> "Darknet
     return again.train(training)
 
 
-def float_copy(model: "Darknet") -> "Darknet":
+def float_copy(model: Darknet) -> Darknet:
     """The network without quantizers, in eval mode: the same kernels and batch normalisations in float."""
     state = model.state_dict()
     copy = type(model)(model.defs, model.img_size)

@@ -1,0 +1,92 @@
+"""Links: which feature maps of a student and of its teacher belong together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import definitions as c
+from utils.errors import UserError
+from utils.graph import ChannelGraph
+from utils.origin import origin_of, surviving_ids
+from utils.shapes import output_shapes
+
+COARSE = 8  # stride from which on backbone maps count: heads read no finer ones, and they would cost the most
+
+
+@dataclass(frozen=True)
+class Link:
+    """Layer `student` of the student and layer `teacher` of the teacher, whose maps belong together.
+
+    channels: which of the teacher's channels the student's are, None for all of them in order; adapted: neither is known,
+    and the counts differ: (student's channels, teacher's channels).
+    """
+
+    student: int
+    teacher: int
+    channels: np.ndarray | None = None
+    adapted: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A place at which a feature map is read: layer `reader` reads the map of layer `source`, whose stride is `stride`."""
+
+    reader: int
+    source: int
+    stride: int
+    head: bool
+
+
+def readings(defs: c.Defs, size: int) -> list[Reading]:
+    """The maps before the heads (read by the convolution that feeds a [yolo]) and, before the first of those or the first
+    upsampling, those that a layer of the backbone halves. size: side of the input, a multiple of the largest stride.
+    """
+    heights = [shape[1] for shape in output_shapes(defs, size, size)]
+    neck = min(i for i, d in enumerate(defs) if isinstance(d, c.Upsample | c.Yolo))
+    feeding = [defs.sources(i)[0] for i in defs.yolo_indices()]
+    heads = [i for i in feeding if i >= 0 and isinstance(defs[i], c.Convolutional)]
+    halving = [i for i, d in enumerate(defs) if i < neck and isinstance(d, c.Convolutional | c.MaxPool | c.Reorg)]
+    found: dict[int, Reading] = {}
+    for index in (*heads, *halving):
+        source = defs.sources(index)[0]
+        if source < 0 or source in found or not (index in heads or heights[index] < heights[source]):
+            continue
+        stride = size // heights[source]
+        if index in heads or stride >= COARSE:
+            found[source] = Reading(index, source, stride, index in heads)
+    return list(found.values())
+
+
+def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
+    """The maps that student and teacher have in common.
+
+    A pruned student says in its cfg which layers and channels it kept (utils.origin): its map is what the teacher's same
+    reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
+    """
+    kept = _surviving(student, teacher)
+    if kept is not None:
+        graph, keep = kept
+        found = []
+        for r in readings(student, size):
+            reader = origin_of(student, r.reader)
+            channels = np.flatnonzero(keep[graph.inputs(reader)])
+            found.append(Link(r.source, teacher.sources(reader)[0], channels))
+        return found
+    theirs = {(r.head, r.stride): r.source for r in readings(teacher, size)}
+    mine = {(r.head, r.stride): r.source for r in readings(student, size)}
+    counts = [[shape[0] for shape in output_shapes(defs, size, size)] for defs in (student, teacher)]
+    pairs = [(s, theirs[place]) for place, s in mine.items() if place in theirs]
+    widths = [(counts[0][s], counts[1][t]) for s, t in pairs]
+    return [Link(s, t, None, w if w[0] != w[1] else None) for (s, t), w in zip(pairs, widths, strict=True)]
+
+
+def _surviving(student: c.Defs, teacher: c.Defs) -> tuple[ChannelGraph, np.ndarray] | None:
+    """The teacher's graph and the ids that the student kept; None where the student wasn't pruned from this teacher."""
+    origins = [origin_of(student, i) for i in range(len(student))]
+    if any(o >= len(teacher) or type(teacher[o]) is not type(d) for o, d in zip(origins, student, strict=True)):
+        return None
+    graph = ChannelGraph(teacher)
+    try:
+        return graph, surviving_ids(graph, student)
+    except UserError:
+        return None

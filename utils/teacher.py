@@ -1,0 +1,96 @@
+"""The teacher of a distillation: read, and compared with its student, before any training."""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from utils.darknet import Darknet
+from utils.distill_links import Link, links
+from utils.distill_losses import KDSTR
+from utils.errors import UserError
+from utils.filekinds import is_checkpoint
+from utils.loading import Loaded, load_model
+from utils.shapes import output_shapes
+
+FEATURES_ONLY = " and ".join(str(n) for n, strategy in KDSTR.items() if not strategy.outputs)
+
+
+@dataclass
+class Teacher:
+    """A trained network. heads: for each head of the student the number of the teacher's; maxabs: whether
+    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number."""
+
+    model: Darknet
+    heads: list[int]
+    links: list[Link]
+    maxabs: bool | None
+    parameters: int
+
+
+def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teacher:
+    """The teacher of --t_cfg and --t_weights. gray: whether the student was asked to see one-channel pictures.
+
+    Raises UserError, naming what differs and which strategies don't mind, where --KDstr can't be used with this student.
+    """
+    name = args.t_weights
+    own = is_checkpoint(name)
+    if not own and not args.t_cfg:
+        raise UserError(f"{name}: the teacher's weights carry no cfg; name the one they belong to with --t_cfg")
+    try:
+        loaded = load_model(args.t_cfg, name, gray=gray and not own)
+    except UserError as error:
+        raise UserError(f"teacher: {str(error).replace('--cfg', '--t_cfg')}") from None
+    model, strategy = loaded.model, KDSTR[args.KDstr]
+    _check_inputs(student, loaded, name)
+    size = 32 * student.max_stride
+    shared = links(student.defs, model.defs, size)
+    reason, heads = _match_heads(student, model, size)
+    if strategy.outputs and reason:
+        others = f"--KDstr {FEATURES_ONLY}, which compare feature maps only, can" if shared else "no other --KDstr can either"
+        raise UserError(f"{name}: --KDstr {args.KDstr} compares outputs, but {reason}; {others}")
+    if strategy.maps and not shared:
+        others = "--KDstr 1, 2 and 3, which compare outputs only, can" if not reason else "no other --KDstr can either"
+        raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
+                        f"stride; {others}")  # fmt: skip
+    parameters = sum(p.numel() for p in model.parameters())
+    return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)
+
+
+def _check_inputs(student: Darknet, teacher: Loaded, name: str) -> None:
+    theirs, mine = teacher.model.defs.net.channels, student.defs.net.channels
+    if theirs != mine:
+        raise UserError(f"{name}: the teacher reads pictures of {theirs} channels, the student of {mine} (--gray-scale); "
+                        "train one of them as the other")  # fmt: skip
+    if student.max_stride % teacher.model.max_stride:
+        raise UserError(f"{name}: the teacher needs pictures whose sides are multiples of {teacher.model.max_stride}, the "
+                        f"student's are multiples of {student.max_stride}: they can't see the same ones")  # fmt: skip
+
+
+def _match_heads(student: Darknet, teacher: Darknet, size: int) -> tuple[str, list[int]]:
+    """("", number of the teacher's head for each of the student's), or (why they can't be compared, [])."""
+    mine, theirs = _strides(student, size), _strides(teacher, size)
+    if sorted(mine) != sorted(theirs):
+        return f"the teacher has {_heads(theirs)}, the student {_heads(mine)}", []
+    order = sorted(range(len(theirs)), key=theirs.__getitem__)
+    heads = [0] * len(mine)
+    for position, number in zip(sorted(range(len(mine)), key=mine.__getitem__), order, strict=True):
+        heads[position] = number
+    for head, number in zip(student.heads, heads, strict=True):
+        other = teacher.heads[number]
+        if head.classes != other.classes:
+            return f"the teacher has {other.classes} classes, the student {head.classes}", []
+        if head.new_coords != other.new_coords:
+            return "only one of teacher and student has new_coords=1, which makes other outputs", []
+        if head.anchors.shape != other.anchors.shape or not torch.allclose(head.anchors, other.anchors):
+            return f"the anchors at stride {mine[student.heads.index(head)]} differ", []
+    return "", heads
+
+
+def _strides(model: Darknet, size: int) -> list[int]:
+    shapes = output_shapes(model.defs, size, size)
+    return [size // shapes[i][1] for i in model.defs.yolo_indices()]
+
+
+def _heads(strides: list[int]) -> str:
+    return f"{len(strides)} head{'s' * (len(strides) > 1)} of stride {', '.join(map(str, sorted(strides)))}"
