@@ -20,18 +20,18 @@ from utils.cfg import write_cfg
 from utils.checkpoint import save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
+from utils.core.errors import UserError
+from utils.core.files import output_place
+from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
+from utils.core.tables import format_table, write_json
 from utils.darknet import Darknet
 from utils.data_file import read_data
-from utils.errors import UserError
-from utils.files import output_place
 from utils.judge import Judge
 from utils.loading import Loaded, load_model
 from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
-from utils.ranges import BATCH_SIZE, SHARE, WORKERS, whole
-from utils.tables import format_table, write_json
 from utils.threshold import CONF_THRES, threshold_line
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training

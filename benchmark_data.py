@@ -18,12 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import Parser, run
-from utils.commands import typed
-from utils.converters.crew import usable_cores
-from utils.errors import UserError
-from utils.files import make_folder
-from utils.ranges import PROCESSES, SEED, whole
-from utils.tables import format_table, write_json
+from utils.core.commands import typed
+from utils.core.errors import UserError
+from utils.core.files import make_folder
+from utils.core.ranges import PROCESSES, SEED, whole
+from utils.core.tables import format_table, write_json
+from utils.core.workers import usable_cores
 
 PICTURE_SIZE = (48, 64)  # height, width: only the header is read
 ROOT = Path(__file__).resolve().parent

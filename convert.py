@@ -16,11 +16,11 @@ from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Parser, run
 from utils.converters.ultralytics import convert
+from utils.core.errors import UserError
+from utils.core.files import output_place, replacing, write_text
 from utils.darknet import Darknet
 from utils.definitions import is_darknets
-from utils.errors import UserError
 from utils.filekinds import is_checkpoint
-from utils.files import output_place, replacing, write_text
 from utils.loading import Loaded, load_model
 from utils.network.foreign import Foreign, convertible
 from utils.threshold import CONF_THRES

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from utils.cli import Parser, run
 from utils.converters.base import Options
-from utils.converters.crew import usable_cores
 from utils.converters.formats import FORMATS
 from utils.converters.picture import draw_report
 from utils.converters.report import describe, figures
 from utils.converters.write import Report, convert
+from utils.core.errors import UserError
+from utils.core.ranges import NOT_ALL, PROCESSES
+from utils.core.tables import write_json
+from utils.core.workers import usable_cores
 from utils.data_file import read_names
-from utils.errors import UserError
-from utils.ranges import NOT_ALL, PROCESSES
-from utils.tables import write_json
 
 
 def get_parser() -> ArgumentParser:

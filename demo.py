@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import Parser, run
-from utils.commands import typed
+from utils.core.commands import typed
+from utils.core.errors import UserError
+from utils.core.files import make_folder
+from utils.core.plots import plot_gammas
+from utils.core.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
+from utils.core.tables import format_table, write_json
 from utils.draw import image_grid
-from utils.errors import UserError
-from utils.files import make_folder
 from utils.graph import ChannelGraph
 from utils.loading import load_model
 from utils.pictures import read_picture, write_picture
-from utils.plots import plot_gammas
-from utils.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.sparsity import gamma_values, penalised_channels
-from utils.tables import format_table, write_json
 
 DATA = "data/shapes/shapes.data"
 CFG = "cfg/yolov3tiny/yolov3-tiny.cfg"
@@ -77,7 +77,7 @@ def command(*words: str) -> None:
 
 def measure(out: Path, name: str, common: list[str]) -> dict[str, Any]:
     """{map50, map, params, macs, bytes, latency_ms} of a trained step, as test.py and the prune scripts measure them."""
-    from utils.devices import select_device
+    from utils.core.devices import select_device
     from utils.measure import costs
 
     weights, figures = f"{out}/last_{name}.pt", out / f"test_{name}.json"

@@ -22,22 +22,22 @@ from utils.augment import letterbox
 from utils.batch import ImageInfo, normalise
 from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.core.devices import select_device
+from utils.core.errors import UserError
+from utils.core.files import make_folder, replacing, write_text
+from utils.core.ranges import SHARE, whole
+from utils.core.tables import format_table, write_json
+from utils.core.timing import Stopwatch
 from utils.darknet import Darknet
 from utils.data_file import read_data, read_names
-from utils.devices import select_device
 from utils.draw import draw_boxes
-from utils.errors import UserError
-from utils.files import make_folder, replacing, write_text
 from utils.labels import label_path
 from utils.loading import Loaded, sees_gray
 from utils.onnx_model import OnnxModel, load_detector
 from utils.outputs import plan_outputs
 from utils.pictures import write_picture
-from utils.ranges import SHARE, whole
 from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
-from utils.tables import format_table, write_json
 from utils.threshold import USUAL, choose_threshold
-from utils.timing import Stopwatch
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import Parser, add_picture_arguments, run
+from utils.core.errors import UserError
+from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
+from utils.core.tables import write_json
 from utils.data_file import DataConfig, read_data
-from utils.errors import UserError
 from utils.loading import Loaded, load_model
-from utils.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
-from utils.tables import write_json
 from utils.threshold import USUAL
 
 MAX_DROP = 0.02

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from utils.cli import Parser, run
+from utils.core.download import download
+from utils.core.errors import UserError
+from utils.core.files import read_text, replacing, write_text
+from utils.core.tables import format_table
 from utils.darknet import Darknet
-from utils.download import download
-from utils.errors import UserError
 from utils.filekinds import is_weights
-from utils.files import read_text, replacing, write_text
-from utils.tables import format_table
 from utils.weights import HEADER_BYTES, darknet_tensors, header_bytes
 
 CFG = Path(__file__).parent / "cfg"

@@ -6,12 +6,12 @@ from typing import Any
 
 from utils.cfg import parse_cfg
 from utils.cli import Parser, run
+from utils.core.ranges import IMG_SIZE
+from utils.core.tables import format_table, write_json
 from utils.darknet import Darknet as Darknet
-from utils.ranges import IMG_SIZE
 from utils.shapes import Shape
 from utils.shapes import check_img_size as check_img_size
 from utils.summary import LayerSummary, summarise, totals
-from utils.tables import format_table, write_json
 
 
 def get_parser() -> Parser:

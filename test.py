@@ -14,20 +14,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.core.devices import inference_dtype, select_device
+from utils.core.errors import UserError
+from utils.core.files import write_text
+from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
+from utils.core.tables import format_table, write_json
 from utils.darknet import Darknet
 from utils.data_file import DataConfig, read_data
 from utils.datasets import DetectionDataset, create_loader
-from utils.devices import inference_dtype, select_device
 from utils.engine import evaluate
-from utils.errors import UserError
-from utils.files import write_text
 from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.loading import Loaded, sees_gray
 from utils.measure import network_size
 from utils.metrics import COCO_IDS, Evaluation, coco_results
 from utils.onnx_model import OnnxModel, load_detector
-from utils.ranges import BATCH_SIZE, SHARE, WORKERS
-from utils.tables import format_table, write_json
 from utils.threshold import threshold_line
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride

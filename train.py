@@ -13,25 +13,25 @@ from typing import Any
 
 from utils.cli import Parser, add_device_arguments, add_model_arguments
 from utils.cli import run as run_script
-from utils.commands import command, option
+from utils.core.commands import command, option
+from utils.core.distributed import joined
+from utils.core.errors import UserError
+from utils.core.files import check_writable
+from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
+from utils.core.tables import write_json
 from utils.datasets import CACHE_ROOM
 from utils.distill import add_distillation_arguments, check_distillation_arguments
-from utils.distributed import joined
 from utils.engine import evaluate
-from utils.errors import UserError
 from utils.evolve import check_evolution, evolve
-from utils.files import check_writable
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.metrics import Evaluation
 from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
-from utils.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.spend import COSTS, NOTHING
-from utils.tables import write_json
 from utils.threshold import threshold_line
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
@@ -57,7 +57,7 @@ def get_parser() -> Parser:
         type=int,
         choices=list(STRATEGIES),
         default=0,
-        help=f"train a quantized network: {kinds}; from trained weights with small rates (utils.hyp.QUANTIZED)",
+        help=f"train a quantized network: {kinds}; from trained weights with small rates (utils.core.hyp.QUANTIZED)",
     )
     add_quantization_arguments(parser)
     parser.add_argument("--observer", choices=OBSERVERS, default="",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
 from utils.cli import Parser, run
-from utils.files import write_text
+from utils.core.files import write_text
 from utils.network.architectures import ARCHITECTURES, SCALES, build
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,7 @@ from tests.tiny import NET, conv, head, network
 from utils.cfg import write_cfg
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import Remark
-from utils.errors import UserError, one_line
+from utils.core.errors import UserError, one_line
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.weights import save_weights

@@ -13,8 +13,8 @@ import torch
 from cfg.make_variants import VARIANTS
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence
 from utils.layers import Convolution

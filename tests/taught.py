@@ -8,10 +8,10 @@ from tests.test_train import BASE
 from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg, write_cfg
 from utils.checkpoint import save_checkpoint
+from utils.core.distributed import World
+from utils.core.hyp import Hyp
 from utils.darknet import Darknet
 from utils.distill import Distiller
-from utils.distributed import World
-from utils.hyp import Hyp
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
 from utils.teacher import Teacher

@@ -5,7 +5,7 @@ import pytest
 
 from utils import anchors as module
 from utils.anchors import cluster_anchors, concentration, fit, label_sizes, rarity, size_iou
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 
 def three_groups(count: int = 60, spread: float = 0.03) -> np.ndarray:

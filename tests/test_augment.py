@@ -14,7 +14,7 @@ from utils.augment import (
     translation,
     warp_labels,
 )
-from utils.hyp import Hyp
+from utils.core.hyp import Hyp
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0)
 WHOLE = np.array([[0, 0.5, 0.5, 1, 1]], np.float32)

@@ -7,7 +7,7 @@ import pytest
 
 import benchmark_data
 from tests.raw import convert
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 
 def arguments(*words: object):

@@ -6,9 +6,9 @@ import pytest
 
 from tests.tiny import NET, TOPOLOGIES, conv, head
 from utils.cfg import parse_cfg, write_cfg
+from utils.core.errors import UserError
 from utils.data_file import read_data
 from utils.definitions import Convolutional, Route, Yolo
-from utils.errors import UserError
 from utils.shapes import max_stride, output_shapes
 
 

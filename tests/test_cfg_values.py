@@ -5,8 +5,8 @@ import pytest
 from tests.tiny import NET, conv, head
 from utils.cfg import parse_cfg, write_cfg
 from utils.cfg_values import convert
+from utils.core.errors import Remark, UserError
 from utils.definitions import Floats, Ints
-from utils.errors import Remark, UserError
 
 
 @pytest.mark.parametrize(

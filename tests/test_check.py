@@ -13,8 +13,8 @@ from tests.planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
 from tests.tiny import DFL, NET, conv
 from utils.checkpoint import save_checkpoint
 from utils.cli import run as run_script
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 
 
 def test_a_clean_copy_has_no_findings(copy, capsys):

@@ -12,8 +12,8 @@ from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import RESIDUAL, network
 from utils.cfg import write_cfg
 from utils.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.loading import load_model
 
 STATE = {"module_list.0.Conv2d.bias": torch.zeros(2)}

@@ -13,9 +13,9 @@ import make_cfg
 from tests.test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from utils.balance import image_weights
 from utils.checkpoint import load_checkpoint
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 from utils.datasets import create_loader
-from utils.errors import UserError
-from utils.hyp import Hyp
 from utils.loss import DetectionLoss
 
 ONE = BASE.replace("tiny.cfg", "one.cfg")

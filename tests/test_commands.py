@@ -1,4 +1,4 @@
-"""utils.commands: what is printed to be typed is read by a shell as it was meant."""
+"""utils.core.commands: what is printed to be typed is read by a shell as it was meant."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import test as test_script
-from utils.commands import beside, command, option, quoted, typed
+from utils.core.commands import beside, command, option, quoted, typed
 
 ROOT = Path(__file__).parents[1]
 NAMES = [

@@ -15,9 +15,9 @@ from utils.cli import run
 from utils.converters import look
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
+from utils.core.errors import UserError
 from utils.data_file import read_data
 from utils.datasets import scan
-from utils.errors import UserError
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA
 
 ROOT = Path(__file__).resolve().parents[1]

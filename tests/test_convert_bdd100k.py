@@ -8,7 +8,7 @@ import pytest
 from tests.raw import convert, labels, stems, write_image, write_json, write_text
 from utils.converters.base import SWAPPED, Found
 from utils.converters.bdd100k import _add_labels
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 A, B, C = "0000f77c-6257be58", "b1c66a42-6f7d68ca", "cabc30fc-e7726578"
 LANE = {

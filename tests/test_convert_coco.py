@@ -8,7 +8,7 @@ import pytest
 from tests.raw import convert, labels, stems, write_image, write_json, write_text
 from utils.converters.base import Options
 from utils.converters.coco import read_coco
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 CATEGORIES = [
     {"supercategory": "animal", "id": 17, "name": "cat"}, {"supercategory": "person", "id": 1, "name": "person"},

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from utils import jsonstream
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.jsonstream import JsonStream
 
 DOCUMENTS = {

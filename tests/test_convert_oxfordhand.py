@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.raw import convert, labels, stems, write_image
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 scipy_io = pytest.importorskip("scipy.io")
 

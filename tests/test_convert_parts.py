@@ -12,14 +12,14 @@ import pytest
 
 from tests.raw import convert, make_voc, voc_file, voc_object, write_image, write_text
 from tests.test_convert import BOX, snapshot
-from utils.converters import crew
-from utils.converters.crew import Crew
 from utils.converters.formats import FORMATS
 from utils.converters.picture import box_sides, choose_samples
 from utils.converters.tree import Pictures, nearest, split_of
 from utils.converters.write import Item, target_names
+from utils.core import workers as crew
+from utils.core.errors import UserError
+from utils.core.workers import Crew
 from utils.data_file import read_data, read_names
-from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_named(monkeypatch):
 
 WORKERS = """
 import os, sys, time
-from utils.converters.crew import Crew
+from utils.core.workers import Crew
 def tell(n):
     open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
     time.sleep(60)

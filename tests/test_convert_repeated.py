@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.raw import convert, labels, stems, voc_file, voc_object, write_image, write_json, write_text
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 FIRST, SECOND = [20, 10, 40, 40], [100, 50, 20, 20]
 LINES = ["0 0.200000 0.300000 0.200000 0.400000", "0 0.550000 0.600000 0.100000 0.200000"]

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.raw import convert, labels, stems, write_image, write_text
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 SETS = ("VisDrone2019-DET-train", "VisDrone2019-DET-val", "VisDrone2019-DET-test-dev")
 

@@ -6,7 +6,7 @@ from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, wr
 from utils.converters.base import SWAPPED, Options
 from utils.converters.look import look
 from utils.converters.voc import parse_voc, read_dior, read_voc
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.labels import NO_AREA
 
 BOX = voc_object("x", 1, 1, 9, 9)

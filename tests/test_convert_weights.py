@@ -11,8 +11,8 @@ import convert
 from tests.tiny import DIALECT, RESIDUAL, SPP, TOPOLOGIES, conv, network
 from utils.cfg import parse_cfg
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.loading import load_model
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize

@@ -13,9 +13,9 @@ import torch
 from tests.test_models import as_opencv, opencv_rows, our_rows
 from tests.tiny import randomise
 from utils.cfg import parse_cfg, write_cfg
+from utils.core.hyp import Hyp
 from utils.darknet import Darknet
 from utils.definitions import Convolutional, Defs, Reorg3d
-from utils.hyp import Hyp
 from utils.loss import DetectionLoss
 from utils.summary import summarise, totals
 from utils.weights import darknet_tensors, load_weights, save_weights

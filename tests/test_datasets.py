@@ -10,9 +10,9 @@ import torch
 
 from detect import label_lines
 from utils.augment import letterbox
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 from utils.datasets import BatchPlan, DetectionDataset, create_loader, rect_size, scan
-from utils.errors import UserError
-from utils.hyp import Hyp
 from utils.labels import CLIPPED, CONFIDENCE, DUPLICATE, NO_AREA, POLYGON, Problems, image_paths, label_path, parse_labels
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0, mosaic=0)

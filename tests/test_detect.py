@@ -12,7 +12,7 @@ import torch
 import detect
 from tests.rectangles import BLUE, CELLS, RED, cells
 from utils.checkpoint import save_checkpoint
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.weights import save_weights
 
 

@@ -6,9 +6,9 @@ import torch
 
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.blocks import residual_blocks
+from utils.core.errors import UserError
+from utils.core.fields import Fields
 from utils.directed import FADE, DirectedSparsity
-from utils.errors import UserError
-from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import Limits
 from utils.promise import Promise

@@ -7,10 +7,10 @@ from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, prun
 from tests.tiny import NET, conv, head, network
 from utils.cfg import parse_cfg
 from utils.checkpoint import Checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.distill import KDSTR, Distiller, check_distillation_arguments
 from utils.distill_links import Link, links, readings
-from utils.errors import UserError
 from utils.teacher import load_teacher
 from utils.training import Run
 from utils.weights import save_weights

@@ -12,10 +12,10 @@ from tests.test_train import BASE, ROOT, here, interrupt_at, results, train_in_t
 from tests.tiny import network
 from utils.cfg import parse_cfg, write_cfg
 from utils.checkpoint import load_checkpoint
+from utils.core.errors import UserError
+from utils.core.hyp import GENTLE
 from utils.darknet import Darknet
 from utils.distill import KDSTR
-from utils.errors import UserError
-from utils.hyp import GENTLE
 from utils.weights import save_weights
 
 

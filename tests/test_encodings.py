@@ -1,4 +1,4 @@
-"""utils.encodings and files.read_text: texts in the encodings that people's editors write."""
+"""utils.core.encodings and files.read_text: texts in the encodings that people's editors write."""
 
 import codecs
 import os
@@ -7,10 +7,10 @@ import subprocess
 import pytest
 
 from utils.cfg import parse_cfg
+from utils.core.encodings import likely_encoding
+from utils.core.errors import UserError
+from utils.core.files import read_text
 from utils.data_file import read_data, read_names
-from utils.encodings import likely_encoding
-from utils.errors import UserError
-from utils.files import read_text
 
 TEXT = "行人\nFußgänger\n\nпешеход\n"  # noqa: RUF001
 

@@ -18,12 +18,12 @@ import test as script
 from tests.rectangles import GREEN, RED, write_rectangles
 from utils.batch import normalise
 from utils.cli import run
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.core.timing import Stopwatch
 from utils.datasets import create_loader
 from utils.engine import evaluate
-from utils.errors import UserError
-from utils.hyp import Hyp
 from utils.loss import DetectionLoss
-from utils.timing import Stopwatch
 
 NAMES = ["red", "green"]
 CPU = torch.device("cpu")

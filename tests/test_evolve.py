@@ -13,10 +13,10 @@ import pytest
 import train
 from tests.test_train import BASE, ROOT, here, train_with  # noqa: F401
 from utils import evolve as evolution
+from utils.core.errors import UserError
+from utils.core.hyp import LIMITS, Hyp
 from utils.detection.losses import LOSSES
-from utils.errors import UserError
 from utils.evolve import GENES, Generation, evolve, genes, next_hyp
-from utils.hyp import LIMITS, Hyp
 from utils.training import REMEDY, fitness
 
 BASE_HYP = dict(vars(Hyp()))

@@ -15,8 +15,8 @@ from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network,
 from utils.boxes import nms
 from utils.cfg import write_cfg
 from utils.checkpoint import save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
 from utils.quantized.settings import Settings

@@ -11,8 +11,8 @@ import torch
 from tests.test_export import ROOT, calibrate, checkpoint, pictures, quantized, run_script, session, written
 from tests.test_networks import ALL
 from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, REORG, RESIDUAL, SPP, conv, head, network, randomise
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize

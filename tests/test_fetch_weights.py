@@ -1,4 +1,4 @@
-"""fetch_weights.py and utils.download against a server of this test's own."""
+"""fetch_weights.py and utils.core.download against a server of this test's own."""
 
 import hashlib
 import http.server
@@ -12,8 +12,8 @@ import pytest
 
 import fetch_weights
 from tests.tiny import RESIDUAL, network
-from utils import download
-from utils.errors import UserError
+from utils.core import download
+from utils.core.errors import UserError
 from utils.weights import save_weights
 
 

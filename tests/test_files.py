@@ -1,4 +1,4 @@
-"""utils.files: what can't be written is named, before the work and after it, and stays as it was."""
+"""utils.core.files: what can't be written is named, before the work and after it, and stays as it was."""
 
 import importlib
 import os
@@ -9,8 +9,8 @@ import pytest
 from tests.tiny import RESIDUAL, network
 from utils.cfg import write_cfg
 from utils.checkpoint import save_checkpoint
-from utils.errors import UserError
-from utils.files import check_writable, output_place, write_text
+from utils.core.errors import UserError
+from utils.core.files import check_writable, output_place, write_text
 
 
 @pytest.fixture

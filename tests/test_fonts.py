@@ -14,8 +14,8 @@ from PIL import Image
 from tests.raw import convert, make_voc, voc_object
 from utils import fonts
 from utils.converters.picture import draw_report
+from utils.core.errors import Remark
 from utils.draw import class_colour, draw_boxes
-from utils.errors import Remark
 
 WALKER = "行人"
 BOX = np.array([[20, 60, 180, 180, 0.87, 0]])
@@ -68,7 +68,7 @@ def test_names_without_a_font_are_numbers_and_it_is_said_once(installed):
     assert installed or f"no font on this machine has the letters of {WALKER};" in said[0]
 
 
-@pytest.mark.filterwarnings("ignore::utils.errors.Remark")
+@pytest.mark.filterwarnings("ignore::utils.core.errors.Remark")
 def test_boxes_show_the_letters(installed):
     """Two squares of ink in a row for the two letters, or exactly what is drawn for the class's number."""
     image = np.zeros((200, 200, 3), np.uint8)

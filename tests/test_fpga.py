@@ -15,9 +15,9 @@ from utils import definitions as c
 from utils.batch import normalise
 from utils.cfg import parse_cfg, write_cfg
 from utils.checkpoint import save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.definitions import Defs
-from utils.errors import UserError
 from utils.quantized import fpga_job
 from utils.quantized.fpga import lower
 from utils.quantized.fpga_check import CPU, compare

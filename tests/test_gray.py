@@ -12,7 +12,7 @@ import train
 from tests.test_train import BASE, here
 from tests.tiny import NET, conv, network
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.loading import sees_gray
 
 __all__ = ["here"]  # the fixture: a working directory with tiny.cfg and a dataset

@@ -1,9 +1,9 @@
-"""utils.hyp: overrides from files, and what they may say."""
+"""utils.core.hyp: overrides from files, and what they may say."""
 
 import pytest
 
-from utils.errors import UserError
-from utils.hyp import DIRECTED, GENTLE, QUANTIZED, Hyp, preset
+from utils.core.errors import UserError
+from utils.core.hyp import DIRECTED, GENTLE, QUANTIZED, Hyp, preset
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 
 from tests.tiny import RESIDUAL, TOPOLOGIES, network
 from utils.batch import Batch
+from utils.core.hyp import Hyp
 from utils.evidence import gather
 from utils.graph import ChannelGraph
-from utils.hyp import Hyp
 from utils.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms
 from utils.loss import DetectionLoss
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tests.tiny import NET
 from utils import layers as l
 from utils.cfg import parse_cfg
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.quantized import integer, integer_dump
 from utils.quantized.integer import MOVES, SUMS, Grid, Network, Step, finish, requantise, round_shift, run
 from utils.quantized.integer_dump import Tiling, pack, read, tile, unpack, untile, write

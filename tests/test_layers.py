@@ -15,8 +15,8 @@ from utils import definitions
 from utils import layers as l
 from utils.activations import ACTIVATIONS, activation
 from utils.cfg import parse_cfg, write_cfg
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.shapes import output_shapes
 from utils.weights import darknet_tensors, load_weights, save_weights

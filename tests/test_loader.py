@@ -15,8 +15,8 @@ import torch
 from utils.batch import Batch, ImageInfo
 from utils.cli import Parser
 from utils.cli import run as run_script
+from utils.core.errors import UserError
 from utils.datasets import create_loader
-from utils.errors import UserError
 from utils.loader import Loader
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.logger import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
 from utils.metrics import Evaluation
 from utils.train_epoch import EpochFigures

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from utils.core.hyp import Hyp
 from utils.darknet import Darknet
 from utils.decode import decode, to_corners
-from utils.hyp import Hyp
 from utils.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_iou
 
 HYP = Hyp()

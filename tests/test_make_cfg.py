@@ -11,8 +11,8 @@ import make_cfg
 from tests.raw import convert
 from tests.tiny import DFL
 from utils.cfg import parse_cfg
+from utils.core.errors import UserError
 from utils.definitions import Defs
-from utils.errors import UserError
 from utils.shapes import output_shapes
 
 ROOT = Path(__file__).parent.parent

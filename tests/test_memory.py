@@ -6,9 +6,9 @@ from tests.tiny import NET, TOPOLOGIES, conv, head
 from utils import check_network, memory
 from utils.cfg import parse_cfg
 from utils.check_subject import Subject
+from utils.core.errors import UserError
+from utils.core.memory import available_memory
 from utils.darknet import Darknet
-from utils.errors import UserError
-from utils.free_memory import available_memory
 from utils.memory import check_memory, weight_count
 from utils.shapes import input_channels, output_shapes
 from utils.summary import summarise

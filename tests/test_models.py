@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tests.tiny import NET, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils import definitions as c
 from utils import layers as l
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.weights import save_weights
 
 

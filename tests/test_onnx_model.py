@@ -12,8 +12,8 @@ from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.tiny import RESIDUAL, SPP, network
 from utils.cfg import write_cfg
 from utils.checkpoint import save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.filekinds import is_onnx
 from utils.loading import load_model
 from utils.quantized.settings import Settings

@@ -6,7 +6,7 @@ import pytest
 from tests.tiny import CSP, DEPTHWISE, RESIDUAL, network
 from utils.cfg import parse_cfg, write_cfg
 from utils.compact import compact_defs
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.graph import ChannelGraph
 from utils.masks import Limits
 from utils.origin import format_ranges, origin_of, parse_ranges, surviving_ids

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.errors import Remark, UserError
+from utils.core.errors import Remark, UserError
 from utils.outputs import plan_outputs
 from utils.sources import Item
 
-pytestmark = pytest.mark.filterwarnings("ignore::utils.errors.Remark")
+pytestmark = pytest.mark.filterwarnings("ignore::utils.core.errors.Remark")
 
 
 def items(*names: str) -> list[Item]:

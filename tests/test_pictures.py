@@ -10,7 +10,7 @@ import pytest
 import check
 from tests.test_imagesize import picture as drawn
 from tests.test_imagesize import pillow
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.imagesize import measure
 from utils.labels import Problems, image_paths
 from utils.pictures import FEWER_BITS, decode, openable, read_picture, write_picture

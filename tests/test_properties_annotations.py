@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.raw import convert, write_image
 from utils.converters.base import Options
 from utils.converters.visdrone import parse_visdrone
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.ground_truth import coco_ground_truth
 from utils.metrics import compute_metrics
 

@@ -10,9 +10,9 @@ from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
 from utils import search
 from utils.cfg import parse_cfg
 from utils.checkpoint import save_checkpoint
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.definitions import Convolutional
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.judge import Judge
 from utils.pruner import STRATEGIES

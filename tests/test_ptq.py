@@ -16,8 +16,8 @@ from tests.test_train import CFG, train_with, write_set
 from tests.tiny import TOPOLOGIES, network
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import run as run_script
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.loading import load_model
 from utils.quantized import calibrate as c
 from utils.quantized.config import QuantizerConfig

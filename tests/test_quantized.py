@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.quantized.config import QuantizerConfig
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.observers import MOMENTUM, OBSERVERS, rows_of, sample

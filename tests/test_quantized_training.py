@@ -12,12 +12,12 @@ from tests.test_networks import ALL
 from tests.test_train import here, interrupt_at, results, train_with  # noqa: F401
 from tests.tiny import TOPOLOGIES, network
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.core.distributed import World
+from utils.core.errors import UserError
+from utils.core.hyp import QUANTIZED, Hyp
 from utils.darknet import Darknet
 from utils.distill import Distiller
 from utils.distill_links import links
-from utils.distributed import World
-from utils.errors import UserError
-from utils.hyp import QUANTIZED, Hyp
 from utils.loading import load_model
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings

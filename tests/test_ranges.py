@@ -1,4 +1,4 @@
-"""utils.ranges: every number of every script has a range, which refuses what lies outside in one line."""
+"""utils.core.ranges: every number of every script has a range, which refuses what lies outside in one line."""
 
 import argparse
 import importlib.util
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import ranges
 from utils.cli import Parser
+from utils.core import ranges
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
@@ -49,7 +49,7 @@ def test_every_number_has_a_range(script, capsys):
     parser = parser_of(script)
     for action in (a for a in parser._actions if a.option_strings and a.type not in (None, str, Path)):
         flag = action.option_strings[-1]
-        assert action.type not in (int, float) or action.choices, f"{script.name} {flag}: give it a range of utils.ranges"
+        assert action.type not in (int, float) or action.choices, f"{script.name} {flag}: give it a range of utils.core.ranges"
         for value in NONSENSE:
             words = [flag, *[value] * action.nargs] if isinstance(action.nargs, int) else [f"{flag}={value}"]
             taken = status(parser, words) == 0

@@ -9,7 +9,7 @@ import pytest
 from tests.test_pruning import here, prune, write  # noqa: F401 - a fixture
 from tests.tiny import RESIDUAL, network
 from utils.blocks import residual_blocks
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence
 from utils.masks import Limits

@@ -18,10 +18,10 @@ from utils.check_files import usable_rows
 from utils.check_read import read_subject
 from utils.converters.base import Options
 from utils.converters.voc import parse_voc
+from utils.core.errors import UserError, noting_remarks
+from utils.core.files import write_text
 from utils.darknet import Darknet
 from utils.data_file import read_data, read_names
-from utils.errors import UserError, noting_remarks
-from utils.files import write_text
 from utils.graph import ChannelGraph
 from utils.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
 from utils.memory import check_memory

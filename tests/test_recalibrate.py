@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import RESIDUAL, network
 from utils.batch import Batch
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.recalibrate import recalibrate
 
 

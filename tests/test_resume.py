@@ -7,7 +7,7 @@ import pytest
 import train
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from utils.cli import Parser
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 RESUME = "--resume --workers 0 --device cpu"
 

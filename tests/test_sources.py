@@ -10,7 +10,7 @@ from PIL import Image
 
 from utils.converters.base import Options
 from utils.converters.tree import Tree
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.labels import NO_PICTURE, Problems, image_paths
 from utils.picturekinds import kind_of
 from utils.sources import Frames, Item, LatestFrame, find_items, frame_rate, open_capture, shown

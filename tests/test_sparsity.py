@@ -6,8 +6,8 @@ import torch
 
 from tests.tiny import CSP, RESIDUAL, network
 from utils.blocks import residual_blocks
-from utils.errors import UserError
-from utils.fields import Fields
+from utils.core.errors import UserError
+from utils.core.fields import Fields
 from utils.graph import ChannelGraph
 from utils.sparsity import GammaPenalty, gamma_statistics, gamma_values, penalised_channels, sparsity_warnings
 

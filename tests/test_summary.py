@@ -10,9 +10,9 @@ import pytest
 from models import get_parser, main
 from tests.tiny import DIALECT, TOPOLOGIES
 from utils.cfg import parse_cfg
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.definitions import Convolutional, Depthwise, SqueezeExcite
-from utils.errors import UserError
 from utils.shapes import input_channels, output_shapes
 from utils.summary import summarise, totals
 

@@ -15,7 +15,7 @@ import test as test_script
 from tests.rectangles import cells
 from utils.cfg import write_cfg
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.onnx_model import OnnxModel
 from utils.weights import save_weights
 

@@ -17,7 +17,7 @@ from tests.tiny import NET, conv, head
 from utils import train_epoch
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import run as run_script
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.logger import read_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.checkpoint import Checkpoint
+from utils.core.distributed import ProcessGroupBatchNorm2d, World, parallel
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 from utils.darknet import Darknet
-from utils.distributed import ProcessGroupBatchNorm2d, World, parallel
 from utils.ema import ModelEma
-from utils.errors import UserError
-from utils.hyp import Hyp
 from utils.optimizer import Schedule, build_optimizer
 from utils.training import Plan, Run
 

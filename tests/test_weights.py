@@ -9,8 +9,8 @@ import torch
 
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.core.errors import UserError, noting_remarks
 from utils.darknet import Darknet
-from utils.errors import UserError, noting_remarks
 from utils.filekinds import is_checkpoint
 from utils.weights import darknet_tensors, load_weights, save_weights
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import UserError
-from utils.hyp import Hyp
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 
 ONE_SIZE = 0.67  # a greater `concentration` means that most boxes have one size
 RESTARTS = 10
@@ -18,7 +18,7 @@ SAMPLE = 20_000  # boxes that the clustering looks at; more change the third dig
 @dataclass
 class AnchorFit:
     """How well anchors fit boxes: best possible recall (share of the boxes whose sides differ from some anchor's by less
-    than the factor `anchor_t`, see utils.hyp) and the mean over the boxes of the IoU with the best anchor, both centred."""
+    than the factor `anchor_t`, see utils.core.hyp) and the mean over the boxes of the IoU with the best anchor, both centred."""
 
     recall: float
     mean_iou: float

@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from utils.hyp import Hyp
+from utils.core.hyp import Hyp
 
 Picture = tuple[np.ndarray, np.ndarray]
 FILL = 114  # the gray around letterboxed pictures

@@ -26,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.cfg_values import convert
+from utils.core.errors import UserError, remark
+from utils.core.files import read_text
+from utils.core.option_list import OptionList, lines_of, remark_repeated, split_option
 from utils.definitions import (
     SECTIONS,
     Convolutional,
@@ -39,9 +42,6 @@ from utils.definitions import (
     Yolo,
     absolute,
 )
-from utils.errors import UserError, remark
-from utils.files import read_text
-from utils.option_list import OptionList, lines_of, remark_repeated, split_option
 
 LEAST = dict.fromkeys(("filters", "size", "stride", "stride_x", "stride_y", "groups", "dilation", "out_channels"), 1)
 LEAST |= dict.fromkeys(("reduction", "hidden", "classes", "num"), 1) | {"padding": 0, "group_id": 0, "reg_max": 2}

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any
 
-from utils.errors import remark
+from utils.core.errors import remark
 
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

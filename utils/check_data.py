@@ -10,7 +10,7 @@ import numpy as np
 from utils.check_files import KINDS, NO_ROW, usable_rows
 from utils.check_read import ANY_CLASS
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.ground_truth import json_ground_truth
 from utils.labels import CLIPPED, label_path
 from utils.picturekinds import is_beside

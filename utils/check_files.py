@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.check_subject import ERROR, NOTE, WARNING, Split
-from utils.converters.crew import Crew
-from utils.errors import UserError
+from utils.core.errors import UserError
+from utils.core.workers import Crew
 from utils.imagesize import CUT_SHORT, NO_END, measure
 from utils.labels import (
     CLIPPED,

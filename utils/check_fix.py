@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from utils.check_subject import Subject
 from utils.converters.write import place_image, target_names
-from utils.errors import UserError
-from utils.files import check_writable, make_folder, write_text
+from utils.core.errors import UserError
+from utils.core.files import check_writable, make_folder, write_text
 
 
 @dataclass

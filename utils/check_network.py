@@ -7,10 +7,10 @@ import numpy as np
 
 from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
-from utils.commands import command
+from utils.core.commands import command
+from utils.core.errors import UserError, noting_remarks
+from utils.core.memory import available_memory
 from utils.definitions import Defs
-from utils.errors import UserError, noting_remarks
-from utils.free_memory import available_memory
 from utils.loading import load_model
 from utils.memory import check_memory
 from utils.shapes import check_img_size, max_stride, output_shapes

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.core.errors import UserError
 from utils.data_file import DataConfig
 from utils.definitions import Defs
-from utils.errors import UserError
 from utils.labels import Problems
 
 ERROR, WARNING, NOTE = "error", "warning", "note"

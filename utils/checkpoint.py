@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
-from utils.fields import Fields, is_plain
+from utils.core.errors import UserError
+from utils.core.fields import Fields, is_plain
+from utils.core.files import replacing
+from utils.core.ranges import IMG_SIZE
 from utils.filekinds import is_checkpoint
-from utils.files import replacing
 from utils.network.foreign import Foreign, refused_state
-from utils.ranges import IMG_SIZE
 
 # What torch.load raises for a file that was cut short or written over, depending on where.
 DAMAGES = (RuntimeError, OSError, EOFError, ValueError, LookupError, AssertionError, AttributeError, TypeError, struct.error)

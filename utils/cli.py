@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from utils.devices import PRECISIONS, reuse_memory
-from utils.errors import Remark, UserError, one_line
-from utils.files import check_writable
+from utils.core.devices import PRECISIONS, reuse_memory
+from utils.core.errors import Remark, UserError, one_line
+from utils.core.files import check_writable
+from utils.core.ranges import IMG_SIZE, Range
 from utils.loader import explained_ends
-from utils.ranges import IMG_SIZE, Range
 
 
 class Arguments(argparse.Namespace):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.jsonstream import JsonStream
 from utils.labels import Problems
 from utils.segmentation import Box, box_around

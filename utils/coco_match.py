@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from utils.coco import CocoFile, Key
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.filenames import folded, path_parts, shared_parts
 from utils.stated import sizes_differ
 

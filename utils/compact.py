@@ -11,8 +11,8 @@ from utils import definitions as c
 from utils import layers as l
 from utils.blocks import Block, surviving_layers, without_blocks
 from utils.constants import kernel_shift, layer_constants
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.origin import note_origin
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.cfg import parse_cfg
+from utils.core.devices import inference_dtype
+from utils.core.errors import UserError
+from utils.core.memory import available_memory
 from utils.cpu_inference import speed_up
 from utils.definitions import Defs
-from utils.devices import inference_dtype
-from utils.errors import UserError
-from utils.free_memory import available_memory
 from utils.layers import Convolution, build_layer
 from utils.memory import ADDRESSABLE, check_memory
 from utils.network.block import Fixable
@@ -121,7 +121,7 @@ class Darknet(nn.Module):
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "Darknet":
         """A fused copy in eval mode, on `device`, in channels_last and the precision that suits it.
 
-        precision: auto | fp32 | bf16 | fp16 (see utils.devices). The convolutions that feed heads stay in
+        precision: auto | fp32 | bf16 | fp16 (see utils.core.devices). The convolutions that feed heads stay in
         float32: box sides are exponentials or means of what exponentials weigh, and bfloat16's 8 bits would cost accuracy. A
         quantized network computes in float32, where its integers are exact: the copy gives the same numbers bit for bit.
         """

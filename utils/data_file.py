@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import read_text
-from utils.option_list import OptionList, lines_of, remark_repeated, split_lines, split_option
+from utils.core.errors import UserError
+from utils.core.files import read_text
+from utils.core.option_list import OptionList, lines_of, remark_repeated, split_lines, split_option
 
 MOST_CLASSES = 1_000_000  # of a .data file: more is a slip of the keyboard, and their names alone would fill the memory
 

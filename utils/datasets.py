@@ -26,9 +26,9 @@ from utils import augment
 from utils.augment import Picture, fitted_size, letterbox
 from utils.balance import weighted_order
 from utils.batch import ImageInfo, Sample, Size
-from utils.errors import UserError
-from utils.free_memory import available_memory
-from utils.hyp import Hyp
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
+from utils.core.memory import available_memory
 from utils.imagesize import measure
 from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.loader import Loader

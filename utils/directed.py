@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from utils.blocks import residual_blocks
+from utils.core.errors import UserError
+from utils.core.fields import Fields
 from utils.darknet import Darknet
-from utils.errors import UserError
-from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.importance import TaylorTerms
 from utils.masks import POLICIES, Limits, candidates, complete

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.core.devices import PRECISIONS
+from utils.core.distributed import mean_over_processes
+from utils.core.errors import UserError
+from utils.core.fields import Fields
+from utils.core.ranges import POSITIVE
+from utils.core.restore import restore_module
 from utils.darknet import Darknet
 from utils.detection.head_loss import HeadLoss
-from utils.devices import PRECISIONS
 from utils.distill_links import Link
 from utils.distill_losses import KDSTR, Observed
-from utils.distributed import mean_over_processes
-from utils.errors import UserError
-from utils.fields import Fields
-from utils.ranges import POSITIVE
-from utils.restore import restore_module
 from utils.teacher import Teacher
 
 STRATEGIES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import definitions as c
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.graph import ChannelGraph
 from utils.origin import origin_of, surviving_ids
 from utils.shapes import output_shapes

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.core.distributed import mean_over_processes, mean_with_gradient
 from utils.decode import MAX_EXPONENT, MIN_SHARE
-from utils.distributed import mean_over_processes, mean_with_gradient
 from utils.loss import LOGIT_EPS, Grid, Matches
 from utils.network.heads import YoloHead
 

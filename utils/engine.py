@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from utils.batch import normalise
 from utils.boxes import augmented_predictions, nms, unletterbox
+from utils.core.timing import STAGES, Stopwatch
 from utils.darknet import Darknet
 from utils.ground_truth import GroundTruth, dataset_ground_truth
 from utils.metrics import Evaluation, compute_metrics
-from utils.timing import STAGES, Stopwatch
 
 
 @torch.inference_mode()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.batch import Batch, normalise
+from utils.core.devices import training_dtype
 from utils.darknet import Darknet
-from utils.devices import training_dtype
 from utils.graph import ChannelGraph
 from utils.importance import Evidence, RawChannels, TaylorTerms
 from utils.least_squares import windows

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 
 from utils.checkpoint import read_checkpoint
-from utils.commands import option
+from utils.core.commands import option
+from utils.core.errors import UserError
+from utils.core.files import make_folder, read_text, write_text
+from utils.core.hyp import LIMITS, Hyp
+from utils.core.ranges import SHARE
+from utils.core.tables import write_json
 from utils.data_file import read_data
 from utils.detection.losses import LOSSES
-from utils.errors import UserError
 from utils.filekinds import is_checkpoint
-from utils.files import make_folder, read_text, write_text
-from utils.hyp import LIMITS, Hyp
 from utils.loading import choose_cfg
-from utils.ranges import SHARE
 from utils.recipe import rates, settle
-from utils.tables import write_json
 from utils.training import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -197,7 +197,7 @@ def next_hyp(past: list[Generation], active: dict[str, Gene], base: dict[str, fl
 
 
 def _mutated(name: str, gene: Gene, value: float, step: float) -> float:
-    """A number one step away, bounced off the ends of its range, within what utils.hyp allows. A value that the user put
+    """A number one step away, bounced off the ends of its range, within what utils.core.hyp allows. A value that the user put
     outside the range counts as its nearest end."""
     place = gene.place(min(max(value, gene.low), gene.high)) + step
     place = min(max(1 - abs(1 - abs(place)), 0.0), 1.0)

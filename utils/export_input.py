@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.loading import Loaded, sees_gray
 from utils.shapes import check_img_size
 

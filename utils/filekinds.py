@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 
 def is_checkpoint(path: str | Path) -> bool:

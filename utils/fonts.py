@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import remark
+from utils.core.errors import remark
 
 INVISIBLE = ("Cc", "Cf", "Zs")  # Unicode's categories of control characters, marks of format, and spaces
 ALWAYS = "0123456789. "  # of the confidence behind a name

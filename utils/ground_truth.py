@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from utils.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, read_coco_file
 from utils.coco_match import classes_of, pictures_of
+from utils.core.errors import UserError
 from utils.data_file import DataConfig, find_file
-from utils.errors import UserError
 from utils.labels import NO_AREA, Problems
 from utils.stated import Size, size_of_pixels
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.errors import UserError
-from utils.files import read_text
+from utils.core.errors import UserError
+from utils.core.files import read_text
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"

@@ -10,17 +10,17 @@ import torch
 from torch.utils.data import Subset
 
 from utils.batch import normalise
+from utils.core.devices import select_device
+from utils.core.hyp import Hyp
+from utils.core.memory import available_memory
 from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.datasets import create_loader
 from utils.detection.losses import build_loss
-from utils.devices import select_device
 from utils.engine import evaluate
 from utils.evidence import BATCH as EVIDENCE_BATCH
 from utils.evidence import gather
-from utils.free_memory import available_memory
 from utils.ground_truth import json_ground_truth
-from utils.hyp import Hyp
 from utils.importance import Evidence
 from utils.loader import Loader
 from utils.loading import Loaded, sees_gray

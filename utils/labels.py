@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.errors import UserError
-from utils.files import read_text
+from utils.core.errors import UserError
+from utils.core.files import read_text
 from utils.picturekinds import BESIDE, IMAGE, kind_of, left_out
 
 MISSING_IMAGE = "listed images that aren't there"

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils import definitions as c
 from utils.activations import activation
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.network.block import Block, Blur
 from utils.network.heads import DflHead, YoloHead
 from utils.shapes import Shape

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.batch import Batch, collate
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 SHARED_MEMORY = ("/dev/shm holds less than the batches of --workers {workers}, which come through pipes instead, more slowly; "
                  "a larger one (docker run --shm-size=1g) or fewer workers help")  # fmt: skip

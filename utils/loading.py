@@ -6,11 +6,11 @@ from typing import Any
 
 from utils.cfg import parse_cfg
 from utils.checkpoint import Checkpoint, read_checkpoint
-from utils.commands import command
+from utils.core.commands import command
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.definitions import Defs
-from utils.errors import UserError
 from utils.filekinds import is_checkpoint, is_onnx
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize

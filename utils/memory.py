@@ -2,8 +2,8 @@
 
 import math
 
+from utils.core.errors import UserError
 from utils.definitions import BatchNorm, Convolutional, Defs, Depthwise, LayerDef, SqueezeExcite
-from utils.errors import UserError
 from utils.shapes import Shape, input_channels
 
 BYTES = 4  # of a float32

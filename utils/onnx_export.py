@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from utils.cfg import write_cfg
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.loading import Loaded
 from utils.onnx_graph import add_nms, name_dimensions, tidy
 from utils.onnx_int8 import to_integers

@@ -15,14 +15,14 @@ from utils.augment import FILL, fitted_size
 from utils.boxes import predict_at
 from utils.cfg import parse_cfg
 from utils.checkpoint import Checkpoint, picture_settings
+from utils.core.errors import UserError
+from utils.core.fields import Fields
+from utils.core.ranges import IMG_SIZE
 from utils.data_file import DataConfig
-from utils.errors import UserError
-from utils.fields import Fields
 from utils.filekinds import is_onnx
 from utils.layers import build_layer
 from utils.loading import Loaded, load_model
 from utils.pictures import openable
-from utils.ranges import IMG_SIZE
 from utils.shapes import check_img_size
 from utils.threshold import CONF_THRES
 from utils.weights import LoadReport, checkpoint_classes

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.hyp import Hyp
+from utils.core.hyp import Hyp
 
 
 def build_optimizer(model: nn.Module, hyp: Hyp, adam: bool, step_images: int) -> torch.optim.Optimizer:

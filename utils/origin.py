@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from utils.core.errors import UserError
 from utils.definitions import Convolutional, Defs, LayerDef
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 
 

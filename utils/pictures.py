@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.errors import UserError
-from utils.files import replacing
+from utils.core.errors import UserError
+from utils.core.files import replacing
 
 FEWER_BITS = {8: "16-bit picture holding 8 bits, read as 8", 12: "16-bit picture holding 12 bits, read as 12"}
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"

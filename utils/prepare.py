@@ -15,16 +15,16 @@ from utils.check_subject import Subject
 from utils.check_table import quick_warnings
 from utils.checkpoint import Checkpoint
 from utils.class_term import mend_class_term
-from utils.commands import command
+from utils.core.commands import command
+from utils.core.devices import training_dtype
+from utils.core.distributed import World
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 from utils.data_file import DataConfig, read_data
 from utils.datasets import create_loader
 from utils.definitions import Defs
-from utils.devices import training_dtype
 from utils.distill import Distiller
-from utils.distributed import World
-from utils.errors import UserError
 from utils.ground_truth import GroundTruth, json_ground_truth
-from utils.hyp import Hyp
 from utils.loading import Loaded, load_model, own_cfg, sees_gray
 from utils.metrics import Evaluation
 from utils.quantized.settings import Settings, requested

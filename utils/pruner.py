@@ -8,8 +8,8 @@ import numpy as np
 from utils import definitions as c
 from utils.blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
 from utils.compact import compact_defs, compact_model, mask_model
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence, channel_scores
 from utils.masks import POLICIES, Limits, Mask, candidates, global_mask

@@ -2,12 +2,12 @@
 
 import argparse
 
-from utils.errors import UserError
+from utils.core.errors import UserError
+from utils.core.ranges import whole
 from utils.importance import CRITERIA, Evidence
 from utils.judge import Judge
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
-from utils.ranges import whole
 from utils.search import Goal, smallest_amount
 from utils.spend import COSTS, NOTHING
 

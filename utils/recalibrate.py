@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.batch import Batch, normalise
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 
 
 @torch.no_grad()

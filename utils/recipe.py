@@ -9,8 +9,8 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from utils.core.hyp import GENTLE, LONG, Hyp, preset
 from utils.data_file import DataConfig
-from utils.hyp import GENTLE, LONG, Hyp, preset
 from utils.labels import Problems, image_paths
 
 EPOCHS = range(20, 101)  # of a finetuning that nobody is waiting for
@@ -46,7 +46,7 @@ class Course:
 
     @property
     def steps(self) -> int:
-        """Where it isn't said how many batches make a step: those of the nominal batch, or of utils.hyp.GENTLE's."""
+        """Where it isn't said how many batches make a step: those of the nominal batch, or of utils.core.hyp.GENTLE's."""
         batches = self.epochs * -(-self.pictures // self.batch_size)
         if self.accumulate:
             return max(1, batches // self.accumulate)

@@ -9,9 +9,9 @@ from utils.cfg import write_cfg
 from utils.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.class_term import CLASS_TERM
 from utils.cli import Parser
-from utils.commands import option
-from utils.errors import UserError
-from utils.fields import described
+from utils.core.commands import option
+from utils.core.errors import UserError
+from utils.core.fields import described
 from utils.threshold import CONF_THRES
 from utils.training import Run
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
+from utils.core.errors import UserError
 from utils.definitions import (
     AvgPool,
     Convolutional,
@@ -17,7 +18,6 @@ from utils.definitions import (
     Shortcut,
     Upsample,
 )
-from utils.errors import UserError
 
 Shape = tuple[int, int, int]  # channels, height, width
 BLURS = {0: 0, 1: 2 - 3, 2: 0 - 2}  # antialiasing -> padding less window: 3x3 padded by one, 2x2 not padded

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.imagesize import measure
 from utils.labels import Problems, image_paths
 from utils.picturekinds import BESIDE, IMAGE, VIDEO, VIDEO_SUFFIXES, holds_picture, is_image, kind_of, left_out

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from utils.blocks import residual_blocks
+from utils.core.errors import UserError
+from utils.core.fields import Fields
 from utils.darknet import Darknet
-from utils.errors import UserError
-from utils.fields import Fields
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, candidates
 from utils.promise import Promise

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.core.errors import UserError
 from utils.darknet import Darknet
 from utils.distill_links import Link, links
 from utils.distill_losses import KDSTR
-from utils.errors import UserError
 from utils.filekinds import is_checkpoint
 from utils.loading import Loaded, load_model
 from utils.shapes import output_shapes

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.batch import Batch, normalise
-from utils.distributed import mean_over_processes
-from utils.errors import UserError
+from utils.core.distributed import mean_over_processes
+from utils.core.errors import UserError
 from utils.training import REMEDY, Run
 
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from utils.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
 from utils.class_term import mend_class_term
+from utils.core.errors import UserError, remark
+from utils.core.files import replacing
 from utils.darknet import Darknet
 from utils.definitions import Defs, Head
-from utils.errors import UserError, remark
 from utils.filekinds import first_bytes, is_checkpoint, is_weights
-from utils.files import replacing
 
 VERSION = (0, 2, 5)
 # Names in state dicts that carry no weights: BatchNorm2d's counter, which only a plain average would need, and what FLOP

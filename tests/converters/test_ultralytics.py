@@ -16,7 +16,7 @@ from tests import owners
 from tests.owners import Bottleneck, C2f, Conv, DetectionModel, DistributionDetect, checkpoint, make, save
 from utils.cfg import parse_cfg
 from utils.checkpoint import read_checkpoint
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.loading import load_model
 
 LAYOUTS = ("half", "ema", "bare", "resumable", "legacy", "older", "state", "state in model", "state of a wrapper")

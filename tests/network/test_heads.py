@@ -9,8 +9,8 @@ import torch
 from tests.tiny import DFL, NET, conv, dfl_head, network
 from utils import definitions as c
 from utils.cfg import parse_cfg, write_cfg
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.graph import ChannelGraph
 from utils.network.heads import DflHead, YoloHead
 from utils.shapes import output_shapes

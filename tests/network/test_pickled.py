@@ -17,7 +17,7 @@ import convert
 import detect
 import export
 from tests.owners import checkpoint, make, save
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.network.foreign import Foreign
 from utils.network.pickled import attributes, is_tensor, read_torch_file
 

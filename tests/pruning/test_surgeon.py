@@ -6,9 +6,9 @@ import torch
 
 from tests.test_importance import boxes
 from tests.tiny import NET, REORG, RESIDUAL, conv, head, network
+from utils.core.hyp import Hyp
 from utils.evidence import gather
 from utils.graph import ChannelGraph
-from utils.hyp import Hyp
 from utils.importance import CRITERIA, Evidence
 from utils.loss import DetectionLoss
 from utils.masks import Limits

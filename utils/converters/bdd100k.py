@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.converters.base import Annotations, Entry, Found, Options, published_names
 from utils.converters.tree import Pictures, Tree, nearest, note_unused, stem_of
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.jsonstream import JsonStream
 
 NAME = "bdd100k"

@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.coco import CROWD, OBJECT, CocoFile, CocoImage, Key, read_coco_file
 from utils.converters.base import Annotations, Entry, Found, Options
 from utils.converters.tree import Pictures, Tree, nearest, note_unused
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 _RELEASE = re.compile(r"(?:train|val|test)(20\d\d)")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.converters.base import Entry, Found, Options, published_names
 from utils.converters.formats import FORMATS
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.imagesize import measure
 from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
 from utils.stated import size_of_pixels, sizes_differ

@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.converters.base import Annotations, Found, Options, published_names
 from utils.converters.tree import read_paired
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 NAME = "oxfordhand"
 _CORNERS = ("a", "b", "c", "d")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils.converters.write import Item, Report
+from utils.core.files import replacing
 from utils.draw import class_colour
-from utils.files import replacing
 from utils.fonts import families, font_of, legible
 from utils.pictures import read_picture
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from utils.converters.write import Report
-from utils.tables import format_table
+from utils.core.tables import format_table
 
 
 def describe(report: Report) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from utils.converters.base import SPLITS, TEST, TRAIN, VALID, Annotations, Entry
 from utils.converters.tree import stem_of
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 
 def completed(entries: Sequence[Entry], valid_share: float, result: Annotations) -> list[Entry]:

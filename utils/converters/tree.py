@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.converters.base import TEST, TRAIN, VALID, Annotations, Entry, Options
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.filenames import folded, path_parts, shared_parts, stem_of, without_suffix
 from utils.labels import NO_PICTURE, Problems
 from utils.picturekinds import BESIDE, IMAGE, is_image, kind_of

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.core.errors import UserError
+from utils.core.ranges import IMG_SIZE
 from utils.definitions import Convolutional, Defs
-from utils.errors import UserError
 from utils.network.architectures import ARCHITECTURES, SIDE, Found, Module, Network, Scale, build
 from utils.network.foreign import ONLY, Foreign
 from utils.network.pickled import Record, attributes
-from utils.ranges import IMG_SIZE
 from utils.shapes import input_channels, max_stride, output_shapes
 from utils.weights import checkpoint_classes
 

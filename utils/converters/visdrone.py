@@ -5,8 +5,8 @@ from pathlib import Path
 
 from utils.converters.base import Annotations, Found, Options, published_names
 from utils.converters.tree import read_paired
-from utils.errors import UserError
-from utils.files import read_text
+from utils.core.errors import UserError
+from utils.core.files import read_text
 
 NAME = "visdrone"
 _IGNORED, _OTHERS = 0, 11

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 from utils.converters.base import TRAIN, VALID, Annotations, Entry, Found, Options, published_names
 from utils.converters.tree import Match, Pictures, Tree, folded, nearest, note_unused, only, stem_of
-from utils.errors import UserError
-from utils.files import read_text
-from utils.option_list import split_lines
+from utils.core.errors import UserError
+from utils.core.files import read_text
+from utils.core.option_list import split_lines
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LISTS = ("train", "val", "trainval", "test")  # the others of ImageSets/Main list one class each

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from utils.converters.base import SPLITS, TEST, TRAIN, VALID, Annotations, Entry, Options
-from utils.converters.crew import Crew
 from utils.converters.formats import FORMATS
 from utils.converters.look import look
 from utils.converters.splits import completed
 from utils.converters.tree import merge_repeated, stem_of
-from utils.errors import UserError
-from utils.files import make_folder, replacing, write_text
+from utils.core.errors import UserError
+from utils.core.files import make_folder, replacing, write_text
+from utils.core.workers import Crew
 from utils.labels import Problems
 
-_LEFTOVER = re.compile(r"^\..*\.tmp(\.\w+)?$")  # utils.files.replacing's, of a process that was killed
+_LEFTOVER = re.compile(r"^\..*\.tmp(\.\w+)?$")  # utils.core.files.replacing's, of a process that was killed
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ def _write(item: Item, out: str, copy: bool) -> None:
 
 
 def _write_label(path: str, text: str) -> None:
-    """As utils.files.write_text, which takes twice as long: there may be a hundred thousand, and no two of one name."""
+    """As utils.core.files.write_text, which takes twice as long: there may be a hundred thousand, and no two of one name."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.tmp")
     try:

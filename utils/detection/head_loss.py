@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.balance import class_loss_weights
-from utils.hyp import Hyp
+from utils.core.hyp import Hyp
 from utils.network.heads import Head
 
 

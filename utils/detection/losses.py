@@ -2,10 +2,10 @@
 
 from torch import nn
 
+from utils.core.errors import UserError
+from utils.core.hyp import Hyp
 from utils.detection.dfl_loss import TaskAlignedLoss
 from utils.detection.head_loss import HeadLoss
-from utils.errors import UserError
-from utils.hyp import Hyp
 from utils.loss import DetectionLoss
 
 # kind of a head's section -> its loss

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.commands import command
-from utils.errors import UserError
+from utils.core.commands import command
+from utils.core.errors import UserError
 from utils.network.pickled import Record, TorchFile, attributes, is_tensor, read_torch_file
 
 CAN_BE_CONVERTED = {"an Ultralytics YOLOv5": "yolov5", "an Ultralytics YOLOv8": "yolov8"}

@@ -23,7 +23,7 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 # What reading a file raises that was cut short or written over, depending on where.
 DAMAGES = (

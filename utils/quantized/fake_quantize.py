@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 from utils.quantized.config import OFF, QuantizerConfig, Range
 from utils.quantized.observers import OBSERVERS, rows_of
 from utils.quantized.rounding import onto_grid

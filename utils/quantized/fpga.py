@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from utils import layers as l
 from utils.batch import normalise
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.network.heads import DflHead, Head, YoloHead
 from utils.quantized import layers as q
 from utils.quantized.fake_quantize import FakeQuantize

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from utils.augment import FILL
+from utils.core.errors import UserError
+from utils.core.files import make_folder, output_place
+from utils.core.tables import format_table
 from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.datasets import DetectionDataset, Draw
-from utils.errors import UserError
 from utils.export_input import input_size, picture_settings
-from utils.files import make_folder, output_place
 from utils.loading import Loaded
 from utils.quantized import integer_dump as dump
 from utils.quantized.fpga import lower
 from utils.quantized.fpga_check import CPU, Agreement, compare
 from utils.quantized.integer import Network, run
 from utils.shapes import check_img_size
-from utils.tables import format_table
 
 INT32 = 2**31 - 1
 EXACT = 2**24  # up to here float32 holds every whole number

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
-from utils.files import read_text, write_text
+from utils.core.errors import UserError
+from utils.core.files import read_text, write_text
 from utils.quantized.integer import MOVES, SUMS, Grid, Network, Step
 
 FORMAT, VERSION = "darkedge integer network", 1

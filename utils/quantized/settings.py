@@ -4,8 +4,8 @@ import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from utils.errors import UserError
-from utils.fields import Fields
+from utils.core.errors import UserError
+from utils.core.fields import Fields
 from utils.quantized.config import OFF, QuantizerConfig
 from utils.quantized.observers import OBSERVERS
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from utils import definitions as c
 from utils.activations import ACROSS_CHANNELS
+from utils.core.errors import UserError
 from utils.darknet import Darknet
-from utils.errors import UserError
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import (
     QUANTIZED,

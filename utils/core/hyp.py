@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
-from utils.files import read_text
-from utils.option_list import split_lines
-from utils.ranges import NOT_ALL, SHARE, Range, whole
+from utils.core.errors import UserError
+from utils.core.files import read_text
+from utils.core.option_list import split_lines
+from utils.core.ranges import NOT_ALL, SHARE, Range, whole
 
 # What a value may be.
 LIMITS: dict[str, Range] = (

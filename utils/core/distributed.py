@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.devices import select_device
+from utils.core.devices import select_device
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ given twice the first counts.
 import re
 from collections.abc import Iterator
 
-from utils.errors import UserError, remark
+from utils.core.errors import UserError, remark
 
 
 def split_lines(text: str) -> list[str]:

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.commands import beside
-from utils.encodings import UnknownEncoding, decode
-from utils.errors import UserError
+from utils.core.commands import beside
+from utils.core.encodings import UnknownEncoding, decode
+from utils.core.errors import UserError
 
 
 def make_folder(path: str | Path) -> Path:

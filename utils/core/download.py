@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.errors import UserError
-from utils.files import make_folder
+from utils.core.errors import UserError
+from utils.core.files import make_folder
 
 CHUNK = 1 << 18  # bytes
 PATIENCE = 30  # seconds without a byte

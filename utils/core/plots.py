@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.files import replacing
+from utils.core.files import replacing
 
 # panel title -> columns of results.txt
 PANELS = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 WHOLE = 2**63 - 1  # the largest integer that counters of files and tensors can hold
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
-from utils.fields import Fields, is_plain
+from utils.core.errors import UserError
+from utils.core.fields import Fields, is_plain
 
 # What an optimizer keeps of each parameter, beside a counter of steps all of the parameter's shape.
 MEMORIES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}

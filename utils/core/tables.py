@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import write_text
+from utils.core.files import write_text
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

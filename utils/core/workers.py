@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 _CHUNK = 64  # jobs handed over at a time
 _FEW = 200  # jobs that aren't worth a process

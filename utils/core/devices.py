@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import UserError
+from utils.core.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
