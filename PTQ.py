@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from utils.batch import normalise
-from utils.cfg import write_cfg
-from utils.checkpoint import save_checkpoint
-from utils.class_term import CLASS_TERM
 from utils.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
-from utils.darknet import Darknet
 from utils.data_file import read_data
 from utils.judge import Judge
 from utils.loading import Loaded, load_model
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.class_term import CLASS_TERM
+from utils.network.darknet import Darknet
 from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of

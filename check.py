@@ -26,7 +26,7 @@ from utils.core.files import output_place
 from utils.core.ranges import PROCESSES
 from utils.core.tables import format_table, write_json
 from utils.core.workers import usable_cores
-from utils.filekinds import is_checkpoint, is_onnx
+from utils.network.file_kind import is_checkpoint, is_onnx
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from utils.cfg import write_cfg
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.class_term import CLASS_TERM
 from utils.cli import Parser, run
 from utils.converters.ultralytics import convert
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing, write_text
-from utils.darknet import Darknet
-from utils.definitions import is_darknets
-from utils.filekinds import is_checkpoint
 from utils.loading import Loaded, load_model
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import Checkpoint, save_checkpoint
+from utils.network.class_term import CLASS_TERM
+from utils.network.darknet import Darknet
+from utils.network.definitions import is_darknets
+from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import Foreign, convertible
+from utils.network.weights import LoadReport, darknet_tensors, load_weights, refuse_broken, save_weights
 from utils.threshold import CONF_THRES
-from utils.weights import LoadReport, darknet_tensors, load_weights, refuse_broken, save_weights
 
 SUFFIXES = (".weights", ".pt")
 

@@ -78,7 +78,7 @@ def command(*words: str) -> None:
 def measure(out: Path, name: str, common: list[str]) -> dict[str, Any]:
     """{map50, map, params, macs, bytes, latency_ms} of a trained step, as test.py and the prune scripts measure them."""
     from utils.core.devices import select_device
-    from utils.measure import costs
+    from utils.network.cost import costs
 
     weights, figures = f"{out}/last_{name}.pt", out / f"test_{name}.json"
     command("test.py", *common, "--weights", weights, "--json", str(figures))

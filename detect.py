@@ -28,11 +28,11 @@ from utils.core.files import make_folder, replacing, write_text
 from utils.core.ranges import SHARE, whole
 from utils.core.tables import format_table, write_json
 from utils.core.timing import Stopwatch
-from utils.darknet import Darknet
 from utils.data_file import read_data, read_names
 from utils.draw import draw_boxes
 from utils.labels import label_path
 from utils.loading import Loaded, sees_gray
+from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
 from utils.outputs import plan_outputs
 from utils.pictures import write_picture

@@ -21,9 +21,9 @@ from utils.core.download import download
 from utils.core.errors import UserError
 from utils.core.files import read_text, replacing, write_text
 from utils.core.tables import format_table
-from utils.darknet import Darknet
-from utils.filekinds import is_weights
-from utils.weights import HEADER_BYTES, darknet_tensors, header_bytes
+from utils.network.darknet import Darknet
+from utils.network.file_kind import is_weights
+from utils.network.weights import HEADER_BYTES, darknet_tensors, header_bytes
 
 CFG = Path(__file__).parent / "cfg"
 REDMON = "https://pjreddie.com/media/files/"

@@ -4,14 +4,14 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from utils.cfg import parse_cfg
 from utils.cli import Parser, run
 from utils.core.ranges import IMG_SIZE
 from utils.core.tables import format_table, write_json
-from utils.darknet import Darknet as Darknet
-from utils.shapes import Shape
-from utils.shapes import check_img_size as check_img_size
-from utils.summary import LayerSummary, summarise, totals
+from utils.network.cfg import parse_cfg
+from utils.network.darknet import Darknet as Darknet
+from utils.network.shapes import Shape
+from utils.network.shapes import check_img_size as check_img_size
+from utils.network.summary import LayerSummary, summarise, totals
 
 
 def get_parser() -> Parser:

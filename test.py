@@ -19,14 +19,14 @@ from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
-from utils.darknet import Darknet
 from utils.data_file import DataConfig, read_data
 from utils.datasets import DetectionDataset, create_loader
 from utils.engine import evaluate
 from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.loading import Loaded, sees_gray
-from utils.measure import network_size
 from utils.metrics import COCO_IDS, Evaluation, coco_results
+from utils.network.cost import network_size
+from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
 from utils.threshold import threshold_line
 

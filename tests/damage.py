@@ -29,13 +29,13 @@ import numpy as np
 import torch
 
 from tests.tiny import NET, conv, head, network
-from utils.cfg import write_cfg
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import Remark
 from utils.core.errors import UserError, one_line
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.weights import save_weights
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import save_weights
 
 CFG = (
     NET.replace("64", "32")
@@ -293,7 +293,7 @@ def mutate_file(path: Path, rng: np.random.Generator) -> None:
 def parse(command: str) -> tuple[Callable[[Any], Any], argparse.Namespace]:
     """(main, its arguments) of a command line; `train.py --epochs 1`, as a user types it."""
     script, *words = command.split()
-    module = importlib.import_module({"models": "utils.summary"}.get(Path(script).stem, Path(script).stem))
+    module = importlib.import_module({"models": "utils.network.summary"}.get(Path(script).stem, Path(script).stem))
     return module.main, module.get_parser().parse_args(words)
 
 

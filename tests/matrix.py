@@ -12,17 +12,17 @@ import torch
 
 from cfg.make_variants import VARIANTS
 from tests.tiny import randomise
-from utils.cfg import parse_cfg, write_cfg
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence
-from utils.layers import Convolution
 from utils.masks import Limits
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
+from utils.network.layers import Convolution
+from utils.network.weights import load_weights, save_weights
 from utils.pruner import STRATEGIES, Choice, Pruner
 from utils.spend import COSTS
 from utils.surgeon import Factors, readers
-from utils.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PERCENTS = (0.3, 0.7)

@@ -13,9 +13,9 @@ import torch
 import check
 import convert_dataset
 from tests.tiny import NET, conv
-from utils.checkpoint import save_checkpoint
-from utils.darknet import Darknet
-from utils.weights import save_weights
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 
 TRAIN, VALID = 16, 6  # pictures
 CLASSES = ["Platelets", "RBC", "WBC"]

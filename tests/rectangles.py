@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.tiny import NET
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)  # BGR
 CELLS = (

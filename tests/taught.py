@@ -6,13 +6,13 @@ import torch
 
 from tests.test_train import BASE
 from tests.tiny import NET, conv, head, network
-from utils.cfg import parse_cfg, write_cfg
-from utils.checkpoint import save_checkpoint
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
-from utils.darknet import Darknet
 from utils.distill import Distiller
 from utils.masks import Limits
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
 from utils.pruner import Amount, Pruner
 from utils.teacher import Teacher
 from utils.training import Plan, Run

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.activations import Mish
+from utils.network.activations import Mish
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 
 from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, RESIDUAL, conv, head, network
 from utils.blocks import Block, block_scores, residual_blocks, weakest_blocks, without_blocks
-from utils.cfg import parse_cfg
 from utils.compact import compact_model, mask_model
 from utils.graph import ChannelGraph
+from utils.network.cfg import parse_cfg
 
 SHORTCUT = "[shortcut]\nfrom=-3\nactivation=linear\n"
 BRANCH = conv(4, 1) + conv(8)  # two layers, the second as wide as conv(8)

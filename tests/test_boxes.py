@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from utils.batch import ImageInfo
 from utils.boxes import augmented_predictions, nms, unletterbox
-from utils.decode import decode, decode_boxes
+from utils.network.decode import decode, decode_boxes
 
 ANCHORS = torch.tensor([[10.0, 14.0], [23.0, 27.0], [37.0, 58.0]])
 

@@ -1,15 +1,15 @@
-"""utils.cfg and utils.shapes against Darknet's own record of its networks (shared/darknet/layers.json)."""
+"""utils.network.cfg and utils.network.shapes against Darknet's own record of its networks (shared/darknet/layers.json)."""
 
 import json
 
 import pytest
 
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils.cfg import parse_cfg, write_cfg
 from utils.core.errors import UserError
 from utils.data_file import read_data
-from utils.definitions import Convolutional, Route, Yolo
-from utils.shapes import max_stride, output_shapes
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.definitions import Convolutional, Route, Yolo
+from utils.network.shapes import max_stride, output_shapes
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

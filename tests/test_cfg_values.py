@@ -3,10 +3,10 @@
 import pytest
 
 from tests.tiny import NET, conv, head
-from utils.cfg import parse_cfg, write_cfg
-from utils.cfg_values import convert
 from utils.core.errors import Remark, UserError
-from utils.definitions import Floats, Ints
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.cfg_values import convert
+from utils.network.definitions import Floats, Ints
 
 
 @pytest.mark.parametrize(

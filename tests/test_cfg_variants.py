@@ -9,9 +9,9 @@ import pytest
 
 from cfg import make_variants
 from cfg.make_variants import ROOT, VARIANTS, write_variant
-from utils.cfg import parse_cfg
 from utils.data_file import read_data
-from utils.shapes import output_shapes
+from utils.network.cfg import parse_cfg
+from utils.network.shapes import output_shapes
 
 
 @pytest.mark.parametrize("name", VARIANTS)

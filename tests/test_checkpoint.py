@@ -1,4 +1,4 @@
-"""utils.checkpoint: every field is looked at when a checkpoint is read, and what other programs write is read, too."""
+"""utils.network.checkpoint: every field is looked at when a checkpoint is read, and what other programs write is read, too."""
 
 import contextlib
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import RESIDUAL, network
-from utils.cfg import write_cfg
-from utils.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.loading import load_model
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
 
 STATE = {"module_list.0.Conv2d.bias": torch.zeros(2)}
 WHOLE = {

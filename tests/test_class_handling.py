@@ -12,11 +12,11 @@ import torch
 import make_cfg
 from tests.test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from utils.balance import image_weights
-from utils.checkpoint import load_checkpoint
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.datasets import create_loader
 from utils.loss import DetectionLoss
+from utils.network.checkpoint import load_checkpoint
 
 ONE = BASE.replace("tiny.cfg", "one.cfg")
 DULL = "degrees: 0\ntranslate: 0\nscale: 0\nhsv_h: 0\nhsv_s: 0\nhsv_v: 0\nfliplr: 0\nmosaic: 0\n"
@@ -286,10 +286,10 @@ def test_training_has_nothing_to_say_about_good_data(here, capsys):  # noqa: F81
 
 def test_the_quick_checks_are_quick(here, capsys, monkeypatch):  # noqa: F811
     """They read no file: the pictures may be gone by then."""
-    from utils.cfg import parse_cfg
     from utils.check_subject import Subject
     from utils.check_table import quick_warnings
     from utils.data_file import read_data
+    from utils.network.cfg import parse_cfg
 
     image = np.zeros((20, 900, 3), np.uint8)
     cv2.imwrite("train/strip.png", image)

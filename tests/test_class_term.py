@@ -11,13 +11,13 @@ import convert
 from tests.test_class_handling import ONE, one  # noqa: F401
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import NET, conv, head, network
-from utils.cfg import write_cfg
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.darknet import Darknet
 from utils.loading import load_model
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import load_weights, save_weights
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import load_weights, save_weights
 
 CFG = NET + conv(8, stride=2) + conv(16, stride=2) + conv(24, stride=2) + head(classes=1)
 TWO_HEADS = CFG + "[route]\nlayers=-4\n" + conv(8, stride=2) + head("0", classes=1)

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from tests.tiny import CSP, NET, RESIDUAL, conv, head, network
-from utils.checkpoint import save_checkpoint
 from utils.cli import Parser, run
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.tables import format_table, write_json
 from utils.data_file import read_data
 from utils.loading import load_model
-from utils.weights import save_weights
+from utils.network.checkpoint import save_checkpoint
+from utils.network.weights import save_weights
 
 SCRIPTS = (
     "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",

@@ -7,13 +7,13 @@ import torch
 
 from tests.test_models import opencv_outputs
 from tests.tiny import TOPOLOGIES, network
-from utils.cfg import parse_cfg, write_cfg
 from utils.compact import compact_model, mask_model
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import gamma_scores
 from utils.masks import POLICIES, Limits, global_mask
-from utils.weights import load_weights, save_weights
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
+from utils.network.weights import load_weights, save_weights
 
 CASES = [(name, policy, percent) for name in TOPOLOGIES for policy in POLICIES for percent in (0.3, 0.7)]
 DATA_DEPENDENT = {"depthwise", "dialect"}  # a constant behind a squeeze-and-excitation is none: see utils.constants

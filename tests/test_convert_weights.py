@@ -9,14 +9,14 @@ import torch
 
 import convert
 from tests.tiny import DIALECT, RESIDUAL, SPP, TOPOLOGIES, conv, network
-from utils.cfg import parse_cfg
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.loading import load_model
+from utils.network.cfg import parse_cfg
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import darknet_tensors, load_weights, save_weights
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import darknet_tensors, load_weights, save_weights
 
 
 def run(*words) -> Path:

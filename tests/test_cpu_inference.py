@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import TOPOLOGIES, network
-from utils import cpu_inference
-from utils import definitions as c
-from utils.activations import ACTIVATIONS
-from utils.cpu_inference import FUSED, PackedConvolution, PairwiseMaxPool, packs
-from utils.layers import Convolution, MaxPool
+from utils.network import definitions as c
+from utils.network import fast_cpu as cpu_inference
+from utils.network.activations import ACTIVATIONS
+from utils.network.fast_cpu import FUSED, PackedConvolution, PairwiseMaxPool, packs
+from utils.network.layers import Convolution, MaxPool
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ import torch
 
 from tests.test_models import as_opencv, opencv_rows, our_rows
 from tests.tiny import randomise
-from utils.cfg import parse_cfg, write_cfg
 from utils.core.hyp import Hyp
-from utils.darknet import Darknet
-from utils.definitions import Convolutional, Defs, Reorg3d
 from utils.loss import DetectionLoss
-from utils.summary import summarise, totals
-from utils.weights import darknet_tensors, load_weights, save_weights
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
+from utils.network.definitions import Convolutional, Defs, Reorg3d
+from utils.network.summary import summarise, totals
+from utils.network.weights import darknet_tensors, load_weights, save_weights
 
 NAMES = [
     "cd53paspp-gamma", "enet-coco", "yolov3", "yolov3-spp", "yolov3-tiny", "yolov3-tiny-prn", "yolov3-tiny_3l", "yolov4",

@@ -11,9 +11,9 @@ import torch
 
 import detect
 from tests.rectangles import BLUE, CELLS, RED, cells
-from utils.checkpoint import save_checkpoint
 from utils.core.errors import UserError
-from utils.weights import save_weights
+from utils.network.checkpoint import save_checkpoint
+from utils.network.weights import save_weights
 
 
 @pytest.fixture(autouse=True)

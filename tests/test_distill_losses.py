@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils.definitions import Yolo
 from utils.distill import KDSTR
 from utils.distill_losses import (
     ATTENTION,
@@ -23,6 +22,7 @@ from utils.distill_losses import (
     objectness_and_classes,
 )
 from utils.loss import RatioAssigner
+from utils.network.definitions import Yolo
 from utils.network.heads import YoloHead
 
 

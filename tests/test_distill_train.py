@@ -10,13 +10,13 @@ from make_cfg import set_classes
 from tests.taught import CFG, ONE_HEAD, pruned, save
 from tests.test_train import BASE, ROOT, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from tests.tiny import network
-from utils.cfg import parse_cfg, write_cfg
-from utils.checkpoint import load_checkpoint
 from utils.core.errors import UserError
 from utils.core.hyp import GENTLE
-from utils.darknet import Darknet
 from utils.distill import KDSTR
-from utils.weights import save_weights
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.checkpoint import load_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 
 
 def write_networks(strategy: str = "normal", percent: float = 0.4, shortcuts: int = 0, cfg: str = CFG) -> None:

@@ -13,15 +13,15 @@ import torch
 import export
 from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.boxes import nms
-from utils.cfg import write_cfg
-from utils.checkpoint import save_checkpoint
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.masks import Limits
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 from utils.pruner import Amount, Pruner
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.weights import save_weights
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -12,7 +12,7 @@ from tests.test_export import ROOT, calibrate, checkpoint, pictures, quantized, 
 from tests.test_networks import ALL
 from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, REORG, RESIDUAL, SPP, conv, head, network, randomise
 from utils.core.errors import UserError
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize

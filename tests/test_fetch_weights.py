@@ -14,7 +14,7 @@ import fetch_weights
 from tests.tiny import RESIDUAL, network
 from utils.core import download
 from utils.core.errors import UserError
-from utils.weights import save_weights
+from utils.network.weights import save_weights
 
 
 @dataclass

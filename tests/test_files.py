@@ -7,10 +7,10 @@ import stat
 import pytest
 
 from tests.tiny import RESIDUAL, network
-from utils.cfg import write_cfg
-from utils.checkpoint import save_checkpoint
 from utils.core.errors import UserError
 from utils.core.files import check_writable, output_place, write_text
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import save_checkpoint
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import torch
 
 import export
 from tests.tiny import NET, TOPOLOGIES, conv, head, network, randomise
-from utils import definitions as c
 from utils.batch import normalise
-from utils.cfg import parse_cfg, write_cfg
-from utils.checkpoint import save_checkpoint
 from utils.core.errors import UserError
-from utils.darknet import Darknet
-from utils.definitions import Defs
+from utils.network import definitions as c
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs
 from utils.quantized import fpga_job
 from utils.quantized.fpga import lower
 from utils.quantized.fpga_check import CPU, compare

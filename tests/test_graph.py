@@ -3,9 +3,9 @@
 import numpy as np
 
 from tests.tiny import CSP, DEPTHWISE, NET, REORG, RESIDUAL, SPP, TOPOLOGIES, conv
-from utils.cfg import parse_cfg
 from utils.graph import ChannelGraph
-from utils.shapes import output_shapes
+from utils.network.cfg import parse_cfg
+from utils.network.shapes import output_shapes
 
 
 def graph_of(cfg: str) -> ChannelGraph:

@@ -11,9 +11,9 @@ import test as test_script
 import train
 from tests.test_train import BASE, here
 from tests.tiny import NET, conv, network
-from utils.checkpoint import load_checkpoint
 from utils.core.errors import UserError
 from utils.loading import sees_gray
+from utils.network.checkpoint import load_checkpoint
 
 __all__ = ["here"]  # the fixture: a working directory with tiny.cfg and a dataset
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import NET
-from utils import layers as l
-from utils.cfg import parse_cfg
 from utils.core.errors import UserError
+from utils.network import layers as l
+from utils.network.cfg import parse_cfg
 from utils.quantized import integer, integer_dump
 from utils.quantized.integer import MOVES, SUMS, Grid, Network, Step, finish, requantise, round_shift, run
 from utils.quantized.integer_dump import Tiling, pack, read, tile, unpack, untile, write

@@ -11,19 +11,19 @@ import torch.nn.functional as F
 
 from tests.test_models import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
-from utils import definitions
-from utils import layers as l
-from utils.activations import ACTIVATIONS, activation
-from utils.cfg import parse_cfg, write_cfg
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
-from utils.shapes import output_shapes
-from utils.weights import darknet_tensors, load_weights, save_weights
+from utils.network import definitions
+from utils.network import layers as l
+from utils.network.activations import ACTIVATIONS, activation
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
+from utils.network.shapes import output_shapes
+from utils.network.weights import darknet_tensors, load_weights, save_weights
 
 
 def last_map(text: str, *maps: torch.Tensor) -> torch.Tensor:
-    """What the last layer of a cfg makes of the maps that it reads; its size must be the one that utils.shapes foretells."""
+    """What the last layer of a cfg makes of the maps that it reads; its size must be the one that utils.network.shapes foretells."""
     defs = parse_cfg(text)
     out = l.build_layer(defs, len(defs) - 1, maps[0].shape[1])(*maps)
     shapes = output_shapes(defs, *maps[0].shape[-2:]) if len(defs) == 1 else None

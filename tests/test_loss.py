@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from utils.core.hyp import Hyp
-from utils.darknet import Darknet
-from utils.decode import decode, to_corners
 from utils.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_iou
+from utils.network.darknet import Darknet
+from utils.network.decode import decode, to_corners
 
 HYP = Hyp()
 

@@ -10,10 +10,10 @@ import pytest
 import make_cfg
 from tests.raw import convert
 from tests.tiny import DFL
-from utils.cfg import parse_cfg
 from utils.core.errors import UserError
-from utils.definitions import Defs
-from utils.shapes import output_shapes
+from utils.network.cfg import parse_cfg
+from utils.network.definitions import Defs
+from utils.network.shapes import output_shapes
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "cfg" / "yolov3tiny" / "yolov3-tiny.cfg"

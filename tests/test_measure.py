@@ -1,4 +1,4 @@
-"""utils.measure: multiply-accumulates of every layer against torch's own counter."""
+"""utils.network.cost: multiply-accumulates of every layer against torch's own counter."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import TOPOLOGIES
-from utils.cfg import parse_cfg
-from utils.darknet import Darknet
-from utils.definitions import Defs
-from utils.measure import layer_macs, network_size
-from utils.shapes import max_stride
+from utils.network.cfg import parse_cfg
+from utils.network.cost import layer_macs, network_size
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs
+from utils.network.shapes import max_stride
 
 ROOT = Path(__file__).resolve().parents[1]
 BLURRED = """[net]

@@ -3,16 +3,17 @@
 import pytest
 
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils import check_network, memory
-from utils.cfg import parse_cfg
+from utils import check_network
 from utils.check_subject import Subject
 from utils.core.errors import UserError
 from utils.core.memory import available_memory
-from utils.darknet import Darknet
-from utils.memory import check_memory, weight_count
-from utils.shapes import input_channels, output_shapes
-from utils.summary import summarise
-from utils.weights import darknet_tensors
+from utils.network import footprint as memory
+from utils.network.cfg import parse_cfg
+from utils.network.darknet import Darknet
+from utils.network.footprint import check_memory, weight_count
+from utils.network.shapes import input_channels, output_shapes
+from utils.network.summary import summarise
+from utils.network.weights import darknet_tensors
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

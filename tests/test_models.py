@@ -1,4 +1,4 @@
-"""utils.darknet.Darknet and utils.layers against OpenCV's Darknet importer, torch and formulas worked by hand."""
+"""utils.network.darknet.Darknet and utils.network.layers against OpenCV's Darknet importer, torch and formulas worked by hand."""
 
 import copy
 
@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import NET, SPP, TOPOLOGIES, conv, head, network, randomise
-from utils import definitions as c
-from utils import layers as l
 from utils.core.errors import UserError
-from utils.darknet import Darknet
-from utils.weights import save_weights
+from utils.network import definitions as c
+from utils.network import layers as l
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 
 
 def opencv_rows(net: cv2.dnn.Net, image: np.ndarray) -> np.ndarray:
@@ -202,6 +202,6 @@ def test_unsupported_options_name_the_layer():
 
 
 def _defs(section: str):
-    from utils.cfg import parse_cfg
+    from utils.network.cfg import parse_cfg
 
     return parse_cfg(NET + section)

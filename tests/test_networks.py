@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.cfg import parse_cfg, write_cfg
-from utils.definitions import Convolutional, Defs, LayerDef, SqueezeExcite
-from utils.shapes import input_channels, output_shapes
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.definitions import Convolutional, Defs, LayerDef, SqueezeExcite
+from utils.network.shapes import input_channels, output_shapes
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT.parent / "shared" / "darknet" / "cfg"

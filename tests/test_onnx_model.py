@@ -10,12 +10,12 @@ import detect
 import test as test_script
 from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.tiny import RESIDUAL, SPP, network
-from utils.cfg import write_cfg
-from utils.checkpoint import save_checkpoint
 from utils.core.errors import UserError
-from utils.darknet import Darknet
-from utils.filekinds import is_onnx
 from utils.loading import load_model
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.file_kind import is_onnx
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.tiny import CSP, DEPTHWISE, RESIDUAL, network
-from utils.cfg import parse_cfg, write_cfg
 from utils.compact import compact_defs
 from utils.core.errors import UserError
 from utils.graph import ChannelGraph
 from utils.masks import Limits
+from utils.network.cfg import parse_cfg, write_cfg
 from utils.origin import format_ranges, origin_of, parse_ranges, surviving_ids
 from utils.pruner import Amount, Pruner
 

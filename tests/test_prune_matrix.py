@@ -13,13 +13,13 @@ from tests.conftest import ROOT, SHARED
 from tests.matrix import CELLS, build, cells, format_cells, networks
 from tests.test_models import opencv_outputs
 from utils.blocks import residual_blocks
-from utils.cfg import parse_cfg, write_cfg
-from utils.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA
 from utils.masks import Limits
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
+from utils.network.weights import save_weights
 from utils.pruner import STRATEGIES, Amount, Pruner
-from utils.weights import save_weights
 
 NETWORKS = networks(SHARED)
 QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}

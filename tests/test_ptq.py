@@ -14,11 +14,11 @@ import PTQ
 import test as test_script
 from tests.test_train import CFG, train_with, write_set
 from tests.tiny import TOPOLOGIES, network
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import run as run_script
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.loading import load_model
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
 from utils.quantized import calibrate as c
 from utils.quantized.config import QuantizerConfig
 from utils.quantized.layers import QuantConv2d

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from tests.tiny import NET, RESIDUAL, TOPOLOGIES, conv, head, network
 from utils.core.errors import UserError
-from utils.darknet import Darknet
-from utils.definitions import Convolutional
+from utils.network.darknet import Darknet
+from utils.network.definitions import Convolutional
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import QuantConv2d, QuantLayer
 from utils.quantized.settings import Settings

@@ -11,21 +11,21 @@ import test as test_script
 from tests.test_networks import ALL
 from tests.test_train import here, interrupt_at, results, train_with  # noqa: F401
 from tests.tiny import TOPOLOGIES, network
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import QUANTIZED, Hyp
-from utils.darknet import Darknet
 from utils.distill import Distiller
 from utils.distill_links import links
 from utils.loading import load_model
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
 from utils.sparsity import gamma_values
 from utils.teacher import Teacher
 from utils.training import Plan, Run
-from utils.weights import save_weights
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -13,8 +13,8 @@ from utils.core.errors import UserError
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence
 from utils.masks import Limits
+from utils.network.weights import save_weights
 from utils.pruner import Amount, Pruner
-from utils.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("here")
 BLIND = [name for name, criterion in CRITERIA.items() if not criterion.needs]

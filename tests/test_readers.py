@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from tests.fuzz import QUICK, THOROUGH, always, nearly
 from tests.raw import voc_file, voc_object
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils.cfg import parse_cfg, write_cfg
 from utils.check_files import usable_rows
 from utils.check_read import read_subject
 from utils.converters.base import Options
 from utils.converters.voc import parse_voc
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import write_text
-from utils.darknet import Darknet
 from utils.data_file import read_data, read_names
 from utils.graph import ChannelGraph
 from utils.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
-from utils.memory import check_memory
-from utils.shapes import output_shapes
-from utils.summary import summarise
-from utils.weights import load_weights, save_weights
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
+from utils.network.footprint import check_memory
+from utils.network.shapes import output_shapes
+from utils.network.summary import summarise
+from utils.network.weights import load_weights, save_weights
 
 OTHERS = "[local_avgpool]\nsize=2\nstride=2\n[upsample]\nscale=0.5\n[dropout]\nprobability=.3\n"
 CFGS = (*TOPOLOGIES.values(), NET + OTHERS + head())

@@ -5,10 +5,10 @@ import pytest
 
 from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
 from utils.compact import compact_defs
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, Limits, candidates, global_mask
-from utils.measure import network_size
+from utils.network.cost import network_size
+from utils.network.darknet import Darknet
 from utils.spend import COSTS, removal_order
 
 

@@ -1,4 +1,4 @@
-"""utils.summary and `python models.py`: MACs of every layer against the formula."""
+"""utils.network.summary and `python models.py`: MACs of every layer against the formula."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 
 from models import get_parser, main
 from tests.tiny import DIALECT, TOPOLOGIES
-from utils.cfg import parse_cfg
 from utils.core.errors import UserError
-from utils.darknet import Darknet
-from utils.definitions import Convolutional, Depthwise, SqueezeExcite
-from utils.shapes import input_channels, output_shapes
-from utils.summary import summarise, totals
+from utils.network.cfg import parse_cfg
+from utils.network.darknet import Darknet
+from utils.network.definitions import Convolutional, Depthwise, SqueezeExcite
+from utils.network.shapes import input_channels, output_shapes
+from utils.network.summary import summarise, totals
 
 ROOT = Path(__file__).resolve().parents[1]
 

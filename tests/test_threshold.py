@@ -13,11 +13,11 @@ import export
 import PTQ
 import test as test_script
 from tests.rectangles import cells
-from utils.cfg import write_cfg
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.errors import UserError
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.weights import save_weights
 from utils.onnx_model import OnnxModel
-from utils.weights import save_weights
 
 BRIGHT, DIM = 255, 107  # of red: scores 1 and 0.17, see tests.rectangles
 

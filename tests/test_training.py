@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.checkpoint import Checkpoint
 from utils.core.distributed import ProcessGroupBatchNorm2d, World, parallel
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.darknet import Darknet
 from utils.ema import ModelEma
+from utils.network.checkpoint import Checkpoint
+from utils.network.darknet import Darknet
 from utils.optimizer import Schedule, build_optimizer
 from utils.training import Plan, Run
 

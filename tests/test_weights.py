@@ -1,4 +1,4 @@
-"""utils.weights: the file format byte by byte, and every way in which a file can be wrong."""
+"""utils.network.weights: the file format byte by byte, and every way in which a file can be wrong."""
 
 import contextlib
 import struct
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.core.errors import UserError, noting_remarks
-from utils.darknet import Darknet
-from utils.filekinds import is_checkpoint
-from utils.weights import darknet_tensors, load_weights, save_weights
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.file_kind import is_checkpoint
+from utils.network.weights import darknet_tensors, load_weights, save_weights
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

@@ -2,8 +2,8 @@
 
 import torch
 
-from utils.darknet import Darknet
-from utils.layers import BN_MOMENTUM
+from utils.network.darknet import Darknet
+from utils.network.layers import BN_MOMENTUM
 
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import definitions as c
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
+from utils.network import definitions as c
+from utils.network.darknet import Darknet
 
 
 @dataclass(frozen=True)

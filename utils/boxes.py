@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.batch import ImageInfo
-from utils.decode import to_corners
+from utils.network.decode import to_corners
 
 MAX_CANDIDATES = 30000  # boxes of one picture that NMS looks at
 COORDINATE_LIMIT = 1e4  # pixels; larger coordinates lose batched_nms, which adds offsets to them, the precision it needs

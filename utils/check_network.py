@@ -10,11 +10,11 @@ from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_
 from utils.core.commands import command
 from utils.core.errors import UserError, noting_remarks
 from utils.core.memory import available_memory
-from utils.definitions import Defs
 from utils.loading import load_model
-from utils.memory import check_memory
-from utils.shapes import check_img_size, max_stride, output_shapes
-from utils.weights import broken_tensors
+from utils.network.definitions import Defs
+from utils.network.footprint import check_memory
+from utils.network.shapes import check_img_size, max_stride, output_shapes
+from utils.network.weights import broken_tensors
 
 SAMPLE = 20_000  # boxes that anchors are compared with; more change the third digit at most
 RECALL, MEAN_IOU = 0.98, 0.5  # anchors that reach less can be bettered

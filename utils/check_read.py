@@ -10,13 +10,13 @@ import numpy as np
 
 from utils.check_files import content_hash, survey
 from utils.check_subject import ERROR, WARNING, Finding, Split, Subject, finding_of
-from utils.checkpoint import read_checkpoint
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import read_text
 from utils.core.option_list import split_lines
 from utils.data_file import DataConfig, class_count, data_options, find_file, read_names
-from utils.filekinds import is_checkpoint
 from utils.loading import choose_cfg
+from utils.network.checkpoint import read_checkpoint
+from utils.network.file_kind import is_checkpoint
 
 ANY_CLASS = 1 << 31  # where nobody says how many classes there are, every id passes
 SPLITS = ("train", "valid")

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils.core.errors import UserError
 from utils.data_file import DataConfig
-from utils.definitions import Defs
 from utils.labels import Problems
+from utils.network.definitions import Defs
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import definitions as c
-from utils import layers as l
 from utils.blocks import Block, surviving_layers, without_blocks
 from utils.constants import kernel_shift, layer_constants
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
+from utils.network import definitions as c
+from utils.network import layers as l
+from utils.network.darknet import Darknet
 from utils.origin import note_origin
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import layers as l
 from utils.blocks import Block
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
+from utils.network import layers as l
+from utils.network.darknet import Darknet
 
 Rule = Callable[[nn.Module, list[Tensor]], Tensor]
 

@@ -18,10 +18,10 @@ import torch
 from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import TaylorTerms
 from utils.masks import POLICIES, Limits, candidates, complete
+from utils.network.darknet import Darknet
 from utils.promise import Promise
 from utils.sparsity import gamma_values, penalised_channels
 from utils.spend import COSTS, NOTHING, Cost, removal_order

@@ -19,10 +19,10 @@ from utils.core.errors import UserError
 from utils.core.fields import Fields
 from utils.core.ranges import POSITIVE
 from utils.core.restore import restore_module
-from utils.darknet import Darknet
 from utils.detection.head_loss import HeadLoss
 from utils.distill_links import Link
 from utils.distill_losses import KDSTR, Observed
+from utils.network.darknet import Darknet
 from utils.teacher import Teacher
 
 STRATEGIES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())

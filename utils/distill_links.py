@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import definitions as c
 from utils.core.errors import UserError
 from utils.graph import ChannelGraph
+from utils.network import definitions as c
+from utils.network.shapes import output_shapes
 from utils.origin import origin_of, surviving_ids
-from utils.shapes import output_shapes
 
 COARSE = 8  # stride from which on backbone maps count: heads read no finer ones, and they would cost the most
 

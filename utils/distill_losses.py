@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
-from utils.decode import MAX_EXPONENT, MIN_SHARE
 from utils.loss import LOGIT_EPS, Grid, Matches
+from utils.network.decode import MAX_EXPONENT, MIN_SHARE
 from utils.network.heads import YoloHead
 
 NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a position belongs to it

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from utils.batch import Batch, normalise
 from utils.core.devices import training_dtype
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import Evidence, RawChannels, TaylorTerms
 from utils.least_squares import windows
+from utils.network.darknet import Darknet
 from utils.surgeon import Factors, readers
 
 PLACES = 256  # of each picture that the factors of a convolution are sampled at

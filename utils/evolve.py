@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from utils.checkpoint import read_checkpoint
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.files import make_folder, read_text, write_text
@@ -31,8 +30,9 @@ from utils.core.ranges import SHARE
 from utils.core.tables import write_json
 from utils.data_file import read_data
 from utils.detection.losses import LOSSES
-from utils.filekinds import is_checkpoint
 from utils.loading import choose_cfg
+from utils.network.checkpoint import read_checkpoint
+from utils.network.file_kind import is_checkpoint
 from utils.recipe import rates, settle
 from utils.training import REMEDY, fitness
 

@@ -4,7 +4,7 @@ import argparse
 
 from utils.core.errors import UserError
 from utils.loading import Loaded, sees_gray
-from utils.shapes import check_img_size
+from utils.network.shapes import check_img_size
 
 
 def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Pruning may only take a channel from everything that carries it. Walking the cfg
 array of channel ids; ids that a network ties together are one id. A keep-mask, one bool an id, then says for every layer
 what it reads and what it writes: keep[graph.inputs(i)] and keep[graph.out[i]].
 
-    >>> from utils.cfg import parse_cfg
+    >>> from utils.network.cfg import parse_cfg
     >>> graph = ChannelGraph(parse_cfg('''[net]
     ... [convolutional]
     ... filters=2
@@ -24,9 +24,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils import definitions as c
-from utils.activations import ACROSS_CHANNELS
-from utils.shapes import input_channels, output_shapes
+from utils.network import definitions as c
+from utils.network.activations import ACROSS_CHANNELS
+from utils.network.shapes import input_channels, output_shapes
 
 Ids = np.ndarray  # of int, one a channel
 

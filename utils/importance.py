@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
+from utils.network.darknet import Darknet
 from utils.spend import Worth
 from utils.surgeon import Factors, Surgeon
 

@@ -13,7 +13,6 @@ from utils.batch import normalise
 from utils.core.devices import select_device
 from utils.core.hyp import Hyp
 from utils.core.memory import available_memory
-from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.datasets import create_loader
 from utils.detection.losses import build_loss
@@ -24,7 +23,8 @@ from utils.ground_truth import json_ground_truth
 from utils.importance import Evidence
 from utils.loader import Loader
 from utils.loading import Loaded, sees_gray
-from utils.measure import costs
+from utils.network.cost import costs
+from utils.network.darknet import Darknet
 from utils.pruner import Choice, Pruner
 from utils.recalibrate import recalibrate
 from utils.refit import bytes_per_picture, refit

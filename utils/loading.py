@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cfg import parse_cfg
-from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.core.commands import command
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.data_file import DataConfig
-from utils.definitions import Defs
-from utils.filekinds import is_checkpoint, is_onnx
+from utils.network.cfg import parse_cfg
+from utils.network.checkpoint import Checkpoint, read_checkpoint
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs
+from utils.network.file_kind import is_checkpoint, is_onnx
+from utils.network.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
 
 SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
 

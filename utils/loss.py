@@ -12,8 +12,8 @@ from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_los
 from utils.boxes import paired_iou
 from utils.core.distributed import mean_over_processes
 from utils.core.hyp import Hyp
-from utils.decode import decode_boxes, decode_map, to_corners
 from utils.detection.head_loss import HeadLoss, pixel_boxes
+from utils.network.decode import decode_boxes, decode_map, to_corners
 from utils.network.heads import YoloHead
 
 LOGIT_EPS = 1e-6  # probabilities that a new_coords head gives are kept this far from 0 and 1

@@ -15,14 +15,14 @@ from utils import onnx_check as check
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
 from utils.core.tables import format_table
-from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.datasets import DetectionDataset, create_loader
-from utils.definitions import Convolutional
 from utils.engine import evaluate
 from utils.export_input import input_size, picture_settings
 from utils.ground_truth import json_ground_truth
 from utils.loading import Loaded
+from utils.network.darknet import Darknet
+from utils.network.definitions import Convolutional
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
 from utils.quantized.transform import quantizers, switched

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from utils.augment import FILL, fitted_size
 from utils.boxes import predict_at
-from utils.cfg import parse_cfg
-from utils.checkpoint import Checkpoint, picture_settings
 from utils.core.errors import UserError
 from utils.core.fields import Fields
 from utils.core.ranges import IMG_SIZE
 from utils.data_file import DataConfig
-from utils.filekinds import is_onnx
-from utils.layers import build_layer
 from utils.loading import Loaded, load_model
+from utils.network.cfg import parse_cfg
+from utils.network.checkpoint import Checkpoint, picture_settings
+from utils.network.file_kind import is_onnx
+from utils.network.layers import build_layer
+from utils.network.shapes import check_img_size
+from utils.network.weights import LoadReport, checkpoint_classes
 from utils.pictures import openable
-from utils.shapes import check_img_size
 from utils.threshold import CONF_THRES
-from utils.weights import LoadReport, checkpoint_classes
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -10,11 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils.balance import class_counts, image_weights
-from utils.cfg import parse_cfg
 from utils.check_subject import Subject
 from utils.check_table import quick_warnings
-from utils.checkpoint import Checkpoint
-from utils.class_term import mend_class_term
 from utils.core.commands import command
 from utils.core.devices import training_dtype
 from utils.core.distributed import World
@@ -22,17 +19,20 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.data_file import DataConfig, read_data
 from utils.datasets import create_loader
-from utils.definitions import Defs
 from utils.distill import Distiller
 from utils.ground_truth import GroundTruth, json_ground_truth
 from utils.loading import Loaded, load_model, own_cfg, sees_gray
 from utils.metrics import Evaluation
+from utils.network.cfg import parse_cfg
+from utils.network.checkpoint import Checkpoint
+from utils.network.class_term import mend_class_term
+from utils.network.definitions import Defs
+from utils.network.weights import refuse_broken
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, directed, rates, settle
 from utils.teacher import load_teacher
 from utils.training import Plan, Run
-from utils.weights import refuse_broken
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
 FEW_STEPS = 200  # fewer are too few to fade channels in and to recover from it

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from utils.core.fields import Fields
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 
 PATIENCE = 4  # evaluations in a row below the promise after which what was begun is given up, unless the last one rose
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from utils import definitions as c
 from utils.blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
 from utils.compact import compact_defs, compact_model, mask_model
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence, channel_scores
 from utils.masks import POLICIES, Limits, Mask, candidates, global_mask
-from utils.measure import network_size
+from utils.network import definitions as c
+from utils.network.cost import network_size
+from utils.network.darknet import Darknet
 from utils.spend import Cost, removal_order
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning

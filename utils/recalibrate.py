@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils.batch import Batch, normalise
 from utils.core.errors import UserError
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from utils.cfg import write_cfg
-from utils.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from utils.class_term import CLASS_TERM
 from utils.cli import Parser
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.fields import described
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from utils.network.class_term import CLASS_TERM
 from utils.threshold import CONF_THRES
 from utils.training import Run
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, candidates
+from utils.network.darknet import Darknet
 from utils.promise import Promise
 
 NEAR_ZERO = 1e-2

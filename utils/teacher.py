@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.distill_links import Link, links
 from utils.distill_losses import KDSTR
-from utils.filekinds import is_checkpoint
 from utils.loading import Loaded, load_model
-from utils.shapes import output_shapes
+from utils.network.darknet import Darknet
+from utils.network.file_kind import is_checkpoint
+from utils.network.shapes import output_shapes
 
 FEATURES_ONLY = " and ".join(str(n) for n, strategy in KDSTR.items() if not strategy.outputs)
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import Checkpoint
 from utils.core.distributed import World, parallel
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
-from utils.darknet import Darknet
 from utils.detection.losses import build_loss
 from utils.directed import DirectedSparsity
 from utils.distill import Distiller
 from utils.ema import ModelEma
+from utils.network.checkpoint import Checkpoint
+from utils.network.darknet import Darknet
 from utils.optimizer import Schedule, build_optimizer
 from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch

@@ -14,10 +14,10 @@ from torch import nn
 import convert
 from tests import owners
 from tests.owners import Bottleneck, C2f, Conv, DetectionModel, DistributionDetect, checkpoint, make, save
-from utils.cfg import parse_cfg
-from utils.checkpoint import read_checkpoint
 from utils.core.errors import UserError
 from utils.loading import load_model
+from utils.network.cfg import parse_cfg
+from utils.network.checkpoint import read_checkpoint
 
 LAYOUTS = ("half", "ema", "bare", "resumable", "legacy", "older", "state", "state in model", "state of a wrapper")
 BLOCKS, HEADS = "ultralytics.nn.modules.block.", "ultralytics.nn.modules.head."

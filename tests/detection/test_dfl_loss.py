@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tests.test_loss import softplus
 from tests.tiny import DFL, NET, RESIDUAL, conv, dfl_head
-from utils import definitions as c
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.darknet import Darknet
 from utils.detection.dfl_loss import TaskAlignedLoss, distribution_focal_loss
 from utils.detection.losses import build_loss
 from utils.loss import DetectionLoss
+from utils.network import definitions as c
+from utils.network.darknet import Darknet
 from utils.network.heads import DflHead
 
 HYP = Hyp()

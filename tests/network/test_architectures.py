@@ -13,12 +13,12 @@ from tests.conftest import ROOT
 from tests.test_darknet_networks import calm_heads, equals_opencv
 from tests.test_networks import parameters
 from tests.tiny import randomise
-from utils.cfg import parse_cfg
-from utils.darknet import Darknet
-from utils.definitions import Route, Shortcut
 from utils.network.architectures import ANCHORS, ARCHITECTURES, SCALES, YOLOV5, Found, build
-from utils.shapes import output_shapes
-from utils.weights import save_weights
+from utils.network.cfg import parse_cfg
+from utils.network.darknet import Darknet
+from utils.network.definitions import Route, Shortcut
+from utils.network.shapes import output_shapes
+from utils.network.weights import save_weights
 
 PARAMETERS = {  # reference/ultralytics.md, 80 classes
     "yolov5/yolov5n": 1_872_157,

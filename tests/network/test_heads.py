@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from tests.tiny import DFL, NET, conv, dfl_head, network
-from utils import definitions as c
-from utils.cfg import parse_cfg, write_cfg
 from utils.core.errors import UserError
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
+from utils.network import definitions as c
+from utils.network.cfg import parse_cfg, write_cfg
+from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, YoloHead
-from utils.shapes import output_shapes
-from utils.weights import load_weights, save_weights
+from utils.network.shapes import output_shapes
+from utils.network.weights import load_weights, save_weights
 
 
 def decoded_by_hand(raw: np.ndarray, reg_max: int, stride: int) -> np.ndarray:

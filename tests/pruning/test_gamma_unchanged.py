@@ -7,12 +7,12 @@ import torch
 
 from tests.tiny import TOPOLOGIES
 from utils.blocks import residual_blocks
-from utils.cfg import write_cfg
-from utils.darknet import Darknet
 from utils.graph import ChannelGraph
 from utils.masks import POLICIES, Limits
+from utils.network.cfg import write_cfg
+from utils.network.darknet import Darknet
+from utils.network.weights import save_weights
 from utils.pruner import STRATEGIES, Amount, Pruner
-from utils.weights import save_weights
 
 # SHA-256 of the cfg texts and .weights files, as the program before the other criteria wrote them.
 WRITTEN = {

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.ranges import IMG_SIZE
-from utils.definitions import Convolutional, Defs
 from utils.network.architectures import ARCHITECTURES, SIDE, Found, Module, Network, Scale, build
+from utils.network.definitions import Convolutional, Defs
 from utils.network.foreign import ONLY, Foreign
 from utils.network.pickled import Record, attributes
-from utils.shapes import input_channels, max_stride, output_shapes
-from utils.weights import checkpoint_classes
+from utils.network.shapes import input_channels, max_stride, output_shapes
+from utils.network.weights import checkpoint_classes
 
 STRIDES = (8, 16, 32)  # of the heads, in whose cells anchors are stored
 EPSILON, DARKNETS_EPSILON = 1e-3, 1e-5  # of the batch normalisations: where nothing says otherwise, and here

@@ -7,9 +7,9 @@ from torchvision.ops import complete_box_iou_loss
 
 from utils.core.distributed import mean_over_processes
 from utils.core.hyp import Hyp
-from utils.decode import to_corners
 from utils.detection.head_loss import HeadLoss, pixel_boxes
 from utils.detection.task_aligned import Assignment, TaskAlignedAssigner
+from utils.network.decode import to_corners
 from utils.network.dfl import cell_centres, decode_sides, side_distances
 from utils.network.heads import DflHead
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from utils.cfg import write_cfg
-from utils.definitions import Convolutional, Defs, Dfl, LayerDef, MaxPool, Net, Route, Shortcut, Upsample, Yolo
+from utils.network.cfg import write_cfg
+from utils.network.definitions import Convolutional, Defs, Dfl, LayerDef, MaxPool, Net, Route, Shortcut, Upsample, Yolo
 
 SIDE = 640  # pixels of the input that the published networks are for
 WRITTEN = ("batch_normalize", "filters", "size", "stride", "pad", "padding", "activation")  # also where it is the default

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import definitions as c
-from utils.shapes import Shape
+from utils.network import definitions as c
+from utils.network.shapes import Shape
 
 
 @runtime_checkable

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils import definitions as c
-from utils.decode import decode
+from utils.network import definitions as c
 from utils.network.block import Block
+from utils.network.decode import decode
 from utils.network.dfl import decode_dfl
 
 
@@ -43,7 +43,7 @@ class Head(Block):
 
 class YoloHead(Head):
     """[yolo]: boxes relative to anchors. anchors (anchors, 2): width and height in pixels of the input; scale_x_y and
-    new_coords: see utils.decode.decode_boxes. Values of a prediction: x y w h, objectness, classes."""
+    new_coords: see utils.network.decode.decode_boxes. Values of a prediction: x y w h, objectness, classes."""
 
     def __init__(self, d: c.Yolo) -> None:
         super().__init__(d)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.transform import layer_quantizers, quantizers, switched

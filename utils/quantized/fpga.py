@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import layers as l
 from utils.batch import normalise
 from utils.core.errors import UserError
-from utils.darknet import Darknet
+from utils.network import layers as l
+from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, Head, YoloHead
+from utils.network.shapes import Shape, output_shapes
 from utils.quantized import layers as q
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.integer import Grid, Network, Step
 from utils.quantized.settings import RAW_BITS
 from utils.quantized.transform import SLOPE
-from utils.shapes import Shape, output_shapes
 
 RAW_LIMITS = (-(1 << (RAW_BITS - 1)), (1 << (RAW_BITS - 1)) - 1)  # of the integers that heads read
 SLOPE_BITS = 7  # leaky: SLOPE is a whole number of 2**-7

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.batch import normalise
-from utils.darknet import Darknet
+from utils.network.darknet import Darknet
 from utils.quantized.integer import Network, run
 from utils.quantized.layers import RoundedActivation
 

@@ -16,16 +16,16 @@ from utils.augment import FILL
 from utils.core.errors import UserError
 from utils.core.files import make_folder, output_place
 from utils.core.tables import format_table
-from utils.darknet import Darknet
 from utils.data_file import DataConfig
 from utils.datasets import DetectionDataset, Draw
 from utils.export_input import input_size, picture_settings
 from utils.loading import Loaded
+from utils.network.darknet import Darknet
+from utils.network.shapes import check_img_size
 from utils.quantized import integer_dump as dump
 from utils.quantized.fpga import lower
 from utils.quantized.fpga_check import CPU, Agreement, compare
 from utils.quantized.integer import Network, run
-from utils.shapes import check_img_size
 
 INT32 = 2**31 - 1
 EXACT = 2**24  # up to here float32 holds every whole number

@@ -1,4 +1,4 @@
-"""Quantized layers: the float layers of utils.layers with FakeQuantize where an integer network rounds.
+"""Quantized layers: the float layers of utils.network.layers with FakeQuantize where an integer network rounds.
 
 `transform.quantize` makes them out of float layers in place (as torch's lazy modules change their class), so that names in
 state dicts and references to gammas stay. An output map lies on the grid of the layer's `grid`.
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import layers as l
+from utils.network import layers as l
 from utils.quantized.config import QuantizerConfig
 from utils.quantized.fake_quantize import FakeQuantize, MatrixQuantize
 from utils.quantized.rounding import onto_grid, power_of_two

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from utils import definitions as c
-from utils.activations import ACROSS_CHANNELS
 from utils.core.errors import UserError
-from utils.darknet import Darknet
+from utils.network import definitions as c
+from utils.network.activations import ACROSS_CHANNELS
+from utils.network.darknet import Darknet
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.layers import (
     QUANTIZED,

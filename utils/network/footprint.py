@@ -3,8 +3,8 @@
 import math
 
 from utils.core.errors import UserError
-from utils.definitions import BatchNorm, Convolutional, Defs, Depthwise, LayerDef, SqueezeExcite
-from utils.shapes import Shape, input_channels
+from utils.network.definitions import BatchNorm, Convolutional, Defs, Depthwise, LayerDef, SqueezeExcite
+from utils.network.shapes import Shape, input_channels
 
 BYTES = 4  # of a float32
 ADDRESSABLE = 2**62  # bytes: more than this can't even be counted by PyTorch

@@ -1,7 +1,7 @@
 """A model's tensors: out of Darknet .weights files and .pt checkpoints, and into .weights files.
 
 One ordered walk over a model's tensors (`darknet_tensors`) serves loading and saving. Formats are told apart by
-content (utils.filekinds), never by suffix; what else a checkpoint holds is read by utils.checkpoint.
+content (utils.network.file_kind), never by suffix; what else a checkpoint holds is read by utils.network.checkpoint.
 """
 
 import struct
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
-from utils.class_term import mend_class_term
 from utils.core.errors import UserError, remark
 from utils.core.files import replacing
-from utils.darknet import Darknet
-from utils.definitions import Defs, Head
-from utils.filekinds import first_bytes, is_checkpoint, is_weights
+from utils.network.checkpoint import MOST_SEEN, Checkpoint, read_checkpoint
+from utils.network.class_term import mend_class_term
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs, Head
+from utils.network.file_kind import first_bytes, is_checkpoint, is_weights
 
 VERSION = (0, 2, 5)
 # Names in state dicts that carry no weights: BatchNorm2d's counter, which only a plain average would need, and what FLOP

@@ -21,7 +21,7 @@ from utils.core.errors import UserError
 from utils.core.fields import Fields, is_plain
 from utils.core.files import replacing
 from utils.core.ranges import IMG_SIZE
-from utils.filekinds import is_checkpoint
+from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import Foreign, refused_state
 
 # What torch.load raises for a file that was cut short or written over, depending on where.
@@ -33,10 +33,10 @@ MOST_SEEN = 2**53  # pictures: no training comes near, and there is room to go o
 class Checkpoint:
     """What came with a network's tensors. `path` is for messages.
 
-    tensors: the state dict, under the names of utils.darknet.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
+    tensors: the state dict, under the names of utils.network.darknet.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
     maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for Settings.from_dict.
     seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for Hyp.restored.
-    class_term: whether one class had its class term in training, see utils.class_term. conf_thres: the confidence threshold
+    class_term: whether one class had its class term in training, see utils.network.class_term. conf_thres: the confidence threshold
     that an evaluation of these weights recommends, see utils.threshold.
     finished: whether the run that wrote it is over, None for weights without a run; args: that run's command line;
     run: what --resume needs besides, for Run.restore.
@@ -140,7 +140,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _is_own(state: Any) -> bool:
-    """Whether a state dict's names are those of utils.darknet.Darknet."""
+    """Whether a state dict's names are those of utils.network.darknet.Darknet."""
     return isinstance(state, dict) and any(isinstance(name, str) and "module_list." in name for name in state)
 
 

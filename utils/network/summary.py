@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.darknet import Darknet
-from utils.definitions import Defs
-from utils.measure import layer_macs
-from utils.shapes import Shape, output_shapes
+from utils.network.cost import layer_macs
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs
+from utils.network.shapes import Shape, output_shapes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LayerSummary:
 def summarise(defs: Defs, height: int | None = None, width: int | None = None) -> list[LayerSummary]:
     """Every layer of a network for an input of the given size, or the cfg's own.
 
-    Parameters are the trainable ones; MACs: see utils.measure. The network has no memory ("meta"), so that the largest takes
+    Parameters are the trainable ones; MACs: see utils.network.cost. The network has no memory ("meta"), so that the largest takes
     no longer than the smallest.
     Raises UserError for what can't be built, and for a size that isn't a multiple of the network's stride.
     """

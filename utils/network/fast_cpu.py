@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.definitions import Defs
-from utils.layers import Convolution, MaxPool
 from utils.network.block import Block
-from utils.shapes import output_shapes
+from utils.network.definitions import Defs
+from utils.network.layers import Convolution, MaxPool
+from utils.network.shapes import output_shapes
 
 # Activations that the fused operator applies: module -> (its name there, its constants).
 FUSED: dict[type[nn.Module], Callable[[Any], tuple[str, list[float]]]] = {

@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 import torch
 
-from utils.checkpoint import Checkpoint
-from utils.darknet import Darknet
+from utils.network.checkpoint import Checkpoint
+from utils.network.darknet import Darknet
 
 CLASS_TERM = "class_term"  # field of a checkpoint: True where the class term was trained for one class as for many
 TRAINED_WITH = frozenset({"img_size", "gray", "maxabs", "stretch"})  # settings that train.py alone writes all of

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from utils import definitions as c
-from utils.activations import activation
 from utils.core.errors import UserError
+from utils.network import definitions as c
+from utils.network.activations import activation
 from utils.network.block import Block, Blur
 from utils.network.heads import DflHead, YoloHead
-from utils.shapes import Shape
+from utils.network.shapes import Shape
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.03

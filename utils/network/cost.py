@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from utils.darknet import Darknet
-from utils.definitions import Defs
-from utils.shapes import output_shapes
-from utils.weights import HEADER_BYTES, darknet_tensors
+from utils.network.darknet import Darknet
+from utils.network.definitions import Defs
+from utils.network.shapes import output_shapes
+from utils.network.weights import HEADER_BYTES, darknet_tensors
 
 LATENCY_SECONDS = 0.75
 LATENCY_WARMUP = 1

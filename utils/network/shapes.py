@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 from utils.core.errors import UserError
-from utils.definitions import (
+from utils.network.definitions import (
     AvgPool,
     Convolutional,
     Defs,

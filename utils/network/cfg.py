@@ -1,7 +1,7 @@
 """Darknet .cfg text <-> typed layer definitions; .data and .names files.
 
 The text is checked here, once: kinds, keys' types, references between layers. What depends on the sizes of maps
-(channel counts, strides) is checked by `utils.shapes`.
+(channel counts, strides) is checked by `utils.network.shapes`.
 
     >>> defs = parse_cfg('''
     ... [net]
@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.cfg_values import convert
 from utils.core.errors import UserError, remark
 from utils.core.files import read_text
 from utils.core.option_list import OptionList, lines_of, remark_repeated, split_option
-from utils.definitions import (
+from utils.network.cfg_values import convert
+from utils.network.definitions import (
     SECTIONS,
     Convolutional,
     Defs,

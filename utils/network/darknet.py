@@ -7,17 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from utils.cfg import parse_cfg
 from utils.core.devices import inference_dtype
 from utils.core.errors import UserError
 from utils.core.memory import available_memory
-from utils.cpu_inference import speed_up
-from utils.definitions import Defs
-from utils.layers import Convolution, build_layer
-from utils.memory import ADDRESSABLE, check_memory
 from utils.network.block import Fixable
+from utils.network.cfg import parse_cfg
+from utils.network.definitions import Defs
+from utils.network.fast_cpu import speed_up
+from utils.network.footprint import ADDRESSABLE, check_memory
 from utils.network.heads import Head
-from utils.shapes import check_img_size, input_channels, max_stride, output_shapes
+from utils.network.layers import Convolution, build_layer
+from utils.network.shapes import check_img_size, input_channels, max_stride, output_shapes
 
 
 class Quantization(Protocol):
