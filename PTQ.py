@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.batch import normalise
 from utils.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
-from utils.data_file import read_data
+from utils.data.batch import normalise
+from utils.data.data_file import read_data
 from utils.judge import Judge
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg

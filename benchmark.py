@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.batch import Batch, normalise
 from utils.cli import Parser, add_device_arguments, run
 from utils.core.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.core.tables import format_table, write_json
-from utils.datasets import create_loader
+from utils.data.batch import Batch, normalise
+from utils.data.datasets import create_loader
+from utils.data.pictures import write_picture
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet
-from utils.pictures import write_picture
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
 

@@ -17,7 +17,7 @@ from utils.core.errors import UserError
 from utils.core.ranges import NOT_ALL, PROCESSES
 from utils.core.tables import write_json
 from utils.core.workers import usable_cores
-from utils.data_file import read_names
+from utils.data.data_file import read_names
 
 
 def get_parser() -> ArgumentParser:

@@ -18,10 +18,10 @@ from utils.core.files import make_folder
 from utils.core.plots import plot_gammas
 from utils.core.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.core.tables import format_table, write_json
-from utils.draw import image_grid
+from utils.data.draw import image_grid
+from utils.data.pictures import read_picture, write_picture
 from utils.graph import ChannelGraph
 from utils.loading import load_model
-from utils.pictures import read_picture, write_picture
 from utils.sparsity import gamma_values, penalised_channels
 
 DATA = "data/shapes/shapes.data"

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.augment import letterbox
-from utils.batch import ImageInfo, normalise
 from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 from utils.core.devices import select_device
@@ -28,15 +26,17 @@ from utils.core.files import make_folder, replacing, write_text
 from utils.core.ranges import SHARE, whole
 from utils.core.tables import format_table, write_json
 from utils.core.timing import Stopwatch
-from utils.data_file import read_data, read_names
-from utils.draw import draw_boxes
-from utils.labels import label_path
+from utils.data.augment import letterbox
+from utils.data.batch import ImageInfo, normalise
+from utils.data.data_file import read_data, read_names
+from utils.data.draw import draw_boxes
+from utils.data.labels import label_path
+from utils.data.outputs import plan_outputs
+from utils.data.pictures import write_picture
+from utils.data.sources import Frame, Frames, Item, find_items, open_writer, shown
 from utils.loading import Loaded, sees_gray
 from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
-from utils.outputs import plan_outputs
-from utils.pictures import write_picture
-from utils.sources import Frame, Frames, Item, find_items, open_writer, shown
 from utils.threshold import USUAL, choose_threshold
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves

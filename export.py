@@ -15,7 +15,7 @@ from utils.cli import Parser, add_picture_arguments, run
 from utils.core.errors import UserError
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import write_json
-from utils.data_file import DataConfig, read_data
+from utils.data.data_file import DataConfig, read_data
 from utils.loading import Loaded, load_model
 from utils.threshold import USUAL
 

@@ -22,8 +22,8 @@ from utils.core.files import output_place, read_text, write_text
 from utils.core.option_list import split_lines
 from utils.core.ranges import IMG_SIZE, SEED
 from utils.core.tables import format_table, write_json
-from utils.data_file import DataConfig, read_data
-from utils.datasets import scan
+from utils.data.data_file import DataConfig, read_data
+from utils.data.datasets import scan
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Defs, Yolo
 from utils.network.shapes import check_img_size, max_stride, output_shapes

@@ -19,8 +19,8 @@ from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
-from utils.data_file import DataConfig, read_data
-from utils.datasets import DetectionDataset, create_loader
+from utils.data.data_file import DataConfig, read_data
+from utils.data.datasets import DetectionDataset, create_loader
 from utils.engine import evaluate
 from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.loading import Loaded, sees_gray

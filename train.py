@@ -19,7 +19,7 @@ from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
-from utils.datasets import CACHE_ROOM
+from utils.data.datasets import CACHE_ROOM
 from utils.distill import add_distillation_arguments, check_distillation_arguments
 from utils.engine import evaluate
 from utils.evolve import check_evolution, evolve

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from utils import augment
-from utils.augment import (
+from utils.core.hyp import Hyp
+from utils.data import augment
+from utils.data.augment import (
     affine,
     colour_to_rgb,
     draw,
@@ -14,7 +15,6 @@ from utils.augment import (
     translation,
     warp_labels,
 )
-from utils.core.hyp import Hyp
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0)
 WHOLE = np.array([[0, 0.5, 0.5, 1, 1]], np.float32)

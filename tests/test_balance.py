@@ -1,9 +1,9 @@
-"""utils.balance: how often pictures of rare classes are drawn, and what their boxes weigh."""
+"""utils.data.class_balance: how often pictures of rare classes are drawn, and what their boxes weigh."""
 
 import numpy as np
 import pytest
 
-from utils.balance import class_counts, class_loss_weights, class_needs, image_weights, weighted_order
+from utils.data.class_balance import class_counts, class_loss_weights, class_needs, image_weights, weighted_order
 
 
 def boxes(*classes: int) -> np.ndarray:

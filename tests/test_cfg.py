@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny import NET, TOPOLOGIES, conv, head
 from utils.core.errors import UserError
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Route, Yolo
 from utils.network.shapes import max_stride, output_shapes

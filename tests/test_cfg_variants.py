@@ -9,7 +9,7 @@ import pytest
 
 from cfg import make_variants
 from cfg.make_variants import ROOT, VARIANTS, write_variant
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.network.cfg import parse_cfg
 from utils.network.shapes import output_shapes
 

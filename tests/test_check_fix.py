@@ -8,7 +8,7 @@ from tests.planted import FAULTS, TRAIN
 from utils import check_fix
 from utils.converters.write import place_image
 from utils.core.errors import UserError
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 
 MENDABLE = [
     "a listed picture that isn't there", "a picture cut short", "a picture that is none", "a picture without label file",

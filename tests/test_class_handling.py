@@ -11,10 +11,10 @@ import torch
 
 import make_cfg
 from tests.test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
-from utils.balance import image_weights
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets import create_loader
+from utils.data.class_balance import image_weights
+from utils.data.datasets import create_loader
 from utils.loss import DetectionLoss
 from utils.network.checkpoint import load_checkpoint
 
@@ -288,7 +288,7 @@ def test_the_quick_checks_are_quick(here, capsys, monkeypatch):  # noqa: F811
     """They read no file: the pictures may be gone by then."""
     from utils.check_subject import Subject
     from utils.check_table import quick_warnings
-    from utils.data_file import read_data
+    from utils.data.data_file import read_data
     from utils.network.cfg import parse_cfg
 
     image = np.zeros((20, 900, 3), np.uint8)

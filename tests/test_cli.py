@@ -13,7 +13,7 @@ from utils.cli import Parser, run
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.tables import format_table, write_json
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.loading import load_model
 from utils.network.checkpoint import save_checkpoint
 from utils.network.weights import save_weights

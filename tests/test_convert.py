@@ -16,9 +16,9 @@ from utils.converters import look
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
 from utils.core.errors import UserError
-from utils.data_file import read_data
-from utils.datasets import scan
-from utils.labels import CLIPPED, DUPLICATE, NO_AREA
+from utils.data.data_file import read_data
+from utils.data.datasets import scan
+from utils.data.labels import CLIPPED, DUPLICATE, NO_AREA
 
 ROOT = Path(__file__).resolve().parents[1]
 BOX = voc_object("x", 10, 10, 60, 50)

@@ -1,13 +1,13 @@
-"""utils.jsonstream against json.loads."""
+"""utils.data.json_stream against json.loads."""
 
 import io
 import json
 
 import pytest
 
-from utils import jsonstream
 from utils.core.errors import UserError
-from utils.jsonstream import JsonStream
+from utils.data import json_stream as jsonstream
+from utils.data.json_stream import JsonStream
 
 DOCUMENTS = {
     "list": [{"name": "a", "labels": None}, [], 5, -1.5e10, 'ü\n"]', True, {}],

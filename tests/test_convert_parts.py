@@ -19,7 +19,7 @@ from utils.converters.write import Item, target_names
 from utils.core import workers as crew
 from utils.core.errors import UserError
 from utils.core.workers import Crew
-from utils.data_file import read_data, read_names
+from utils.data.data_file import read_data, read_names
 
 ROOT = Path(__file__).resolve().parents[1]
 

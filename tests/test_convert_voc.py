@@ -7,7 +7,7 @@ from utils.converters.base import SWAPPED, Options
 from utils.converters.look import look
 from utils.converters.voc import parse_voc, read_dior, read_voc
 from utils.core.errors import UserError
-from utils.labels import NO_AREA
+from utils.data.labels import NO_AREA
 
 BOX = voc_object("x", 1, 1, 9, 9)
 

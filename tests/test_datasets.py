@@ -1,4 +1,4 @@
-"""utils.datasets and utils.labels: what is read, mended and refused, and which samples come when."""
+"""utils.data.datasets and utils.data.labels: what is read, mended and refused, and which samples come when."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from detect import label_lines
-from utils.augment import letterbox
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.datasets import BatchPlan, DetectionDataset, create_loader, rect_size, scan
-from utils.labels import CLIPPED, CONFIDENCE, DUPLICATE, NO_AREA, POLYGON, Problems, image_paths, label_path, parse_labels
+from utils.data.augment import letterbox
+from utils.data.datasets import BatchPlan, DetectionDataset, create_loader, rect_size, scan
+from utils.data.labels import CLIPPED, CONFIDENCE, DUPLICATE, NO_AREA, POLYGON, Problems, image_paths, label_path, parse_labels
 
 STILL = Hyp(degrees=0, translate=0, scale=0, shear=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, flipud=0, mosaic=0)
 
@@ -288,7 +288,7 @@ def test_cache_changes_nothing_but_the_reading(tmp_path):
 
 def test_cache_that_does_not_fit(tmp_path, monkeypatch, capfd):
     source = make_set(tmp_path, [(8, 8)])
-    monkeypatch.setattr("utils.datasets.available_memory", lambda: 10_000)
+    monkeypatch.setattr("utils.data.datasets.available_memory", lambda: 10_000)
     assert loader(source, cache_images=True).dataset.cache is None
     assert "--cache-images: 0.0 GiB needed, 0.0 GiB free; reading from disk instead" in capfd.readouterr().err
 
@@ -298,7 +298,7 @@ def test_how_much_memory_pictures_may_take(asked, limit, tmp_path, monkeypatch, 
     """Two of 64 x 64 pixels, in two processes, each of which keeps them."""
     source, needed = make_set(tmp_path, [(64, 64), (64, 64)]), 2 * 64 * 64 * 3
     for free, fits in ((2 * needed / limit + 2, True), (2 * needed / limit - 2, False)):
-        monkeypatch.setattr("utils.datasets.available_memory", lambda free=free: free)
+        monkeypatch.setattr("utils.data.datasets.available_memory", lambda free=free: free)
         found = loader(source, cache_images=asked, rank=0, world_size=2).dataset.cache
         assert (found is not None) is fits
     assert ("reading from disk" in capfd.readouterr().err) is bool(asked)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.draw import class_colour, draw_boxes, image_grid
+from utils.data.draw import class_colour, draw_boxes, image_grid
 
 NAMES = ["cat", "a rather long name"]
 

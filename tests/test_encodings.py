@@ -9,7 +9,7 @@ import pytest
 from utils.core.encodings import likely_encoding
 from utils.core.errors import UserError
 from utils.core.files import read_text
-from utils.data_file import read_data, read_names
+from utils.data.data_file import read_data, read_names
 from utils.network.cfg import parse_cfg
 
 TEXT = "行人\nFußgänger\n\nпешеход\n"  # noqa: RUF001

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 import test as script
 from tests.rectangles import GREEN, RED, write_rectangles
-from utils.batch import normalise
 from utils.cli import run
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.timing import Stopwatch
-from utils.datasets import create_loader
+from utils.data.batch import normalise
+from utils.data.datasets import create_loader
 from utils.engine import evaluate
 from utils.loss import DetectionLoss
 

@@ -1,4 +1,4 @@
-"""utils.fonts: names in any alphabet are drawn where a font has their letters, and numbered where none has."""
+"""utils.data.fonts: names in any alphabet are drawn where a font has their letters, and numbered where none has."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from matplotlib import font_manager
 from PIL import Image
 
 from tests.raw import convert, make_voc, voc_object
-from utils import fonts
 from utils.converters.picture import draw_report
 from utils.core.errors import Remark
-from utils.draw import class_colour, draw_boxes
+from utils.data import fonts
+from utils.data.draw import class_colour, draw_boxes
 
 WALKER = "行人"
 BOX = np.array([[20, 60, 180, 180, 0.87, 0]])

@@ -11,8 +11,8 @@ import torch
 
 import export
 from tests.tiny import NET, TOPOLOGIES, conv, head, network, randomise
-from utils.batch import normalise
 from utils.core.errors import UserError
+from utils.data.batch import normalise
 from utils.network import definitions as c
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint

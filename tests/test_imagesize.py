@@ -1,4 +1,4 @@
-"""utils.imagesize against what OpenCV reads: formats, orientations, and where files keep them."""
+"""utils.data.image_size against what OpenCV reads: formats, orientations, and where files keep them."""
 
 import contextlib
 import io
@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import imagesize
-from utils.imagesize import NO_END, image_size, measure
-from utils.pictures import read_picture
+from utils.data import image_size as imagesize
+from utils.data.image_size import NO_END, image_size, measure
+from utils.data.pictures import read_picture
 
 HEIGHT, WIDTH = 33, 57
 XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.tiny import RESIDUAL, TOPOLOGIES, network
-from utils.batch import Batch
 from utils.core.hyp import Hyp
+from utils.data.batch import Batch
 from utils.evidence import gather
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms

@@ -1,4 +1,4 @@
-"""utils.labels: where labels are, as the two Darknets look for them."""
+"""utils.data.labels: where labels are, as the two Darknets look for them."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import check
-from utils.datasets import scan
-from utils.labels import TWO_PLACES, label_folders, label_path, label_places, read_labels
-from utils.pictures import write_picture
+from utils.data.datasets import scan
+from utils.data.labels import TWO_PLACES, label_folders, label_path, label_places, read_labels
+from utils.data.pictures import write_picture
 
 LAYOUTS = {  # picture -> labels: facts of Darknet's replace_image_to_label and fill_truth_detection
     "images/x.jpg": "labels/x.txt",

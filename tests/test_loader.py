@@ -1,4 +1,4 @@
-"""utils.loader and utils.batch: batches from other processes, with and without room in shared memory."""
+"""utils.data.loader and utils.data.batch: batches from other processes, with and without room in shared memory."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from utils.batch import Batch, ImageInfo
 from utils.cli import Parser
 from utils.cli import run as run_script
 from utils.core.errors import UserError
-from utils.datasets import create_loader
-from utils.loader import Loader
+from utils.data.batch import Batch, ImageInfo
+from utils.data.datasets import create_loader
+from utils.data.loader import Loader
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data import make_shapes
-from utils.data_file import read_data
-from utils.datasets import scan
+from utils.data.data_file import read_data
+from utils.data.datasets import scan
 
 
 def make(out: Path, **options) -> Path:

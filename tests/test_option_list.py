@@ -12,7 +12,7 @@ from tests.tiny import NET, conv, head
 from utils.check_read import read_subject
 from utils.check_subject import WARNING
 from utils.core.errors import Remark, UserError, noting_remarks, remark
-from utils.data_file import read_data, read_names
+from utils.data.data_file import read_data, read_names
 from utils.network.cfg import parse_cfg, write_cfg
 
 TWICE = NET + "width=32\n" + conv(8, stride=2) + "filters=4\nfilters=8\n" + head()

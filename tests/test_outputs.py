@@ -1,4 +1,4 @@
-"""utils.outputs: no two results are one file, whatever the pictures and videos are called."""
+"""utils.data.outputs: no two results are one file, whatever the pictures and videos are called."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.core.errors import Remark, UserError
-from utils.outputs import plan_outputs
-from utils.sources import Item
+from utils.data.outputs import plan_outputs
+from utils.data.sources import Item
 
 pytestmark = pytest.mark.filterwarnings("ignore::utils.core.errors.Remark")
 

@@ -1,4 +1,4 @@
-"""utils.pictures: what is read and written under any name, and 16-bit pictures that hold fewer bits."""
+"""utils.data.pictures: what is read and written under any name, and 16-bit pictures that hold fewer bits."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ import check
 from tests.test_imagesize import picture as drawn
 from tests.test_imagesize import pillow
 from utils.core.errors import UserError
-from utils.imagesize import measure
-from utils.labels import Problems, image_paths
-from utils.pictures import FEWER_BITS, decode, openable, read_picture, write_picture
-from utils.sources import Frames, find_items, open_writer
+from utils.data.image_size import measure
+from utils.data.labels import Problems, image_paths
+from utils.data.pictures import FEWER_BITS, decode, openable, read_picture, write_picture
+from utils.data.sources import Frames, find_items, open_writer
 
 NAMES = ["红".encode("gbk"), "é".encode("latin-1"), "红".encode(), b"a b", b"\xff\xfe"]
 

@@ -19,9 +19,9 @@ from utils.converters.base import Options
 from utils.converters.voc import parse_voc
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import write_text
-from utils.data_file import read_data, read_names
+from utils.data.data_file import read_data, read_names
+from utils.data.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
 from utils.graph import ChannelGraph
-from utils.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.footprint import check_memory

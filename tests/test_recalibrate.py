@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.tiny import RESIDUAL, network
-from utils.batch import Batch
 from utils.core.errors import UserError
+from utils.data.batch import Batch
 from utils.recalibrate import recalibrate
 
 

@@ -5,7 +5,7 @@ import pytest
 import train
 from tests.test_train import BASE, here, train_with  # noqa: F401
 from utils.core.hyp import Hyp
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.recipe import FEW, Course, Recipe, describe_finetuning, finetuning_epochs, settle
 
 

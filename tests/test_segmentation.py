@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask
 
-from utils.segmentation import box_around
+from utils.data.segmentation import box_around
 
 
 @pytest.mark.parametrize("seed", range(20))

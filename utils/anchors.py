@@ -30,7 +30,7 @@ def label_sizes(
     """(n, 2) width and height, in pixels of the network's input, of every labelled box.
 
     labels: (boxes, 5) class, cx, cy, w, h a picture, normalised; shapes: (pictures, 2) height, width; as
-    utils.datasets.scan gives them. img_size: (height, width) of the input, into which pictures are letterboxed (scaled by
+    utils.data.datasets.scan gives them. img_size: (height, width) of the input, into which pictures are letterboxed (scaled by
     one factor) or stretched.
     """
     scales = np.array(img_size) / shapes

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.batch import ImageInfo
+from utils.data.batch import ImageInfo
 from utils.network.decode import to_corners
 
 MAX_CANDIDATES = 30000  # boxes of one picture that NMS looks at

@@ -11,9 +11,9 @@ from utils.check_files import KINDS, NO_ROW, usable_rows
 from utils.check_read import ANY_CLASS
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.core.errors import UserError
+from utils.data.labels import CLIPPED, label_path
+from utils.data.picture_kinds import is_beside
 from utils.ground_truth import json_ground_truth
-from utils.labels import CLIPPED, label_path
-from utils.picturekinds import is_beside
 
 SMALLEST, LARGEST = 32, 16384  # pixels: sides of a picture that is neither an icon nor a scan of a wall
 LONGEST = 10.0  # times as long as it is wide

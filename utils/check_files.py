@@ -2,7 +2,7 @@
 
     list or folder -> paths -> Crew: look(path) -> Split
 
-Unlike utils.datasets.scan, which stops at the first row that training can't use, this goes on and counts.
+Unlike utils.data.datasets.scan, which stops at the first row that training can't use, this goes on and counts.
 """
 
 import functools
@@ -17,8 +17,8 @@ import numpy as np
 from utils.check_subject import ERROR, NOTE, WARNING, Split
 from utils.core.errors import UserError
 from utils.core.workers import Crew
-from utils.imagesize import CUT_SHORT, NO_END, measure
-from utils.labels import (
+from utils.data.image_size import CUT_SHORT, NO_END, measure
+from utils.data.labels import (
     CLIPPED,
     CONFIDENCE,
     DUPLICATE,
@@ -36,7 +36,7 @@ from utils.labels import (
     open_labels,
     parse_labels,
 )
-from utils.pictures import FEWER_BITS, libraries_silenced, read_picture
+from utils.data.pictures import FEWER_BITS, libraries_silenced, read_picture
 
 CUT = "pictures cut short"
 CORRUPT = "pictures that cannot be read"
@@ -188,7 +188,7 @@ def _boxes(path: str, shape: tuple[int, int], classes: int, problems: list[tuple
 
 
 def usable_rows(text: str, name: str, shape: tuple[int, int], classes: int) -> tuple[np.ndarray, list[Finding]]:
-    """((n, 5) boxes as utils.labels.parse_labels gives them, what was found in which line), whatever the text holds.
+    """((n, 5) boxes as utils.data.labels.parse_labels gives them, what was found in which line), whatever the text holds.
 
     Rows in pixels are divided by the picture's `shape` (height, width); rows that mean nothing are left out.
     """

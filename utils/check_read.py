@@ -13,7 +13,7 @@ from utils.check_subject import ERROR, WARNING, Finding, Split, Subject, finding
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import read_text
 from utils.core.option_list import split_lines
-from utils.data_file import DataConfig, class_count, data_options, find_file, read_names
+from utils.data.data_file import DataConfig, class_count, data_options, find_file, read_names
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint

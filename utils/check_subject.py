@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.data_file import DataConfig
-from utils.labels import Problems
+from utils.data.data_file import DataConfig
+from utils.data.labels import Problems
 from utils.network.definitions import Defs
 
 ERROR, WARNING, NOTE = "error", "warning", "note"

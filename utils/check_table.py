@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from utils import check_data, check_network
 from utils.check_read import same_path
 from utils.check_subject import NOTE, SEVERITIES, CheckFunction, Finding, Split, Subject
-from utils.datasets import DetectionDataset
+from utils.data.datasets import DetectionDataset
 
 HEADER = ("severity", "count", "finding", "first", "what to do")
 WRAP = 44  # characters of a line of the column `finding`

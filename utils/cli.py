@@ -12,7 +12,7 @@ from utils.core.devices import PRECISIONS, reuse_memory
 from utils.core.errors import Remark, UserError, one_line
 from utils.core.files import check_writable
 from utils.core.ranges import IMG_SIZE, Range
-from utils.loader import explained_ends
+from utils.data.loader import explained_ends
 
 
 class Arguments(argparse.Namespace):

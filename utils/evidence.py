@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.batch import Batch, normalise
 from utils.core.devices import training_dtype
+from utils.data.batch import Batch, normalise
 from utils.graph import ChannelGraph
 from utils.importance import Evidence, RawChannels, TaylorTerms
 from utils.least_squares import windows

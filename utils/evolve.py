@@ -28,7 +28,7 @@ from utils.core.files import make_folder, read_text, write_text
 from utils.core.hyp import LIMITS, Hyp
 from utils.core.ranges import SHARE
 from utils.core.tables import write_json
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.detection.losses import LOSSES
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint

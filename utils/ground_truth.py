@@ -17,12 +17,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from utils.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, read_coco_file
-from utils.coco_match import classes_of, pictures_of
 from utils.core.errors import UserError
-from utils.data_file import DataConfig, find_file
-from utils.labels import NO_AREA, Problems
-from utils.stated import Size, size_of_pixels
+from utils.data.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, read_coco_file
+from utils.data.coco_match import classes_of, pictures_of
+from utils.data.data_file import DataConfig, find_file
+from utils.data.labels import NO_AREA, Problems
+from utils.data.stated_sizes import Size, size_of_pixels
 
 DISAGREE = 0.1  # share of the boxes by which labels and json may differ without a word: crowds, repeated boxes
 

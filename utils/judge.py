@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from utils.batch import normalise
 from utils.core.devices import select_device
 from utils.core.hyp import Hyp
 from utils.core.memory import available_memory
-from utils.data_file import DataConfig
-from utils.datasets import create_loader
+from utils.data.batch import normalise
+from utils.data.data_file import DataConfig
+from utils.data.datasets import create_loader
+from utils.data.loader import Loader
 from utils.detection.losses import build_loss
 from utils.engine import evaluate
 from utils.evidence import BATCH as EVIDENCE_BATCH
 from utils.evidence import gather
 from utils.ground_truth import json_ground_truth
 from utils.importance import Evidence
-from utils.loader import Loader
 from utils.loading import Loaded, sees_gray
 from utils.network.cost import costs
 from utils.network.darknet import Darknet

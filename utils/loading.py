@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.core.commands import command
 from utils.core.errors import UserError
-from utils.data_file import DataConfig
+from utils.data.data_file import DataConfig
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint
 from utils.network.darknet import Darknet

@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from utils.batch import normalise
 from utils.boxes import nms
-from utils.datasets import DetectionDataset, Draw
+from utils.data.batch import normalise
+from utils.data.datasets import DetectionDataset, Draw
 from utils.onnx_export import Plan
 from utils.onnx_model import open_session
 

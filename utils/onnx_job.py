@@ -15,8 +15,8 @@ from utils import onnx_check as check
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
 from utils.core.tables import format_table
-from utils.data_file import DataConfig
-from utils.datasets import DetectionDataset, create_loader
+from utils.data.data_file import DataConfig
+from utils.data.datasets import DetectionDataset, create_loader
 from utils.engine import evaluate
 from utils.export_input import input_size, picture_settings
 from utils.ground_truth import json_ground_truth

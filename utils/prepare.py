@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.balance import class_counts, image_weights
 from utils.check_subject import Subject
 from utils.check_table import quick_warnings
 from utils.core.commands import command
@@ -17,8 +16,9 @@ from utils.core.devices import training_dtype
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.data_file import DataConfig, read_data
-from utils.datasets import create_loader
+from utils.data.class_balance import class_counts, image_weights
+from utils.data.data_file import DataConfig, read_data
+from utils.data.datasets import create_loader
 from utils.distill import Distiller
 from utils.ground_truth import GroundTruth, json_ground_truth
 from utils.loading import Loaded, load_model, own_cfg, sees_gray

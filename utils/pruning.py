@@ -14,7 +14,7 @@ from utils.core.files import make_folder, write_text
 from utils.core.plots import plot_channels, plot_sweep
 from utils.core.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
-from utils.data_file import read_data
+from utils.data.data_file import read_data
 from utils.judge import Judge
 from utils.loading import load_model
 from utils.masks import POLICIES, Limits

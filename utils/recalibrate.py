@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.batch import Batch, normalise
 from utils.core.errors import UserError
+from utils.data.batch import Batch, normalise
 from utils.network.darknet import Darknet
 
 

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from utils.core.hyp import GENTLE, LONG, Hyp, preset
-from utils.data_file import DataConfig
-from utils.labels import Problems, image_paths
+from utils.data.data_file import DataConfig
+from utils.data.labels import Problems, image_paths
 
 EPOCHS = range(20, 101)  # of a finetuning that nobody is waiting for
 FEW = 3000  # pictures; measured were 100 and 292, and SGD's defaults are those of sets like COCO's 118,000

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.batch import Batch, normalise
 from utils.core.distributed import mean_over_processes
 from utils.core.errors import UserError
+from utils.data.batch import Batch, normalise
 from utils.training import REMEDY, Run
 
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
@@ -38,7 +38,7 @@ class EpochFigures:
 
 
 def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
-    """Train `run` on every batch of `loader` (training, see utils.datasets.create_loader) once; counts run.epoch up.
+    """Train `run` on every batch of `loader` (training, see utils.data.datasets.create_loader) once; counts run.epoch up.
 
     Gradients are accumulated over run.accumulate batches; the epoch's last step takes the batches that are left, so that
     nothing is carried over into the next epoch. Raises UserError naming epoch and step when a loss is not finite.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.data_file import read_names
-from utils.labels import Problems
+from utils.data.data_file import read_names
+from utils.data.labels import Problems
 
 SWAPPED = "boxes whose corners are in the wrong order, put right"
 TRAIN, VALID, TEST = "train", "valid", "test"

@@ -9,7 +9,7 @@ from typing import Any
 from utils.converters.base import Annotations, Entry, Found, Options, published_names
 from utils.converters.tree import Pictures, Tree, nearest, note_unused, stem_of
 from utils.core.errors import UserError
-from utils.jsonstream import JsonStream
+from utils.data.json_stream import JsonStream
 
 NAME = "bdd100k"
 RENAMED = {"pedestrian": "person", "bicycle": "bike", "motorcycle": "motor"}  # in the release of 2020

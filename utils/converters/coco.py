@@ -1,14 +1,14 @@
-"""COCO's instances_*.json (see utils.coco)."""
+"""COCO's instances_*.json (see utils.data.coco)."""
 
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.coco import CROWD, OBJECT, CocoFile, CocoImage, Key, read_coco_file
 from utils.converters.base import Annotations, Entry, Found, Options
 from utils.converters.tree import Pictures, Tree, nearest, note_unused
 from utils.core.errors import UserError
+from utils.data.coco import CROWD, OBJECT, CocoFile, CocoImage, Key, read_coco_file
 
 _RELEASE = re.compile(r"(?:train|val|test)(20\d\d)")
 

@@ -10,9 +10,9 @@ import numpy as np
 from utils.converters.base import Entry, Found, Options, published_names
 from utils.converters.formats import FORMATS
 from utils.core.errors import UserError
-from utils.imagesize import measure
-from utils.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
-from utils.stated import size_of_pixels, sizes_differ
+from utils.data.image_size import measure
+from utils.data.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
+from utils.data.stated_sizes import size_of_pixels, sizes_differ
 
 OUTSIDE = "boxes outside the picture, left out"
 UNREADABLE = "pictures that cannot be read, left out"

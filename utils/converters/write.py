@@ -19,7 +19,7 @@ from utils.converters.tree import merge_repeated, stem_of
 from utils.core.errors import UserError
 from utils.core.files import make_folder, replacing, write_text
 from utils.core.workers import Crew
-from utils.labels import Problems
+from utils.data.labels import Problems
 
 _LEFTOVER = re.compile(r"^\..*\.tmp(\.\w+)?$")  # utils.core.files.replacing's, of a process that was killed
 

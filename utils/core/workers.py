@@ -43,7 +43,7 @@ class Crew:
     def each(self, work: Callable[[Job], Result], jobs: Sequence[Job], title: str) -> Iterator[Result]:
         """The results of `work` in the order of `jobs`, with a progress bar."""
         if self.workers > 1 and len(jobs) > _FEW and self.pool is None:
-            # as in utils.datasets: fork where it is safe, since it starts at once
+            # as in utils.data.datasets: fork where it is safe, since it starts at once
             context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
             self.pool = ProcessPoolExecutor(self.workers, context, _start)
         results = self.pool.map(work, jobs, chunksize=_CHUNK) if self.pool else map(work, jobs)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.balance import class_loss_weights
 from utils.core.hyp import Hyp
+from utils.data.class_balance import class_loss_weights
 from utils.network.heads import Head
 
 
@@ -28,7 +28,7 @@ class HeadLoss:
         self.class_weights: Tensor | None = None
 
     def weigh_classes(self, counts: np.ndarray) -> None:
-        """Tell how many boxes each class has (see utils.balance.class_loss_weights)."""
+        """Tell how many boxes each class has (see utils.data.class_balance.class_loss_weights)."""
         if self.hyp.cls_weights:
             self.class_weights = torch.from_numpy(class_loss_weights(counts, self.hyp.cls_weights)).float()
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.batch import normalise
 from utils.core.errors import UserError
+from utils.data.batch import normalise
 from utils.network import layers as l
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, Head, YoloHead

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.batch import normalise
+from utils.data.batch import normalise
 from utils.network.darknet import Darknet
 from utils.quantized.integer import Network, run
 from utils.quantized.layers import RoundedActivation

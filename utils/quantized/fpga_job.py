@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.augment import FILL
 from utils.core.errors import UserError
 from utils.core.files import make_folder, output_place
 from utils.core.tables import format_table
-from utils.data_file import DataConfig
-from utils.datasets import DetectionDataset, Draw
+from utils.data.augment import FILL
+from utils.data.data_file import DataConfig
+from utils.data.datasets import DetectionDataset, Draw
 from utils.export_input import input_size, picture_settings
 from utils.loading import Loaded
 from utils.network.darknet import Darknet

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from utils.fonts import font_of, legible
+from utils.data.fonts import font_of, legible
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TEXT_HEIGHT = 22  # pixels of the font's tallest letters at scale 1

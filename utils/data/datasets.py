@@ -22,17 +22,17 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
-from utils import augment
-from utils.augment import Picture, fitted_size, letterbox
-from utils.balance import weighted_order
-from utils.batch import ImageInfo, Sample, Size
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.memory import available_memory
-from utils.imagesize import measure
-from utils.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
-from utils.loader import Loader
-from utils.pictures import read_picture
+from utils.data import augment
+from utils.data.augment import Picture, fitted_size, letterbox
+from utils.data.batch import ImageInfo, Sample, Size
+from utils.data.class_balance import weighted_order
+from utils.data.image_size import measure
+from utils.data.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
+from utils.data.loader import Loader
+from utils.data.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
 # The share of the free memory that decoded pictures may take, of all processes together: where nobody asked, and where
@@ -68,7 +68,7 @@ def scan(source: str | Path, classes: int) -> Scan:
     """Look through a list or folder of images once: their headers and their label files.
 
     Corrupt and missing images are left out and noted in `problems`, as are boxes that had to be clipped or dropped.
-    Raises UserError for labels that cannot be used (see utils.labels) and when there is no box in the whole set.
+    Raises UserError for labels that cannot be used (see utils.data.labels) and when there is no box in the whole set.
     """
     result = Scan([], [], np.zeros((0, 2), np.int64), Problems())
     paths = image_paths(source, result.problems)

@@ -4,10 +4,10 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from utils.coco import CocoFile, Key
 from utils.core.errors import UserError
-from utils.filenames import folded, path_parts, shared_parts
-from utils.stated import sizes_differ
+from utils.data.coco import CocoFile, Key
+from utils.data.file_names import folded, path_parts, shared_parts
+from utils.data.stated_sizes import sizes_differ
 
 
 def pictures_of(file: CocoFile, paths: Sequence[str]) -> list[list[Key]]:

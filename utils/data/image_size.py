@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-from utils import jpeg
-from utils.pictures import JPEG_END, JPEG_START, decode
+from utils.data import jpeg
+from utils.data.pictures import JPEG_END, JPEG_START, decode
 
 CUT_SHORT = "cut short"
 NO_END = "JPEG without end mark, otherwise whole"
@@ -25,7 +25,7 @@ _MOST = 1 << 30  # pixels that OpenCV decodes, unless told otherwise
 
 class Measured(NamedTuple):
     """What cv2.imread would return has `height` and `width` pixels; remark: how the file had to be understood, if worth a
-    word (NO_END, or of utils.pictures.FEWER_BITS)."""
+    word (NO_END, or of utils.data.pictures.FEWER_BITS)."""
 
     height: int
     width: int

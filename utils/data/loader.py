@@ -12,8 +12,8 @@ import cv2
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.batch import Batch, collate
 from utils.core.errors import UserError
+from utils.data.batch import Batch, collate
 
 SHARED_MEMORY = ("/dev/shm holds less than the batches of --workers {workers}, which come through pipes instead, more slowly; "
                  "a larger one (docker run --shm-size=1g) or fewer workers help")  # fmt: skip

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from utils.core.errors import UserError
-from utils.jsonstream import JsonStream
-from utils.labels import Problems
-from utils.segmentation import Box, box_around
-from utils.stated import sizes_differ
+from utils.data.json_stream import JsonStream
+from utils.data.labels import Problems
+from utils.data.segmentation import Box, box_around
+from utils.data.stated_sizes import sizes_differ
 
 Key = int | str
 OBJECT, CROWD, IGNORED = range(3)  # kinds of annotations
