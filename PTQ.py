@@ -22,6 +22,7 @@ from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.batch import normalise
 from utils.data.data_file import read_data
+from utils.detection.threshold import CONF_THRES, threshold_line
 from utils.judge import Judge
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg
@@ -32,7 +33,6 @@ from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
-from utils.threshold import CONF_THRES, threshold_line
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # pictures on which raw maps are compared

@@ -15,6 +15,7 @@ from utils.cli import Parser, run
 from utils.converters.ultralytics import convert
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing, write_text
+from utils.detection.threshold import CONF_THRES
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import Checkpoint, save_checkpoint
@@ -24,7 +25,6 @@ from utils.network.definitions import is_darknets
 from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import Foreign, convertible
 from utils.network.weights import LoadReport, darknet_tensors, load_weights, refuse_broken, save_weights
-from utils.threshold import CONF_THRES
 
 SUFFIXES = (".weights", ".pt")
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 from utils.core.devices import select_device
 from utils.core.errors import UserError
@@ -34,10 +33,11 @@ from utils.data.labels import label_path
 from utils.data.outputs import plan_outputs
 from utils.data.pictures import write_picture
 from utils.data.sources import Frame, Frames, Item, find_items, open_writer, shown
+from utils.detection.boxes import augmented_predictions, nms, unletterbox
+from utils.detection.threshold import USUAL, choose_threshold
 from utils.loading import Loaded, sees_gray
 from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
-from utils.threshold import USUAL, choose_threshold
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 

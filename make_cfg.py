@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from utils.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concentration, fit, label_sizes, rarity
 from utils.cli import Parser, run
 from utils.core.errors import UserError
 from utils.core.files import output_place, read_text, write_text
@@ -24,6 +23,7 @@ from utils.core.ranges import IMG_SIZE, SEED
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import DataConfig, read_data
 from utils.data.datasets import scan
+from utils.detection.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concentration, fit, label_sizes, rarity
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Defs, Yolo
 from utils.network.shapes import check_img_size, max_stride, output_shapes

@@ -21,14 +21,14 @@ from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import DataConfig, read_data
 from utils.data.datasets import DetectionDataset, create_loader
-from utils.engine import evaluate
-from utils.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
+from utils.detection.evaluate import evaluate
+from utils.detection.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
+from utils.detection.metrics import COCO_IDS, Evaluation, coco_results
+from utils.detection.threshold import threshold_line
 from utils.loading import Loaded, sees_gray
-from utils.metrics import COCO_IDS, Evaluation, coco_results
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
-from utils.threshold import threshold_line
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")

@@ -20,11 +20,12 @@ from utils.core.files import check_writable
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
 from utils.data.datasets import CACHE_ROOM
+from utils.detection.evaluate import evaluate
+from utils.detection.metrics import Evaluation
+from utils.detection.threshold import threshold_line
 from utils.distill import add_distillation_arguments, check_distillation_arguments
-from utils.engine import evaluate
 from utils.evolve import check_evolution, evolve
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
-from utils.metrics import Evaluation
 from utils.prepare import Say, Setup, prepare
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
@@ -32,7 +33,6 @@ from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.spend import COSTS, NOTHING
-from utils.threshold import threshold_line
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from utils import anchors as module
-from utils.anchors import cluster_anchors, concentration, fit, label_sizes, rarity, size_iou
 from utils.core.errors import UserError
+from utils.detection import anchors as module
+from utils.detection.anchors import cluster_anchors, concentration, fit, label_sizes, rarity, size_iou
 
 
 def three_groups(count: int = 60, spread: float = 0.03) -> np.ndarray:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.data.batch import ImageInfo
+from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.network.decode import decode, decode_boxes
 
 ANCHORS = torch.tensor([[10.0, 14.0], [23.0, 27.0], [37.0, 58.0]])

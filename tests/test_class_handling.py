@@ -15,7 +15,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.data.class_balance import image_weights
 from utils.data.datasets import create_loader
-from utils.loss import DetectionLoss
+from utils.detection.loss import DetectionLoss
 from utils.network.checkpoint import load_checkpoint
 
 ONE = BASE.replace("tiny.cfg", "one.cfg")

@@ -13,7 +13,7 @@ import torch
 from tests.test_models import as_opencv, opencv_rows, our_rows
 from tests.tiny import randomise
 from utils.core.hyp import Hyp
-from utils.loss import DetectionLoss
+from utils.detection.loss import DetectionLoss
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional, Defs, Reorg3d

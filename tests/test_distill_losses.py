@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from utils.detection.loss import RatioAssigner
 from utils.distill import KDSTR
 from utils.distill_losses import (
     ATTENTION,
@@ -21,7 +22,6 @@ from utils.distill_losses import (
     near_objects,
     objectness_and_classes,
 )
-from utils.loss import RatioAssigner
 from utils.network.definitions import Yolo
 from utils.network.heads import YoloHead
 

@@ -22,8 +22,8 @@ from utils.core.hyp import Hyp
 from utils.core.timing import Stopwatch
 from utils.data.batch import normalise
 from utils.data.datasets import create_loader
-from utils.engine import evaluate
-from utils.loss import DetectionLoss
+from utils.detection.evaluate import evaluate
+from utils.detection.loss import DetectionLoss
 
 NAMES = ["red", "green"]
 CPU = torch.device("cpu")

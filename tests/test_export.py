@@ -12,8 +12,8 @@ import torch
 
 import export
 from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network, randomise
-from utils.boxes import nms
 from utils.core.errors import UserError
+from utils.detection.boxes import nms
 from utils.masks import Limits
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint

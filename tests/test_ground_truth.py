@@ -13,8 +13,8 @@ import pytest
 from tests.test_metrics import random_case, reference
 from utils.core.errors import UserError
 from utils.data.data_file import DataConfig
-from utils.ground_truth import GroundTruth, coco_ground_truth, json_ground_truth
-from utils.metrics import coco_results, compute_metrics
+from utils.detection.ground_truth import GroundTruth, coco_ground_truth, json_ground_truth
+from utils.detection.metrics import coco_results, compute_metrics
 
 NAMES = ["a dog", "cat", "Hen"]
 LABELS, SHAPES, DETECTIONS = random_case(7)

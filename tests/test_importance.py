@@ -7,10 +7,10 @@ import torch
 from tests.tiny import RESIDUAL, TOPOLOGIES, network
 from utils.core.hyp import Hyp
 from utils.data.batch import Batch
+from utils.detection.loss import DetectionLoss
 from utils.evidence import gather
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms
-from utils.loss import DetectionLoss
 
 
 def loss_of(model) -> torch.Tensor:

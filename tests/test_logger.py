@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from utils.core.errors import UserError
+from utils.detection.metrics import Evaluation
 from utils.logger import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
-from utils.metrics import Evaluation
 from utils.train_epoch import EpochFigures
 from utils.training import Plan
 

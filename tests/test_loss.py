@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from utils.core.hyp import Hyp
-from utils.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_iou
+from utils.detection.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_iou
 from utils.network.darknet import Darknet
 from utils.network.decode import decode, to_corners
 

@@ -9,8 +9,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.ground_truth import GroundTruth, coco_ground_truth, dataset_ground_truth, make_coco
-from utils.metrics import COCO_IDS, coco_results, compute_metrics
+from utils.detection.ground_truth import GroundTruth, coco_ground_truth, dataset_ground_truth, make_coco
+from utils.detection.metrics import COCO_IDS, coco_results, compute_metrics
 
 SHAPES = np.array([[100, 200], [50, 50]])
 LABELS = [np.array([[0, 0.25, 0.5, 0.1, 0.2], [0, 0.75, 0.5, 0.1, 0.2]], np.float32), np.zeros((0, 5), np.float32)]

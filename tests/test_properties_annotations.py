@@ -15,8 +15,8 @@ from tests.raw import convert, write_image
 from utils.converters.base import Options
 from utils.converters.visdrone import parse_visdrone
 from utils.core.errors import UserError
-from utils.ground_truth import coco_ground_truth
-from utils.metrics import compute_metrics
+from utils.detection.ground_truth import coco_ground_truth
+from utils.detection.metrics import compute_metrics
 
 COCO = {
     "info": {"year": 2017},

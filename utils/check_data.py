@@ -13,7 +13,7 @@ from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_
 from utils.core.errors import UserError
 from utils.data.labels import CLIPPED, label_path
 from utils.data.picture_kinds import is_beside
-from utils.ground_truth import json_ground_truth
+from utils.detection.ground_truth import json_ground_truth
 
 SMALLEST, LARGEST = 32, 16384  # pixels: sides of a picture that is neither an icon nor a scan of a wall
 LONGEST = 10.0  # times as long as it is wide

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from utils.anchors import AnchorFit, fit, label_sizes
 from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.core.commands import command
 from utils.core.errors import UserError, noting_remarks
 from utils.core.memory import available_memory
+from utils.detection.anchors import AnchorFit, fit, label_sizes
 from utils.loading import load_model
 from utils.network.definitions import Defs
 from utils.network.footprint import check_memory

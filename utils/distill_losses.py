@@ -1,7 +1,7 @@
 """The losses of --KDstr: what a student is told about its teacher's outputs and feature maps.
 
 Every strategy is called with one `Observed` batch and returns its terms by name, each a mean over the batch, 0 where
-student and teacher agree. Terms about outputs weigh what their counterparts in utils.loss weigh. Where a sum is divided
+student and teacher agree. Terms about outputs weigh what their counterparts in utils.detection.loss weigh. Where a sum is divided
 by a count of objects, the count is that of all processes, so that the mean of their gradients is the whole batch's.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
-from utils.loss import LOGIT_EPS, Grid, Matches
+from utils.detection.loss import LOGIT_EPS, Grid, Matches
 from utils.network.decode import MAX_EXPONENT, MIN_SHARE
 from utils.network.heads import YoloHead
 

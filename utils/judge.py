@@ -16,11 +16,11 @@ from utils.data.batch import normalise
 from utils.data.data_file import DataConfig
 from utils.data.datasets import create_loader
 from utils.data.loader import Loader
+from utils.detection.evaluate import evaluate
+from utils.detection.ground_truth import json_ground_truth
 from utils.detection.losses import build_loss
-from utils.engine import evaluate
 from utils.evidence import BATCH as EVIDENCE_BATCH
 from utils.evidence import gather
-from utils.ground_truth import json_ground_truth
 from utils.importance import Evidence
 from utils.loading import Loaded, sees_gray
 from utils.network.cost import costs

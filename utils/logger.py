@@ -10,7 +10,7 @@ import numpy as np
 from utils.core.errors import UserError
 from utils.core.files import make_folder, write_text
 from utils.core.plots import plot_results
-from utils.metrics import Evaluation
+from utils.detection.metrics import Evaluation
 from utils.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
 from utils.train_epoch import EpochFigures
 from utils.training import Plan

@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from utils.boxes import nms
 from utils.data.batch import normalise
 from utils.data.datasets import DetectionDataset, Draw
+from utils.detection.boxes import nms
 from utils.onnx_export import Plan
 from utils.onnx_model import open_session
 
@@ -121,7 +121,7 @@ def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: tor
 
 
 def nms_difference(results: Sequence[Outputs], plan: Plan) -> float:
-    """Largest difference between NMS in the graph and utils.boxes.nms of the same boxes; inf where they keep others."""
+    """Largest difference between NMS in the graph and utils.detection.boxes.nms of the same boxes; inf where they keep others."""
     worst = 0.0
     for result in results:
         if result.rows is None:

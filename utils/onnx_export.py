@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from utils.core.errors import UserError
+from utils.detection.threshold import CONF_THRES, USUAL
 from utils.loading import Loaded
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
 from utils.onnx_graph import add_nms, name_dimensions, tidy
 from utils.onnx_int8 import to_integers
-from utils.threshold import CONF_THRES, USUAL
 
 OPSETS = range(18, 24)  # what torch.onnx's translations are written for, and what it converts them to
 INPUT, OUTPUT = "images", "detections"

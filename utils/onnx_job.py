@@ -17,16 +17,16 @@ from utils.core.files import output_place, replacing
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig
 from utils.data.datasets import DetectionDataset, create_loader
-from utils.engine import evaluate
+from utils.detection.evaluate import evaluate
+from utils.detection.ground_truth import json_ground_truth
+from utils.detection.threshold import choose_threshold
 from utils.export_input import input_size, picture_settings
-from utils.ground_truth import json_ground_truth
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
 from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
 from utils.onnx_model import OnnxModel
 from utils.quantized.transform import quantizers, switched
-from utils.threshold import choose_threshold
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
 IMPRECISION = 4.0  # of check.imprecision, where fp32 is further away

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.boxes import predict_at
 from utils.core.errors import UserError
 from utils.core.fields import Fields
 from utils.core.ranges import IMG_SIZE
 from utils.data.augment import FILL, fitted_size
 from utils.data.data_file import DataConfig
 from utils.data.pictures import openable
+from utils.detection.boxes import predict_at
+from utils.detection.threshold import CONF_THRES
 from utils.loading import Loaded, load_model
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, picture_settings
@@ -25,7 +26,6 @@ from utils.network.file_kind import is_onnx
 from utils.network.layers import build_layer
 from utils.network.shapes import check_img_size
 from utils.network.weights import LoadReport, checkpoint_classes
-from utils.threshold import CONF_THRES
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -19,10 +19,10 @@ from utils.core.hyp import Hyp
 from utils.data.class_balance import class_counts, image_weights
 from utils.data.data_file import DataConfig, read_data
 from utils.data.datasets import create_loader
+from utils.detection.ground_truth import GroundTruth, json_ground_truth
+from utils.detection.metrics import Evaluation
 from utils.distill import Distiller
-from utils.ground_truth import GroundTruth, json_ground_truth
 from utils.loading import Loaded, load_model, own_cfg, sees_gray
-from utils.metrics import Evaluation
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.class_term import mend_class_term

@@ -15,6 +15,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
 from utils.detection.losses import build_loss
+from utils.detection.threshold import CONF_THRES
 from utils.directed import DirectedSparsity
 from utils.distill import Distiller
 from utils.ema import ModelEma
@@ -25,7 +26,6 @@ from utils.promise import Promise
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.sparsity import GammaPenalty, Sparsity
 from utils.spend import NOTHING
-from utils.threshold import CONF_THRES
 
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 

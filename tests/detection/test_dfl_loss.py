@@ -13,8 +13,8 @@ from tests.tiny import DFL, NET, RESIDUAL, conv, dfl_head
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.detection.dfl_loss import TaskAlignedLoss, distribution_focal_loss
+from utils.detection.loss import DetectionLoss
 from utils.detection.losses import build_loss
-from utils.loss import DetectionLoss
 from utils.network import definitions as c
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead

@@ -7,10 +7,10 @@ import torch
 from tests.test_importance import boxes
 from tests.tiny import NET, REORG, RESIDUAL, conv, head, network
 from utils.core.hyp import Hyp
+from utils.detection.loss import DetectionLoss
 from utils.evidence import gather
 from utils.graph import ChannelGraph
 from utils.importance import CRITERIA, Evidence
-from utils.loss import DetectionLoss
 from utils.masks import Limits
 from utils.pruner import Pruner
 from utils.spend import removal_order

@@ -6,7 +6,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.detection.dfl_loss import TaskAlignedLoss
 from utils.detection.head_loss import HeadLoss
-from utils.loss import DetectionLoss
+from utils.detection.loss import DetectionLoss
 
 # kind of a head's section -> its loss
 LOSSES: dict[str, type[HeadLoss]] = {"yolo": DetectionLoss, "dfl": TaskAlignedLoss}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.boxes import paired_iou
+from utils.detection.boxes import paired_iou
 
 ALPHA, BETA, MOST = 0.5, 6.0, 10
 TABLE = 2**22  # entries of the table of targets and cells that is worked on at once, so that many boxes don't fill the memory

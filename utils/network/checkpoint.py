@@ -37,7 +37,7 @@ class Checkpoint:
     maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for Settings.from_dict.
     seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for Hyp.restored.
     class_term: whether one class had its class term in training, see utils.network.class_term. conf_thres: the confidence threshold
-    that an evaluation of these weights recommends, see utils.threshold.
+    that an evaluation of these weights recommends, see utils.detection.threshold.
     finished: whether the run that wrote it is over, None for weights without a run; args: that run's command line;
     run: what --resume needs besides, for Run.restore.
     """

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.boxes import augmented_predictions, nms, unletterbox
 from utils.core.timing import STAGES, Stopwatch
 from utils.data.batch import normalise
-from utils.ground_truth import GroundTruth, dataset_ground_truth
-from utils.metrics import Evaluation, compute_metrics
+from utils.detection.boxes import augmented_predictions, nms, unletterbox
+from utils.detection.ground_truth import GroundTruth, dataset_ground_truth
+from utils.detection.metrics import Evaluation, compute_metrics
 from utils.network.darknet import Darknet
 
 

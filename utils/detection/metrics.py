@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from utils.ground_truth import GroundTruth, annotation, make_coco, silent
+from utils.detection.ground_truth import GroundTruth, annotation, make_coco, silent
 
 THRESHOLDS = 1000  # confidences at which F1 is looked at, at most
 DIGITS = 3  # of a recommended threshold

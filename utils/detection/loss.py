@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from utils.boxes import paired_iou
 from utils.core.distributed import mean_over_processes
 from utils.core.hyp import Hyp
+from utils.detection.boxes import paired_iou
 from utils.detection.head_loss import HeadLoss, pixel_boxes
 from utils.network.decode import decode_boxes, decode_map, to_corners
 from utils.network.heads import YoloHead
