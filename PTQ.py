@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
@@ -23,7 +22,6 @@ from utils.core.tables import format_table, write_json
 from utils.data.batch import normalise
 from utils.data.data_file import read_data
 from utils.detection.threshold import CONF_THRES, threshold_line
-from utils.judge import Judge
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
@@ -33,6 +31,8 @@ from utils.quantized import calibrate as c
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
+from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
+from utils.scripts.evaluator import Judge
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # pictures on which raw maps are compared

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.cli import Parser, add_device_arguments, run
 from utils.core.devices import inference_dtype, reuse_memory, select_device, training_dtype
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
@@ -31,6 +30,7 @@ from utils.data.pictures import write_picture
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet
+from utils.scripts.cli import Parser, add_device_arguments, run
 from utils.train_epoch import memory_gib
 from utils.training import Plan, Run
 

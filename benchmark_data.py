@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import Parser, run
 from utils.core.commands import typed
 from utils.core.errors import UserError
 from utils.core.files import make_folder
 from utils.core.ranges import PROCESSES, SEED, whole
 from utils.core.tables import format_table, write_json
 from utils.core.workers import usable_cores
+from utils.scripts.cli import Parser, run
 
 PICTURE_SIZE = (48, 64)  # height, width: only the header is read
 ROOT = Path(__file__).resolve().parent

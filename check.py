@@ -20,13 +20,13 @@ from utils.check_network import anchor_figures
 from utils.check_read import read_subject
 from utils.check_subject import ERROR, SEVERITIES, Finding, Subject
 from utils.check_table import findings_table, run_checks
-from utils.cli import Parser, add_model_arguments, run
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.ranges import PROCESSES
 from utils.core.tables import format_table, write_json
 from utils.core.workers import usable_cores
 from utils.network.file_kind import is_checkpoint, is_onnx
+from utils.scripts.cli import Parser, add_model_arguments, run
 
 
 def get_parser() -> argparse.ArgumentParser:

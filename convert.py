@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from utils.cli import Parser, run
 from utils.converters.ultralytics import convert
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing, write_text
@@ -25,6 +24,7 @@ from utils.network.definitions import is_darknets
 from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import Foreign, convertible
 from utils.network.weights import LoadReport, darknet_tensors, load_weights, refuse_broken, save_weights
+from utils.scripts.cli import Parser, run
 
 SUFFIXES = (".weights", ".pt")
 

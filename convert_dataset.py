@@ -7,7 +7,6 @@ python convert_dataset.py coco --src ../shared/data/coco128 --out data/coco128
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from utils.cli import Parser, run
 from utils.converters.base import Options
 from utils.converters.formats import FORMATS
 from utils.converters.picture import draw_report
@@ -18,6 +17,7 @@ from utils.core.ranges import NOT_ALL, PROCESSES
 from utils.core.tables import write_json
 from utils.core.workers import usable_cores
 from utils.data.data_file import read_names
+from utils.scripts.cli import Parser, run
 
 
 def get_parser() -> ArgumentParser:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, run
 from utils.core.commands import typed
 from utils.core.errors import UserError
 from utils.core.files import make_folder
@@ -22,6 +21,7 @@ from utils.data.draw import image_grid
 from utils.data.pictures import read_picture, write_picture
 from utils.graph import ChannelGraph
 from utils.loading import load_model
+from utils.scripts.cli import Parser, run
 from utils.sparsity import gamma_values, penalised_channels
 
 DATA = "data/shapes/shapes.data"

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.files import make_folder, replacing, write_text
@@ -38,6 +37,7 @@ from utils.detection.threshold import USUAL, choose_threshold
 from utils.loading import Loaded, sees_gray
 from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
+from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 

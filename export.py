@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_picture_arguments, run
 from utils.core.errors import UserError
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import write_json
 from utils.data.data_file import DataConfig, read_data
 from utils.detection.threshold import USUAL
 from utils.loading import Loaded, load_model
+from utils.scripts.cli import Parser, add_picture_arguments, run
 
 MAX_DROP = 0.02
 NMS_FLAGS = {"conf_thres": (USUAL, SHARE), "iou_thres": (0.6, SHARE), "max_det": (300, whole(1, 1_000_000))}

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from utils.cli import Parser, run
 from utils.core.download import download
 from utils.core.errors import UserError
 from utils.core.files import read_text, replacing, write_text
@@ -24,6 +23,7 @@ from utils.core.tables import format_table
 from utils.network.darknet import Darknet
 from utils.network.file_kind import is_weights
 from utils.network.weights import HEADER_BYTES, darknet_tensors, header_bytes
+from utils.scripts.cli import Parser, run
 
 CFG = Path(__file__).parent / "cfg"
 REDMON = "https://pjreddie.com/media/files/"

@@ -6,8 +6,8 @@ Fewer layers save more time than as many fewer MACs; train with --prune 2 first.
 import argparse
 from typing import Any
 
-from utils.cli import Parser, run
-from utils.pruning import prune, prune_parser
+from utils.scripts.cli import Parser, run
+from utils.scripts.prune import prune, prune_parser
 
 
 def get_parser() -> Parser:

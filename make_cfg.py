@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from utils.cli import Parser, run
 from utils.core.errors import UserError
 from utils.core.files import output_place, read_text, write_text
 from utils.core.option_list import split_lines
@@ -27,6 +26,7 @@ from utils.detection.anchors import ONE_SIZE, AnchorFit, cluster_anchors, concen
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Defs, Yolo
 from utils.network.shapes import check_img_size, max_stride, output_shapes
+from utils.scripts.cli import Parser, run
 
 
 @dataclass

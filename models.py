@@ -4,7 +4,6 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from utils.cli import Parser, run
 from utils.core.ranges import IMG_SIZE
 from utils.core.tables import format_table, write_json
 from utils.network.cfg import parse_cfg
@@ -12,6 +11,7 @@ from utils.network.darknet import Darknet as Darknet
 from utils.network.shapes import Shape
 from utils.network.shapes import check_img_size as check_img_size
 from utils.network.summary import LayerSummary, summarise, totals
+from utils.scripts.cli import Parser, run
 
 
 def get_parser() -> Parser:

@@ -6,8 +6,8 @@ The safest choice, and the first to try; networks without shortcuts have nothing
 import argparse
 from typing import Any
 
-from utils.cli import Parser, run
-from utils.pruning import prune, prune_parser
+from utils.scripts.cli import Parser, run
+from utils.scripts.prune import prune, prune_parser
 
 
 def get_parser() -> Parser:

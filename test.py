@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 from utils.core.devices import inference_dtype, select_device
 from utils.core.errors import UserError
 from utils.core.files import write_text
@@ -29,6 +28,7 @@ from utils.loading import Loaded, sees_gray
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.onnx_model import OnnxModel, load_detector
+from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, add_device_arguments, add_model_arguments
-from utils.cli import run as run_script
 from utils.core.commands import command, option
 from utils.core.distributed import joined
 from utils.core.errors import UserError
@@ -31,6 +29,8 @@ from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
 from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
+from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
+from utils.scripts.cli import run as run_script
 from utils.sparsity import SCHEDULES, gamma_statistics
 from utils.spend import COSTS, NOTHING
 from utils.train_epoch import train_one_epoch

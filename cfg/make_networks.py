@@ -8,9 +8,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
-from utils.cli import Parser, run
 from utils.core.files import write_text
 from utils.network.architectures import ARCHITECTURES, SCALES, build
+from utils.scripts.cli import Parser, run
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"{family}/{family}{scale}" for family in ARCHITECTURES for scale in SCALES[family]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
 import make_cfg
-from utils.cli import Parser, run
+from utils.scripts.cli import Parser, run
 
 ROOT = Path(__file__).resolve().parents[1]
 HAND = "8,13 14,20 22,25 26,36 35,49 40,31 51,69 63,47 94,103"

@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
-from utils.cli import Parser, run
 from utils.core.files import make_folder, write_text
 from utils.core.ranges import SEED, whole
 from utils.data.pictures import write_picture
+from utils.scripts.cli import Parser, run
 
 NAMES = ("circle", "square", "triangle", "star")
 MIN_VISIBLE = 0.3  # an object of which less can be seen has no label

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 
 from tests.tiny import NET, conv, head, network
-from utils.cli import Remark
 from utils.core.errors import UserError, one_line
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.weights import save_weights
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
+from utils.scripts.cli import Remark
 
 CFG = (
     NET.replace("64", "32")
@@ -308,7 +308,7 @@ def run(command: str, stop: tuple[type[BaseException], ...] = (Exception, System
     except stop as error:
         told = isinstance(error, UserError) and str(error)
         if told or (isinstance(error, SystemExit) and error.code == 2):
-            return one_line(str(error))  # as utils.cli.run says it
+            return one_line(str(error))  # as utils.scripts.cli.run says it
         if isinstance(error, SystemExit) and error.code == 1 and command.startswith("check.py"):
             return None  # its table has errors
         return f"defect\n{traceback.format_exc()}"

@@ -11,10 +11,10 @@ import pytest
 import check
 from tests.planted import CFG, CLASSES, FAULTS, TRAIN, VALID, run_check
 from tests.tiny import DFL, NET, conv
-from utils.cli import run as run_script
 from utils.core.errors import UserError
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
+from utils.scripts.cli import run as run_script
 
 
 def test_a_clean_copy_has_no_findings(copy, capsys):

@@ -1,4 +1,4 @@
-"""utils.cli: flags in both spellings, tables, loading, and users' mistakes in one line with exit status 2."""
+"""utils.scripts.cli: flags in both spellings, tables, loading, and users' mistakes in one line with exit status 2."""
 
 import argparse
 import json
@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from tests.tiny import CSP, NET, RESIDUAL, conv, head, network
-from utils.cli import Parser, run
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.tables import format_table, write_json
@@ -17,6 +16,7 @@ from utils.data.data_file import read_data
 from utils.loading import load_model
 from utils.network.checkpoint import save_checkpoint
 from utils.network.weights import save_weights
+from utils.scripts.cli import Parser, run
 
 SCRIPTS = (
     "train", "test", "detect", "convert", "fetch_weights", "make_cfg", "convert_dataset", "benchmark", "normal_prune", "demo",
@@ -85,7 +85,7 @@ def test_a_name_with_ends_of_lines_stays_on_one(name, capsys, monkeypatch):
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "gbk", "utf-8"])
 def test_every_terminal_shows_what_it_can(encoding):
     """Letters that it lacks, and bytes of names that are no text, come as escapes on both streams and from tqdm."""
-    code = ("from utils.cli import Parser, run; from utils.core.errors import UserError; from tqdm import tqdm\n"
+    code = ("from utils.scripts.cli import Parser, run; from utils.core.errors import UserError; from tqdm import tqdm\n"
             "def main(args):\n    print('é行\\udcff'); tqdm.write('é行\\udcff'); raise UserError('é行\\udcff')\n"
             "run(main, Parser('x'))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})

@@ -11,7 +11,6 @@ import pytest
 
 import convert_dataset
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_json, write_text
-from utils.cli import run
 from utils.converters import look
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
@@ -19,6 +18,7 @@ from utils.core.errors import UserError
 from utils.data.data_file import read_data
 from utils.data.datasets import scan
 from utils.data.labels import CLIPPED, DUPLICATE, NO_AREA
+from utils.scripts.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BOX = voc_object("x", 10, 10, 60, 50)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 import test as script
 from tests.rectangles import GREEN, RED, write_rectangles
-from utils.cli import run
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.timing import Stopwatch
@@ -24,6 +23,7 @@ from utils.data.batch import normalise
 from utils.data.datasets import create_loader
 from utils.detection.evaluate import evaluate
 from utils.detection.loss import DetectionLoss
+from utils.scripts.cli import run
 
 NAMES = ["red", "green"]
 CPU = torch.device("cpu")

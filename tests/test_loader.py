@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from utils.cli import Parser
-from utils.cli import run as run_script
 from utils.core.errors import UserError
 from utils.data.batch import Batch, ImageInfo
 from utils.data.datasets import create_loader
 from utils.data.loader import Loader
+from utils.scripts.cli import Parser
+from utils.scripts.cli import run as run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,6 @@ from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
 from utils import search
 from utils.core.errors import UserError
 from utils.graph import ChannelGraph
-from utils.judge import Judge
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
@@ -19,6 +18,7 @@ from utils.network.weights import load_weights, save_weights
 from utils.pruner import STRATEGIES
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
+from utils.scripts.evaluator import Judge
 
 GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + head()
 

@@ -14,7 +14,6 @@ import PTQ
 import test as test_script
 from tests.test_train import CFG, train_with, write_set
 from tests.tiny import TOPOLOGIES, network
-from utils.cli import run as run_script
 from utils.core.errors import UserError
 from utils.loading import load_model
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
@@ -24,6 +23,7 @@ from utils.quantized.config import QuantizerConfig
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers, switched
+from utils.scripts.cli import run as run_script
 
 
 @pytest.fixture(scope="module")

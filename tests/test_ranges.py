@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.cli import Parser
 from utils.core import ranges
+from utils.scripts.cli import Parser
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(

@@ -6,8 +6,8 @@ import pytest
 
 import train
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
-from utils.cli import Parser
 from utils.core.errors import UserError
+from utils.scripts.cli import Parser
 
 RESUME = "--resume --workers 0 --device cpu"
 

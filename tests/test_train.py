@@ -15,10 +15,10 @@ import test as test_script
 import train
 from tests.tiny import NET, conv, head
 from utils import train_epoch
-from utils.cli import run as run_script
 from utils.core.errors import UserError
 from utils.logger import read_results
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
+from utils.scripts.cli import run as run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64

@@ -5,7 +5,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.fields import described
@@ -13,6 +12,7 @@ from utils.detection.threshold import CONF_THRES
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.network.class_term import CLASS_TERM
+from utils.scripts.cli import Parser
 from utils.training import Run
 
 # What belongs to this call rather than to the run: taken from the command line even with --resume.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake that its message, one line, tells the user how to mend.
 
-    `utils.cli.run` prints it to stderr and exits with status 2; everything else that is raised is a defect of ours.
+    `utils.scripts.cli.run` prints it to stderr and exits with status 2; everything else that is raised is a defect of ours.
     """
 
 
@@ -22,7 +22,7 @@ def one_line(text: str) -> str:
 
 
 class Remark(UserWarning):
-    """What was read all the same, but perhaps not as it was meant; `utils.cli.run` prints it to stderr, once."""
+    """What was read all the same, but perhaps not as it was meant; `utils.scripts.cli.run` prints it to stderr, once."""
 
 
 def remark(text: str) -> None:

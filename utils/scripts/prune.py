@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from utils.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.core.files import make_folder, write_text
@@ -15,17 +14,18 @@ from utils.core.plots import plot_channels, plot_sweep
 from utils.core.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import read_data
-from utils.judge import Judge
 from utils.loading import load_model
 from utils.masks import POLICIES, Limits
-from utils.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.network.cfg import write_cfg
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
 from utils.pruner import STRATEGIES, Amount, Choice, Pruner
-from utils.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 from utils.recipe import count, finetuning_epochs
+from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
+from utils.scripts.evaluator import Judge
+from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
+from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead

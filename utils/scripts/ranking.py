@@ -5,9 +5,9 @@ import argparse
 from utils.core.errors import UserError
 from utils.core.ranges import whole
 from utils.importance import CRITERIA, Evidence
-from utils.judge import Judge
 from utils.masks import Limits
 from utils.pruner import Amount, Pruner
+from utils.scripts.evaluator import Judge
 from utils.search import Goal, smallest_amount
 from utils.spend import COSTS, NOTHING
 
