@@ -19,10 +19,10 @@ from utils.core.ranges import EPOCHS, IMG_SIZE, NOT_ALL, POSITIVE
 from utils.core.tables import format_table, write_json
 from utils.data.draw import image_grid
 from utils.data.pictures import read_picture, write_picture
-from utils.graph import ChannelGraph
 from utils.loading import load_model
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.sparsity import gamma_values, penalised_channels
 from utils.scripts.cli import Parser, run
-from utils.sparsity import gamma_values, penalised_channels
 
 DATA = "data/shapes/shapes.data"
 CFG = "cfg/yolov3tiny/yolov3-tiny.cfg"

@@ -25,14 +25,14 @@ from utils.distill import add_distillation_arguments, check_distillation_argumen
 from utils.evolve import check_evolution, evolve
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.prepare import Say, Setup, prepare
+from utils.pruning.sparsity import SCHEDULES, gamma_statistics
+from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
 from utils.recipe import FEW
 from utils.resume import RunFiles, read_last, save_run
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
 from utils.scripts.cli import run as run_script
-from utils.sparsity import SCHEDULES, gamma_statistics
-from utils.spend import COSTS, NOTHING
 from utils.train_epoch import train_one_epoch
 from utils.training import Run
 

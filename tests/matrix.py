@@ -13,16 +13,16 @@ import torch
 from cfg.make_variants import VARIANTS
 from tests.tiny import randomise
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA, Evidence
-from utils.masks import Limits
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.layers import Convolution
 from utils.network.weights import load_weights, save_weights
-from utils.pruner import STRATEGIES, Choice, Pruner
-from utils.spend import COSTS
-from utils.surgeon import Factors, readers
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA, Evidence
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import STRATEGIES, Choice, Pruner
+from utils.pruning.spend import COSTS
+from utils.pruning.surgeon import Factors, readers
 
 ROOT = Path(__file__).resolve().parents[1]
 PERCENTS = (0.3, 0.7)

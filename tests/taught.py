@@ -9,11 +9,11 @@ from tests.tiny import NET, conv, head, network
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
 from utils.distill import Distiller
-from utils.masks import Limits
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
-from utils.pruner import Amount, Pruner
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
 from utils.teacher import Teacher
 from utils.training import Plan, Run
 

@@ -1,14 +1,14 @@
-"""utils.blocks: which blocks are found, which are left alone, and the network without them."""
+"""utils.pruning.residual_blocks: which blocks are found, which are left alone, and the network without them."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, RESIDUAL, conv, head, network
-from utils.blocks import Block, block_scores, residual_blocks, weakest_blocks, without_blocks
-from utils.compact import compact_model, mask_model
-from utils.graph import ChannelGraph
 from utils.network.cfg import parse_cfg
+from utils.pruning.compact import compact_model, mask_model
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.residual_blocks import Block, block_scores, residual_blocks, weakest_blocks, without_blocks
 
 SHORTCUT = "[shortcut]\nfrom=-3\nactivation=linear\n"
 BRANCH = conv(4, 1) + conv(8)  # two layers, the second as wide as conv(8)

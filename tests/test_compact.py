@@ -1,4 +1,4 @@
-"""utils.compact and utils.constants: masked and compact networks are the same function."""
+"""utils.pruning.compact and utils.pruning.absorb: masked and compact networks are the same function."""
 
 import cv2
 import numpy as np
@@ -7,16 +7,16 @@ import torch
 
 from tests.test_models import opencv_outputs
 from tests.tiny import TOPOLOGIES, network
-from utils.compact import compact_model, mask_model
-from utils.graph import ChannelGraph
-from utils.importance import gamma_scores
-from utils.masks import POLICIES, Limits, global_mask
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.weights import load_weights, save_weights
+from utils.pruning.compact import compact_model, mask_model
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import gamma_scores
+from utils.pruning.masks import POLICIES, Limits, global_mask
 
 CASES = [(name, policy, percent) for name in TOPOLOGIES for policy in POLICIES for percent in (0.3, 0.7)]
-DATA_DEPENDENT = {"depthwise", "dialect"}  # a constant behind a squeeze-and-excitation is none: see utils.constants
+DATA_DEPENDENT = {"depthwise", "dialect"}  # a constant behind a squeeze-and-excitation is none: see utils.pruning.absorb
 
 
 def pruned(name: str, policy: str, percent: float, beta: float, cfg: str | None = None):

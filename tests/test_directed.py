@@ -1,18 +1,18 @@
-"""utils.directed: the least important fade to exactly zero, nothing else is touched, and a promise holds it."""
+"""utils.pruning.directed: the least important fade to exactly zero, nothing else is touched, and a promise holds it."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import CSP, NET, RESIDUAL, TOPOLOGIES, conv, head, network
-from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.directed import FADE, DirectedSparsity
-from utils.graph import ChannelGraph
-from utils.masks import Limits
-from utils.promise import Promise
-from utils.pruner import Amount, Pruner
+from utils.pruning.directed import FADE, DirectedSparsity
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.masks import Limits
+from utils.pruning.promise import Promise
+from utils.pruning.pruner import Amount, Pruner
+from utils.pruning.residual_blocks import residual_blocks
 
 STEPS = 120
 

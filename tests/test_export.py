@@ -14,12 +14,12 @@ import export
 from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.core.errors import UserError
 from utils.detection.boxes import nms
-from utils.masks import Limits
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.pruner import Amount, Pruner
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
 

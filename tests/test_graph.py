@@ -1,11 +1,11 @@
-"""utils.graph: ids worked by hand for each topology."""
+"""utils.pruning.graph: ids worked by hand for each topology."""
 
 import numpy as np
 
 from tests.tiny import CSP, DEPTHWISE, NET, REORG, RESIDUAL, SPP, TOPOLOGIES, conv
-from utils.graph import ChannelGraph
 from utils.network.cfg import parse_cfg
 from utils.network.shapes import output_shapes
+from utils.pruning.graph import ChannelGraph
 
 
 def graph_of(cfg: str) -> ChannelGraph:

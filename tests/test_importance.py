@@ -1,4 +1,4 @@
-"""utils.importance: scores of channels against formulas and finite differences."""
+"""utils.pruning.importance: scores of channels against formulas and finite differences."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from tests.tiny import RESIDUAL, TOPOLOGIES, network
 from utils.core.hyp import Hyp
 from utils.data.batch import Batch
 from utils.detection.loss import DetectionLoss
-from utils.evidence import gather
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms
+from utils.pruning.evidence import gather
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms
 
 
 def loss_of(model) -> torch.Tensor:
@@ -109,7 +109,7 @@ def boxes(count: int, size: int = 2) -> list[Batch]:
 
 
 def test_evidence_is_the_losses_gradients_and_leaves_the_network_as_it_is(monkeypatch):
-    monkeypatch.setattr("utils.evidence.training_dtype", lambda device: None)
+    monkeypatch.setattr("utils.pruning.evidence.training_dtype", lambda device: None)
     model = network(RESIDUAL)
     graph, batches = ChannelGraph(model.defs), boxes(3)
     saved = {k: v.clone() for k, v in model.state_dict().items()}

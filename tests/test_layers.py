@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from tests.test_models import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network import definitions
 from utils.network import layers as l
 from utils.network.activations import ACTIVATIONS, activation
@@ -20,6 +19,7 @@ from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
 from utils.network.weights import darknet_tensors, load_weights, save_weights
+from utils.pruning.graph import ChannelGraph
 
 
 def last_map(text: str, *maps: torch.Tensor) -> torch.Tensor:

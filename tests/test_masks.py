@@ -1,13 +1,13 @@
-"""utils.importance and utils.masks: scores and masks of small networks, worked by hand."""
+"""utils.pruning.importance and utils.pruning.masks: scores and masks of small networks, worked by hand."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import CSP, DEPTHWISE, RESIDUAL, TOPOLOGIES, network
-from utils.graph import ChannelGraph
-from utils.importance import gamma_scores
-from utils.masks import POLICIES, Limits, candidates, global_mask
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import gamma_scores
+from utils.pruning.masks import POLICIES, Limits, candidates, global_mask
 
 
 def gamma_of(model, index: int) -> np.ndarray:

@@ -1,16 +1,16 @@
-"""utils.origin: what a pruned cfg says of the network that it was pruned from, also after several prunings."""
+"""utils.pruning.lineage: what a pruned cfg says of the network that it was pruned from, also after several prunings."""
 
 import numpy as np
 import pytest
 
 from tests.tiny import CSP, DEPTHWISE, RESIDUAL, network
-from utils.compact import compact_defs
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
-from utils.masks import Limits
 from utils.network.cfg import parse_cfg, write_cfg
-from utils.origin import format_ranges, origin_of, parse_ranges, surviving_ids
-from utils.pruner import Amount, Pruner
+from utils.pruning.compact import compact_defs
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.lineage import format_ranges, origin_of, parse_ranges, surviving_ids
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import train
 from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.test_train import BASE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from utils.loading import load_model
-from utils.masks import Limits
 from utils.network.checkpoint import load_checkpoint
 from utils.network.weights import save_weights
-from utils.promise import Promise
-from utils.pruner import Amount, Pruner
+from utils.pruning.masks import Limits
+from utils.pruning.promise import Promise
+from utils.pruning.pruner import Amount, Pruner
 
 FROM_A = BASE.replace("--cfg tiny.cfg", "--weights weights/last_a.pt")
 

@@ -12,20 +12,20 @@ import torch
 from tests.conftest import ROOT, SHARED
 from tests.matrix import CELLS, build, cells, format_cells, networks
 from tests.test_models import opencv_outputs
-from utils.blocks import residual_blocks
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA
-from utils.masks import Limits
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.network.weights import save_weights
-from utils.pruner import STRATEGIES, Amount, Pruner
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import STRATEGIES, Amount, Pruner
+from utils.pruning.residual_blocks import residual_blocks
 
 NETWORKS = networks(SHARED)
 QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}
 # What OpenCV's importer doesn't read: layers of the MobileNet dialect, and reorg3d.
 DIALECT = (SqueezeExcite, Depthwise, Reorg3d)
-# What constants behind a multiplication by data cost (see utils.constants): up to 0.08 of the largest output in the two
+# What constants behind a multiplication by data cost (see utils.pruning.absorb): up to 0.08 of the largest output in the two
 # MobileNets, 1.0 in EfficientNet with its 16 such layers; random weights, gammas and betas.
 MEASURED = {SqueezeExcite: 0.1, ScaleChannels: 1.5}
 

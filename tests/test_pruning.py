@@ -7,15 +7,15 @@ import pytest
 
 from tests.test_train import write_set
 from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
-from utils import search
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
 from utils.network.weights import load_weights, save_weights
-from utils.pruner import STRATEGIES
+from utils.pruning import amounts as search
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.pruner import STRATEGIES
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.scripts.evaluator import Judge

@@ -20,10 +20,10 @@ from utils.loading import load_model
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
+from utils.pruning.sparsity import gamma_values
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.sparsity import gamma_values
 from utils.teacher import Teacher
 from utils.training import Plan, Run
 

@@ -8,13 +8,13 @@ import pytest
 
 from tests.test_pruning import here, prune, write  # noqa: F401 - a fixture
 from tests.tiny import RESIDUAL, network
-from utils.blocks import residual_blocks
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA, Evidence
-from utils.masks import Limits
 from utils.network.weights import save_weights
-from utils.pruner import Amount, Pruner
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA, Evidence
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
+from utils.pruning.residual_blocks import residual_blocks
 
 pytestmark = pytest.mark.usefixtures("here")
 BLIND = [name for name, criterion in CRITERIA.items() if not criterion.needs]

@@ -21,13 +21,13 @@ from utils.core.errors import UserError, noting_remarks
 from utils.core.files import write_text
 from utils.data.data_file import read_data, read_names
 from utils.data.labels import CONFIDENCE, POLYGON, Problems, image_paths, parse_labels, read_labels
-from utils.graph import ChannelGraph
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.footprint import check_memory
 from utils.network.shapes import output_shapes
 from utils.network.summary import summarise
 from utils.network.weights import load_weights, save_weights
+from utils.pruning.graph import ChannelGraph
 
 OTHERS = "[local_avgpool]\nsize=2\nstride=2\n[upsample]\nscale=0.5\n[dropout]\nprobability=.3\n"
 CFGS = (*TOPOLOGIES.values(), NET + OTHERS + head())

@@ -1,4 +1,4 @@
-"""utils.recalibrate: statistics become those of the pictures, and nothing else changes."""
+"""utils.pruning.bn_statistics: statistics become those of the pictures, and nothing else changes."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from tests.tiny import RESIDUAL, network
 from utils.core.errors import UserError
 from utils.data.batch import Batch
-from utils.recalibrate import recalibrate
+from utils.pruning.bn_statistics import recalibrate
 
 
 def batches(count: int, size: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""utils.refit and utils.least_squares: fits by hand, against torch's own convolution and lstsq."""
+"""utils.pruning.refit and utils.pruning.least_squares: fits by hand, against torch's own convolution and lstsq."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from tests.tiny import DEPTHWISE, NET, RESIDUAL, TOPOLOGIES, conv, head, network
-from utils.blocks import residual_blocks
-from utils.compact import compact_model
-from utils.graph import ChannelGraph
-from utils.importance import gamma_scores
-from utils.least_squares import NormalEquations, output_size, windows
-from utils.masks import POLICIES, Limits, global_mask
-from utils.refit import added_to, bytes_per_picture, refit
+from utils.pruning.compact import compact_model
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import gamma_scores
+from utils.pruning.least_squares import NormalEquations, output_size, windows
+from utils.pruning.masks import POLICIES, Limits, global_mask
+from utils.pruning.refit import added_to, bytes_per_picture, refit
+from utils.pruning.residual_blocks import residual_blocks
 
 
 def pictures(count: int = 4, batches: int = 2, seed: int = 1) -> list[torch.Tensor]:

@@ -1,15 +1,15 @@
-"""utils.sparsity: exactly the prunable gammas are pushed, once a step, whatever the loss scale and the accumulation."""
+"""utils.pruning.sparsity: exactly the prunable gammas are pushed, once a step, whatever the loss scale and the accumulation."""
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import CSP, RESIDUAL, network
-from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.graph import ChannelGraph
-from utils.sparsity import GammaPenalty, gamma_statistics, gamma_values, penalised_channels, sparsity_warnings
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.residual_blocks import residual_blocks
+from utils.pruning.sparsity import GammaPenalty, gamma_statistics, gamma_values, penalised_channels, sparsity_warnings
 
 
 def gradients(model) -> dict[int, torch.Tensor]:

@@ -1,15 +1,15 @@
-"""utils.spend: what a channel's removal saves is what the smaller network lacks, and the order is the greedy one."""
+"""utils.pruning.spend: what a channel's removal saves is what the smaller network lacks, and the order is the greedy one."""
 
 import numpy as np
 import pytest
 
 from tests.tiny import CSP, RESIDUAL, TOPOLOGIES, network
-from utils.compact import compact_defs
-from utils.graph import ChannelGraph
-from utils.masks import POLICIES, Limits, candidates, global_mask
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
-from utils.spend import COSTS, removal_order
+from utils.pruning.compact import compact_defs
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.masks import POLICIES, Limits, candidates, global_mask
+from utils.pruning.spend import COSTS, removal_order
 
 
 def size(graph: ChannelGraph, keep: np.ndarray, kind: str) -> int:

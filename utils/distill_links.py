@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network import definitions as c
 from utils.network.shapes import output_shapes
-from utils.origin import origin_of, surviving_ids
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.lineage import origin_of, surviving_ids
 
 COARSE = 8  # stride from which on backbone maps count: heads read no finer ones, and they would cost the most
 
@@ -60,7 +60,7 @@ def readings(defs: c.Defs, size: int) -> list[Reading]:
 def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
     """The maps that student and teacher have in common.
 
-    A pruned student says in its cfg which layers and channels it kept (utils.origin): its map is what the teacher's same
+    A pruned student says in its cfg which layers and channels it kept (utils.pruning.lineage): its map is what the teacher's same
     reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
     """
     kept = _surviving(student, teacher)

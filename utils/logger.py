@@ -11,7 +11,7 @@ from utils.core.errors import UserError
 from utils.core.files import make_folder, write_text
 from utils.core.plots import plot_results
 from utils.detection.metrics import Evaluation
-from utils.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
+from utils.pruning.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
 from utils.train_epoch import EpochFigures
 from utils.training import Plan
 
@@ -27,7 +27,7 @@ PLOT_EVERY = 10  # epochs; drawing takes as long as a short epoch
 def results_row(
     epoch: int, figures: EpochFigures, evaluation: Evaluation | None, gammas: dict[str, Any] | None
 ) -> dict[str, float]:
-    """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.sparsity.gamma_statistics.
+    """One epoch as {column: value}; what wasn't measured is nan. gammas: utils.pruning.sparsity.gamma_statistics.
 
     Other parts of the loss and a distillation's terms follow after COLUMNS.
     """
@@ -131,6 +131,6 @@ def metrics_line(evaluation: Evaluation) -> str:
 
 
 def gammas_line(gammas: dict[str, Any], note: str) -> str:
-    """gammas: utils.sparsity.gamma_statistics; note: what the penalty says of the epoch that ended."""
+    """gammas: utils.pruning.sparsity.gamma_statistics; note: what the penalty says of the epoch that ended."""
     quantiles = "  ".join(f"{q:.0%} {value:.3g}" for q, value in gammas["quantiles"].items())
     return f"  gammas: {gammas['near_zero']:.1%} under {NEAR_ZERO:g}; quantiles {quantiles}; {note}"

@@ -8,13 +8,13 @@ import torch
 
 from tests.tiny import DFL, NET, conv, dfl_head, network
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network import definitions as c
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, YoloHead
 from utils.network.shapes import output_shapes
 from utils.network.weights import load_weights, save_weights
+from utils.pruning.graph import ChannelGraph
 
 
 def decoded_by_hand(raw: np.ndarray, reg_max: int, stride: int) -> np.ndarray:

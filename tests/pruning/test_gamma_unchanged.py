@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.tiny import TOPOLOGIES
-from utils.blocks import residual_blocks
-from utils.graph import ChannelGraph
-from utils.masks import POLICIES, Limits
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.pruner import STRATEGIES, Amount, Pruner
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.masks import POLICIES, Limits
+from utils.pruning.pruner import STRATEGIES, Amount, Pruner
+from utils.pruning.residual_blocks import residual_blocks
 
 # SHA-256 of the cfg texts and .weights files, as the program before the other criteria wrote them.
 WRITTEN = {

@@ -1,4 +1,4 @@
-"""utils.surgeon: what a channel costs once its readers have made up for it, against numbers by hand and least squares."""
+"""utils.pruning.surgeon: what a channel costs once its readers have made up for it, against numbers by hand and least squares."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ from tests.test_importance import boxes
 from tests.tiny import NET, REORG, RESIDUAL, conv, head, network
 from utils.core.hyp import Hyp
 from utils.detection.loss import DetectionLoss
-from utils.evidence import gather
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA, Evidence
-from utils.masks import Limits
-from utils.pruner import Pruner
-from utils.spend import removal_order
-from utils.surgeon import Factors, Reader, Surgeon, readers
+from utils.pruning.evidence import gather
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA, Evidence
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Pruner
+from utils.pruning.spend import removal_order
+from utils.pruning.surgeon import Factors, Reader, Surgeon, readers
 
 
 @pytest.fixture
 def no_ridge(monkeypatch):
-    monkeypatch.setattr("utils.surgeon.RIDGE", 0.0)
+    monkeypatch.setattr("utils.pruning.surgeon.RIDGE", 0.0)
 
 
 def reader(covariance, kernel, minded, taps=((1.0,),), ids=None) -> Reader:
@@ -77,8 +77,8 @@ def test_what_goes_one_by_one_costs_what_least_squares_loses_at_once(no_ridge):
 
 
 def test_factors_are_covariances_and_squared_gradients(monkeypatch):
-    monkeypatch.setattr("utils.evidence.training_dtype", lambda device: None)
-    monkeypatch.setattr("utils.evidence.PLACES", 10**6)
+    monkeypatch.setattr("utils.pruning.evidence.training_dtype", lambda device: None)
+    monkeypatch.setattr("utils.pruning.evidence.PLACES", 10**6)
     model, batches = network(RESIDUAL), boxes(2)
     graph = ChannelGraph(model.defs)
     factors = gather(model, graph, batches, torch.device("cpu"), needs={"factors"}).factors

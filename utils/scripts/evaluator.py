@@ -19,15 +19,15 @@ from utils.data.loader import Loader
 from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import json_ground_truth
 from utils.detection.losses import build_loss
-from utils.evidence import BATCH as EVIDENCE_BATCH
-from utils.evidence import gather
-from utils.importance import Evidence
 from utils.loading import Loaded, sees_gray
 from utils.network.cost import costs
 from utils.network.darknet import Darknet
-from utils.pruner import Choice, Pruner
-from utils.recalibrate import recalibrate
-from utils.refit import bytes_per_picture, refit
+from utils.pruning.bn_statistics import recalibrate
+from utils.pruning.evidence import BATCH as EVIDENCE_BATCH
+from utils.pruning.evidence import gather
+from utils.pruning.importance import Evidence
+from utils.pruning.pruner import Choice, Pruner
+from utils.pruning.refit import bytes_per_picture, refit
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Judge:
         return recalibrate(model, self.pictures(count), self.device, self.maxabs)
 
     def evidence(self, pruner: Pruner, count: int, needs: Collection[str]) -> Evidence:
-        """What `count` training pictures tell of the channels; see utils.evidence."""
+        """What `count` training pictures tell of the channels; see utils.pruning.evidence."""
         batches = self.pictures(count, EVIDENCE_BATCH)
         return gather(pruner.model, pruner.graph, batches, lambda m: build_loss(m, Hyp()), self.device, self.maxabs, needs)
 

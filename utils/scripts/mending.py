@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.core.ranges import whole
 from utils.network.darknet import Darknet
-from utils.pruner import Choice, Pruner
+from utils.pruning.pruner import Choice, Pruner
 from utils.scripts.evaluator import Judge
 
 STAGES = {"refit": "refitted", "bn_recal": "re-estimated"}  # option and key of --json -> what the network is then called

@@ -15,18 +15,18 @@ from utils.core.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import read_data
 from utils.loading import load_model
-from utils.masks import POLICIES, Limits
 from utils.network.cfg import write_cfg
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.pruner import STRATEGIES, Amount, Choice, Pruner
+from utils.pruning.amounts import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
+from utils.pruning.masks import POLICIES, Limits
+from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.recipe import count, finetuning_epochs
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.scripts.evaluator import Judge
 from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
-from utils.search import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
 NOTES = """\
@@ -172,7 +172,7 @@ def say_choice(pruner: Pruner, choice: Choice) -> None:
 
 
 def settle(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount, goal: Goal) -> Amount:
-    """The amount that reaches the goal; see utils.search."""
+    """The amount that reaches the goal; see utils.pruning.amounts."""
     if goal.kind != "map50":
         return smallest_amount(pruner, base, goal, judge.loaded.img_size, args.force)
 

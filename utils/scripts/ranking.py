@@ -4,12 +4,12 @@ import argparse
 
 from utils.core.errors import UserError
 from utils.core.ranges import whole
-from utils.importance import CRITERIA, Evidence
-from utils.masks import Limits
-from utils.pruner import Amount, Pruner
+from utils.pruning.amounts import Goal, smallest_amount
+from utils.pruning.importance import CRITERIA, Evidence
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
+from utils.pruning.spend import COSTS, NOTHING
 from utils.scripts.evaluator import Judge
-from utils.search import Goal, smallest_amount
-from utils.spend import COSTS, NOTHING
 
 AUTO, ALL = "auto", "all"
 

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.pruner import Amount, Pruner
+from utils.pruning.pruner import Amount, Pruner
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from utils.core.devices import training_dtype
 from utils.data.batch import Batch, normalise
-from utils.graph import ChannelGraph
-from utils.importance import Evidence, RawChannels, TaylorTerms
-from utils.least_squares import windows
 from utils.network.darknet import Darknet
-from utils.surgeon import Factors, readers
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import Evidence, RawChannels, TaylorTerms
+from utils.pruning.least_squares import windows
+from utils.pruning.surgeon import Factors, readers
 
 PLACES = 256  # of each picture that the factors of a convolution are sampled at
 BATCH = 4  # pictures whose terms are summed up before their size counts: of 1, 4 and 16 what measured best (EXPERIMENTS.md)

@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.blocks import Block, surviving_layers, without_blocks
-from utils.constants import kernel_shift, layer_constants
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network import definitions as c
 from utils.network import layers as l
 from utils.network.darknet import Darknet
-from utils.origin import note_origin
+from utils.pruning.absorb import kernel_shift, layer_constants
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.lineage import note_origin
+from utils.pruning.residual_blocks import Block, surviving_layers, without_blocks
 
 
 def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> c.Defs:
     """The definitions of the network that keeps only the ids in `keep`, (graph.count,) bool, and not the blocks `dropped`.
 
-    Each layer records where in the unpruned network it comes from (see utils.origin).
+    Each layer records where in the unpruned network it comes from (see utils.pruning.lineage).
     """
     defs = without_blocks(graph.defs, dropped)
     for new, old in enumerate(surviving_layers(len(graph.defs), dropped)):
@@ -55,7 +55,7 @@ def mask_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: C
 def compact_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> Darknet:
     """The network without the removed channels and blocks, their constants absorbed; same training mode and device.
 
-    Equals mask_model's output to float precision; for where constants limit that, see utils.constants.
+    Equals mask_model's output to float precision; for where constants limit that, see utils.pruning.absorb.
     """
     small = type(model)(compact_defs(graph, keep, dropped), model.img_size)
     constants = layer_constants(model, graph, keep, dropped)

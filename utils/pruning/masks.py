@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.graph import ChannelGraph, Ids
+from utils.pruning.graph import ChannelGraph, Ids
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.graph import ChannelGraph
-from utils.least_squares import RIDGE
 from utils.network.darknet import Darknet
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.least_squares import RIDGE
 
 
 @dataclass(frozen=True)

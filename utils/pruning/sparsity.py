@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.graph import ChannelGraph
-from utils.masks import POLICIES, candidates
 from utils.network.darknet import Darknet
-from utils.promise import Promise
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.masks import POLICIES, candidates
+from utils.pruning.promise import Promise
+from utils.pruning.residual_blocks import residual_blocks
 
 NEAR_ZERO = 1e-2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.blocks import Block
-from utils.graph import ChannelGraph
 from utils.network import layers as l
 from utils.network.darknet import Darknet
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.residual_blocks import Block
 
 Rule = Callable[[nn.Module, list[Tensor]], Tensor]
 

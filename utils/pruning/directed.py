@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.blocks import residual_blocks
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.graph import ChannelGraph
-from utils.importance import TaylorTerms
-from utils.masks import POLICIES, Limits, candidates, complete
 from utils.network.darknet import Darknet
-from utils.promise import Promise
-from utils.sparsity import gamma_values, penalised_channels
-from utils.spend import COSTS, NOTHING, Cost, removal_order
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import TaylorTerms
+from utils.pruning.masks import POLICIES, Limits, candidates, complete
+from utils.pruning.promise import Promise
+from utils.pruning.residual_blocks import residual_blocks
+from utils.pruning.sparsity import gamma_values, penalised_channels
+from utils.pruning.spend import COSTS, NOTHING, Cost, removal_order
 
 # Shares of the way, which is the sum of the learning rates over the steps (utils.optimizer.Schedule.way).
 PLANNED, LATEST, CLOSED = 0.75, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
@@ -41,7 +41,7 @@ class Units:
     """What goes as one: a channel id or, for layer pruning, a residual block.
 
     out: {layer: (channels,) the unit of each of its channels}; pool: (count,) bool, what may go; graph: whose layers must
-    not be emptied, None where units don't share layers; cost: what their importance is weighed against (see utils.spend),
+    not be emptied, None where units don't share layers; cost: what their importance is weighed against (see utils.pruning.spend),
     None where it alone decides. To TaylorTerms it is what a graph is.
     """
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.blocks import Block, surviving_layers
-from utils.graph import ChannelGraph
-from utils.least_squares import NormalEquations, output_size, windows
 from utils.network import definitions as c
 from utils.network import layers as l
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.least_squares import NormalEquations, output_size, windows
+from utils.pruning.residual_blocks import Block, surviving_layers
 
 SAMPLES, LEAST_SAMPLES = 8, 5000  # positions that a layer is fitted at: this many a weight of a filter, and at least
 WIDEST = 9216  # weights of a filter above which its normal equations take gigabytes: such layers are left as they are

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.graph import ChannelGraph
 from utils.network import definitions as c
 from utils.network.darknet import Darknet
+from utils.pruning.graph import ChannelGraph
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,23 @@ from typing import Any
 
 import numpy as np
 
-from utils.blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
-from utils.compact import compact_defs, compact_model, mask_model
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
-from utils.importance import CRITERIA, Evidence, channel_scores
-from utils.masks import POLICIES, Limits, Mask, candidates, global_mask
 from utils.network import definitions as c
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
-from utils.spend import Cost, removal_order
+from utils.pruning.compact import compact_defs, compact_model, mask_model
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.importance import CRITERIA, Evidence, channel_scores
+from utils.pruning.masks import POLICIES, Limits, Mask, candidates, global_mask
+from utils.pruning.residual_blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
+from utils.pruning.spend import Cost, removal_order
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """policy: which channels may go and how they are scored (utils.masks.POLICIES); the rest: defaults of the options."""
+    """policy: which channels may go and how they are scored (utils.pruning.masks.POLICIES); the rest: defaults of the options."""
 
     policy: str
     percent: float = 0.5
@@ -63,8 +63,8 @@ class Choice:
 class Pruner:
     """Scores of a network's channels and blocks under a strategy; `choose` says what goes for an amount.
 
-    importance: the criterion (utils.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are weighed
-    against (see utils.spend), None where they alone decide.
+    importance: the criterion (utils.pruning.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are weighed
+    against (see utils.pruning.spend), None where they alone decide.
     """
 
     def __init__(self, model: Darknet, strategy: str, limits: Limits, importance: str = "gamma",

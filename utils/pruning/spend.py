@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.graph import ChannelGraph, Ids
 from utils.network import layers as l
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
+from utils.pruning.graph import ChannelGraph, Ids
 
 Cost = Callable[[np.ndarray], np.ndarray]  # keep (ids,) bool -> (ids,) what the removal of each kept id saves
 Worth = Callable[[np.ndarray], np.ndarray]  # the same -> (ids,) what it costs in accuracy

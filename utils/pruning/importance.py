@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.graph import ChannelGraph
 from utils.network.darknet import Darknet
-from utils.spend import Worth
-from utils.surgeon import Factors, Surgeon
+from utils.pruning.graph import ChannelGraph
+from utils.pruning.spend import Worth
+from utils.pruning.surgeon import Factors, Surgeon
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evidence:
 
     combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of pictures, raw channels) TaylorTerms of each
     batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. factors: of
-    the convolutions that read channels (see utils.surgeon). pictures: how many pictures all come from; with 0 they are empty.
+    the convolutions that read channels (see utils.pruning.surgeon). pictures: how many pictures all come from; with 0 they are empty.
     """
 
     combine: str = "first"
@@ -55,7 +55,7 @@ class Parts:
 @dataclass(frozen=True)
 class Criterion:
     """parts: None for gamma, which scores ids by itself. needs: the Evidence that it reads, "", or the name of its field.
-    following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.spend) of
+    following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.pruning.spend) of
     single ids; `parts` then scores only what it can't, residual blocks."""
 
     parts: Callable[[Darknet, ChannelGraph, Evidence], Parts] | None
@@ -173,7 +173,7 @@ def obd(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
 
 def obs(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Worth:
     """What the loss rises by when all that reads a channel makes up for its loss as well as it can (Hassibi & Stork 1993,
-    "Optimal Brain Surgeon"; see utils.surgeon)."""
+    "Optimal Brain Surgeon"; see utils.pruning.surgeon)."""
     return Surgeon(model, graph, evidence.factors)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.graph import ChannelGraph
 from utils.network.definitions import Convolutional, Defs, LayerDef
+from utils.pruning.graph import ChannelGraph
 
 
 def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
