@@ -21,7 +21,7 @@ from utils.data.datasets import CACHE_ROOM
 from utils.detection.evaluate import evaluate
 from utils.detection.metrics import Evaluation
 from utils.detection.threshold import threshold_line
-from utils.distill import add_distillation_arguments, check_distillation_arguments
+from utils.distillation.distiller import add_distillation_arguments, check_distillation_arguments
 from utils.evolve import check_evolution, evolve
 from utils.logger import RunLog, gammas_line, metrics_line, results_row
 from utils.prepare import Say, Setup, prepare

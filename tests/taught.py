@@ -8,13 +8,13 @@ from tests.test_train import BASE
 from tests.tiny import NET, conv, head, network
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
-from utils.distill import Distiller
+from utils.distillation.distiller import Distiller
+from utils.distillation.teacher import Teacher
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.pruning.masks import Limits
 from utils.pruning.pruner import Amount, Pruner
-from utils.teacher import Teacher
 from utils.training import Plan, Run
 
 CPU = torch.device("cpu")

@@ -6,13 +6,13 @@ import torch
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
 from tests.tiny import NET, conv, head, network
 from utils.core.errors import UserError
-from utils.distill import KDSTR, Distiller, check_distillation_arguments
-from utils.distill_links import Link, links, readings
+from utils.distillation.distiller import KDSTR, Distiller, check_distillation_arguments
+from utils.distillation.links import Link, links, readings
+from utils.distillation.teacher import load_teacher
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.teacher import load_teacher
 from utils.training import Run
 
 TARGETS = torch.tensor([[0, 1, 0.4, 0.4, 0.2, 0.2], [1, 0, 0.6, 0.5, 0.3, 0.25]])

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from utils.detection.loss import RatioAssigner
-from utils.distill import KDSTR
-from utils.distill_losses import (
+from utils.distillation.distiller import KDSTR
+from utils.distillation.losses import (
     ATTENTION,
     BOXES,
     CHANNELS,

@@ -12,7 +12,7 @@ from tests.test_train import BASE, ROOT, here, interrupt_at, results, train_in_t
 from tests.tiny import network
 from utils.core.errors import UserError
 from utils.core.hyp import GENTLE
-from utils.distill import KDSTR
+from utils.distillation.distiller import KDSTR
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import load_checkpoint
 from utils.network.darknet import Darknet

@@ -14,8 +14,9 @@ from tests.tiny import TOPOLOGIES, network
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import QUANTIZED, Hyp
-from utils.distill import Distiller
-from utils.distill_links import links
+from utils.distillation.distiller import Distiller
+from utils.distillation.links import links
+from utils.distillation.teacher import Teacher
 from utils.loading import load_model
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.darknet import Darknet
@@ -24,7 +25,6 @@ from utils.pruning.sparsity import gamma_values
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.teacher import Teacher
 from utils.training import Plan, Run
 
 CPU = torch.device("cpu")

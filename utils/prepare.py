@@ -21,7 +21,8 @@ from utils.data.data_file import DataConfig, read_data
 from utils.data.datasets import create_loader
 from utils.detection.ground_truth import GroundTruth, json_ground_truth
 from utils.detection.metrics import Evaluation
-from utils.distill import Distiller
+from utils.distillation.distiller import Distiller
+from utils.distillation.teacher import load_teacher
 from utils.loading import Loaded, load_model, own_cfg, sees_gray
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
@@ -31,7 +32,6 @@ from utils.network.weights import refuse_broken
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, directed, rates, settle
-from utils.teacher import load_teacher
 from utils.training import Plan, Run
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with

@@ -16,7 +16,7 @@ from utils.core.hyp import Hyp
 from utils.core.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
 from utils.detection.losses import build_loss
 from utils.detection.threshold import CONF_THRES
-from utils.distill import Distiller
+from utils.distillation.distiller import Distiller
 from utils.ema import ModelEma
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from utils.core.errors import UserError
-from utils.distill_links import Link, links
-from utils.distill_losses import KDSTR
+from utils.distillation.links import Link, links
+from utils.distillation.losses import KDSTR
 from utils.loading import Loaded, load_model
 from utils.network.darknet import Darknet
 from utils.network.file_kind import is_checkpoint

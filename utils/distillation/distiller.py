@@ -1,7 +1,7 @@
 """Distillation: a student learns from a trained teacher, usually the network that it was pruned from.
 
 `load_teacher` reads and checks the teacher before training, `links` finds the feature maps that belong together, and a
-`Distiller` adds the terms of a --KDstr (utils.distill_losses) to each batch's loss.
+`Distiller` adds the terms of a --KDstr (utils.distillation.losses) to each batch's loss.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from utils.core.fields import Fields
 from utils.core.ranges import POSITIVE
 from utils.core.restore import restore_module
 from utils.detection.head_loss import HeadLoss
-from utils.distill_links import Link
-from utils.distill_losses import KDSTR, Observed
+from utils.distillation.links import Link
+from utils.distillation.losses import KDSTR, Observed
+from utils.distillation.teacher import Teacher
 from utils.network.darknet import Darknet
-from utils.teacher import Teacher
 
 STRATEGIES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())
 
