@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.check_fix import Fix, check_folder, write_clean
-from utils.check_network import anchor_figures
-from utils.check_read import read_subject
-from utils.check_subject import ERROR, SEVERITIES, Finding, Subject
-from utils.check_table import findings_table, run_checks
+from utils.checking.checks import findings_table, run_checks
+from utils.checking.clean_copy import Fix, check_folder, write_clean
+from utils.checking.findings import ERROR, SEVERITIES, Finding, Subject
+from utils.checking.network import anchor_figures
+from utils.checking.read import read_subject
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.ranges import PROCESSES

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.planted import FAULTS, TRAIN
-from utils import check_fix
+from utils.checking import clean_copy as check_fix
 from utils.converters.write import place_image
 from utils.core.errors import UserError
 from utils.data.data_file import read_data

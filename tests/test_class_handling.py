@@ -286,8 +286,8 @@ def test_training_has_nothing_to_say_about_good_data(here, capsys):  # noqa: F81
 
 def test_the_quick_checks_are_quick(here, capsys, monkeypatch):  # noqa: F811
     """They read no file: the pictures may be gone by then."""
-    from utils.check_subject import Subject
-    from utils.check_table import quick_warnings
+    from utils.checking.checks import quick_warnings
+    from utils.checking.findings import Subject
     from utils.data.data_file import read_data
     from utils.network.cfg import parse_cfg
 

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils import check_network
-from utils.check_subject import Subject
+from utils.checking import network as check_network
+from utils.checking.findings import Subject
 from utils.core.errors import UserError
 from utils.core.memory import available_memory
 from utils.network import footprint as memory

@@ -9,8 +9,8 @@ import pytest
 from make_cfg import edit, find_changes
 from tests.conftest import ROOT
 from tests.tiny import NET, conv, head
-from utils.check_read import read_subject
-from utils.check_subject import WARNING
+from utils.checking.findings import WARNING
+from utils.checking.read import read_subject
 from utils.core.errors import Remark, UserError, noting_remarks, remark
 from utils.data.data_file import read_data, read_names
 from utils.network.cfg import parse_cfg, write_cfg

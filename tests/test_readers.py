@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.fuzz import QUICK, THOROUGH, always, nearly
 from tests.raw import voc_file, voc_object
 from tests.tiny import NET, TOPOLOGIES, conv, head
-from utils.check_files import usable_rows
-from utils.check_read import read_subject
+from utils.checking.files import usable_rows
+from utils.checking.read import read_subject
 from utils.converters.base import Options
 from utils.converters.voc import parse_voc
 from utils.core.errors import UserError, noting_remarks

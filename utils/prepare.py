@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.check_subject import Subject
-from utils.check_table import quick_warnings
+from utils.checking.checks import quick_warnings
+from utils.checking.findings import Subject
 from utils.core.commands import command
 from utils.core.devices import training_dtype
 from utils.core.distributed import World

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.check_subject import Subject
+from utils.checking.findings import Subject
 from utils.converters.write import place_image, target_names
 from utils.core.errors import UserError
 from utils.core.files import check_writable, make_folder, write_text

@@ -5,9 +5,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from utils import check_data, check_network
-from utils.check_read import same_path
-from utils.check_subject import NOTE, SEVERITIES, CheckFunction, Finding, Split, Subject
+from utils.checking import data as check_data
+from utils.checking import network as check_network
+from utils.checking.findings import NOTE, SEVERITIES, CheckFunction, Finding, Split, Subject
+from utils.checking.read import same_path
 from utils.data.datasets import DetectionDataset
 
 HEADER = ("severity", "count", "finding", "first", "what to do")

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from utils.check_files import content_hash, survey
-from utils.check_subject import ERROR, WARNING, Finding, Split, Subject, finding_of
+from utils.checking.files import content_hash, survey
+from utils.checking.findings import ERROR, WARNING, Finding, Split, Subject, finding_of
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import read_text
 from utils.core.option_list import split_lines
@@ -33,7 +33,7 @@ def read_subject(
     workers: int = 1,
     decode: bool = False,
 ) -> Subject:
-    """The dataset of a .data file, looked through completely (see utils.check_files.survey), and a network's definitions."""
+    """The dataset of a .data file, looked through completely (see utils.checking.files.survey), and a network's definitions."""
     subject = Subject(stretch=stretch, cfg=cfg, weights=weights)
     with noting_remarks() as remarks:
         _read_network(subject, img_size)

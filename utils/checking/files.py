@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.check_subject import ERROR, NOTE, WARNING, Split
+from utils.checking.findings import ERROR, NOTE, WARNING, Split
 from utils.core.errors import UserError
 from utils.core.workers import Crew
 from utils.data.image_size import CUT_SHORT, NO_END, measure

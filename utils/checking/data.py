@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.check_files import KINDS, NO_ROW, usable_rows
-from utils.check_read import ANY_CLASS
-from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
+from utils.checking.files import KINDS, NO_ROW, usable_rows
+from utils.checking.findings import ERROR, NOTE, WARNING, Finding, Subject, finding_of
+from utils.checking.read import ANY_CLASS
 from utils.core.errors import UserError
 from utils.data.labels import CLIPPED, label_path
 from utils.data.picture_kinds import is_beside

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from utils.check_subject import ERROR, NOTE, WARNING, Finding, Subject, finding_of
+from utils.checking.findings import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.core.commands import command
 from utils.core.errors import UserError, noting_remarks
 from utils.core.memory import available_memory
