@@ -34,9 +34,9 @@ from utils.data.pictures import write_picture
 from utils.data.sources import Frame, Frames, Item, find_items, open_writer, shown
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold
+from utils.export.onnx.model import OnnxModel, load_detector
 from utils.loading import Loaded, sees_gray
 from utils.network.darknet import Darknet
-from utils.onnx_model import OnnxModel, load_detector
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves

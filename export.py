@@ -26,17 +26,17 @@ TILE = whole(1, 65536)
 
 def onnx(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """--format onnx: float networks as fp32, quantized ones as int8 with QuantizeLinear and DequantizeLinear."""
-    from utils.onnx_model import need
+    from utils.export.onnx.model import need
 
     need("onnx", "onnxscript", "onnxruntime")
-    from utils.onnx_job import export
+    from utils.export.onnx.job import export
 
     return export(args, loaded, data)
 
 
 def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """--format fpga: a folder of integers, shifts and tables, for networks quantized with --FPGA."""
-    from utils.quantized.fpga_job import export
+    from utils.export.fpga.job import export
 
     return export(args, loaded, data)
 

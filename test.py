@@ -24,10 +24,10 @@ from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.detection.metrics import COCO_IDS, Evaluation, coco_results
 from utils.detection.threshold import threshold_line
+from utils.export.onnx.model import OnnxModel, load_detector
 from utils.loading import Loaded, sees_gray
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
-from utils.onnx_model import OnnxModel, load_detector
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride

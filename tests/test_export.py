@@ -27,8 +27,10 @@ ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
-from utils import onnx_check, onnx_export, onnx_job  # noqa: E402
-from utils.onnx_export import Plan, build, finish  # noqa: E402
+from utils.export.onnx import check as onnx_check  # noqa: E402
+from utils.export.onnx import job as onnx_job
+from utils.export.onnx import trace as onnx_export
+from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = sorted(p for p in (ROOT / "cfg").glob("*/*.cfg") if "_" not in p.parent.name)

@@ -20,8 +20,9 @@ from utils.quantized.transform import quantize
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from utils import onnx_check, onnx_job  # noqa: E402
-from utils.onnx_export import Plan  # noqa: E402
+from utils.export.onnx import check as onnx_check  # noqa: E402
+from utils.export.onnx import job as onnx_job
+from utils.export.onnx.trace import Plan  # noqa: E402
 
 CPU = torch.device("cpu")
 HALVED = "[maxpool]\nsize=2\nstride=2\n"

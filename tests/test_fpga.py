@@ -13,16 +13,16 @@ import export
 from tests.tiny import NET, TOPOLOGIES, conv, head, network, randomise
 from utils.core.errors import UserError
 from utils.data.batch import normalise
+from utils.export.fpga import job as fpga_job
+from utils.export.fpga.check import CPU, compare
+from utils.export.fpga.dump import Tiling, read, write
+from utils.export.fpga.integer import run, values
+from utils.export.fpga.lower import lower
 from utils.network import definitions as c
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.definitions import Defs
-from utils.quantized import fpga_job
-from utils.quantized.fpga import lower
-from utils.quantized.fpga_check import CPU, compare
-from utils.quantized.integer import run, values
-from utils.quantized.integer_dump import Tiling, read, write
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from tests.tiny import NET
 from utils.core.errors import UserError
+from utils.export.fpga import dump as integer_dump
+from utils.export.fpga import integer
+from utils.export.fpga.dump import Tiling, pack, read, tile, unpack, untile, write
+from utils.export.fpga.integer import MOVES, SUMS, Grid, Network, Step, finish, requantise, round_shift, run
 from utils.network import layers as l
 from utils.network.cfg import parse_cfg
-from utils.quantized import integer, integer_dump
-from utils.quantized.integer import MOVES, SUMS, Grid, Network, Step, finish, requantise, round_shift, run
-from utils.quantized.integer_dump import Tiling, pack, read, tile, unpack, untile, write
 
 BYTES = Grid(0, -128, 127)
 ROOT = Path(__file__).resolve().parents[1]

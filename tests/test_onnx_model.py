@@ -23,8 +23,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 
-from utils.onnx_export import Plan, build, finish  # noqa: E402
-from utils.onnx_model import OnnxModel, load_detector  # noqa: E402
+from utils.export.onnx.model import OnnxModel, load_detector  # noqa: E402
+from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAIN = {"gray": False, "maxabs": False, "stretch": False}

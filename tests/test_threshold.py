@@ -14,10 +14,10 @@ import PTQ
 import test as test_script
 from tests.rectangles import cells
 from utils.core.errors import UserError
+from utils.export.onnx.model import OnnxModel
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.weights import save_weights
-from utils.onnx_model import OnnxModel
 
 BRIGHT, DIM = 255, 107  # of red: scores 1 and 0.17, see tests.rectangles
 

@@ -1,4 +1,4 @@
-"""From a network quantized with --FPGA to integers, shifts and tables: the steps of utils.quantized.integer.
+"""From a network quantized with --FPGA to integers, shifts and tables: the steps of utils.export.fpga.integer.
 
 [se] becomes the four steps that it consists of: mean, two 1x1 convolutions, product. What does nothing ([dropout], a [route]
 of one map) becomes no step, and heads, which decode boxes in floating point, end the network.
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from utils.core.errors import UserError
 from utils.data.batch import normalise
+from utils.export.fpga.integer import Grid, Network, Step
 from utils.network import layers as l
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, Head, YoloHead
 from utils.network.shapes import Shape, output_shapes
 from utils.quantized import layers as q
 from utils.quantized.fake_quantize import FakeQuantize
-from utils.quantized.integer import Grid, Network, Step
 from utils.quantized.settings import RAW_BITS
 from utils.quantized.transform import SLOPE
 

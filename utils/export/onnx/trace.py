@@ -1,6 +1,6 @@
 """A network as an ONNX graph: traced by PyTorch's exporter, tidied, with its names, anchors and settings aboard.
 
-Darknet -> trace -> tidy (utils.onnx_graph) -> describe -> onnx_ir.Model, which utils.onnx_check then tries
+Darknet -> trace -> tidy (utils.export.onnx.graph) -> describe -> onnx_ir.Model, which utils.export.onnx.check then tries
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from torch.export import Dim
 
 from utils.core.errors import UserError
 from utils.detection.threshold import CONF_THRES, USUAL
+from utils.export.onnx.graph import add_nms, name_dimensions, tidy
+from utils.export.onnx.int8 import to_integers
 from utils.loading import Loaded
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
-from utils.onnx_graph import add_nms, name_dimensions, tidy
-from utils.onnx_int8 import to_integers
 
 OPSETS = range(18, 24)  # what torch.onnx's translations are written for, and what it converts them to
 INPUT, OUTPUT = "images", "detections"

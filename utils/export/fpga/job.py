@@ -18,14 +18,14 @@ from utils.core.tables import format_table
 from utils.data.augment import FILL
 from utils.data.data_file import DataConfig
 from utils.data.datasets import DetectionDataset, Draw
-from utils.export_input import input_size, picture_settings
+from utils.export.fpga import dump as dump
+from utils.export.fpga.check import CPU, Agreement, compare
+from utils.export.fpga.integer import Network, run
+from utils.export.fpga.lower import lower
+from utils.export.inputs import input_size, picture_settings
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.shapes import check_img_size
-from utils.quantized import integer_dump as dump
-from utils.quantized.fpga import lower
-from utils.quantized.fpga_check import CPU, Agreement, compare
-from utils.quantized.integer import Network, run
 
 INT32 = 2**31 - 1
 EXACT = 2**24  # up to here float32 holds every whole number

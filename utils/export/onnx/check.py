@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from utils.data.batch import normalise
 from utils.data.datasets import DetectionDataset, Draw
 from utils.detection.boxes import nms
-from utils.onnx_export import Plan
-from utils.onnx_model import open_session
+from utils.export.onnx.model import open_session
+from utils.export.onnx.trace import Plan
 
 LATENCY_SECONDS, LATENCY_RUNS, WARM_UP = 3.0, 50, 3
 REAL_PICTURES = 4

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.data.batch import normalise
+from utils.export.fpga.integer import Network, run
 from utils.network.darknet import Darknet
-from utils.quantized.integer import Network, run
 from utils.quantized.layers import RoundedActivation
 
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """The files of an FPGA dump: a manifest and four .bin files, written and read back without torch.
 
-manifest.json   the steps in the order of computation (see utils.quantized.integer), what they read, their shapes, shifts and
+manifest.json   the steps in the order of computation (see utils.export.fpga.integer), what they read, their shapes, shifts and
                 integer constants, where their arrays lie, the input, the heads, and each .bin file's size and SHA-256
 weights.bin     kernels. One file for all layers, as for biases and tables: it is copied to the accelerator's memory as it
                 is, and a layer's address is the file's address there plus the manifest's offset
@@ -13,7 +13,7 @@ Every array begins at a multiple of 64 bytes; numbers are little-endian. Kernels
 two a byte, the first in the lower half.
 
     network = read("weights/best_fpga")
-    maps = utils.quantized.integer.run(network, pictures).maps
+    maps = utils.export.fpga.integer.run(network, pictures).maps
 
 Kernels lie as (filters, channels a group, rows, columns), the last index fastest, or, reordered, in tiles: see `tile`.
 """
@@ -30,7 +30,7 @@ import numpy as np
 
 from utils.core.errors import UserError
 from utils.core.files import read_text, write_text
-from utils.quantized.integer import MOVES, SUMS, Grid, Network, Step
+from utils.export.fpga.integer import MOVES, SUMS, Grid, Network, Step
 
 FORMAT, VERSION = "darkedge integer network", 1
 MANIFEST = "manifest.json"

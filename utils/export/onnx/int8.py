@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from utils.onnx_graph import clean, constant, value_of
+from utils.export.onnx.graph import clean, constant, value_of
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 MOVES = frozenset({"Concat", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Transpose"})  # keep each value as it is

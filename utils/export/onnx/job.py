@@ -11,7 +11,6 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from utils import onnx_check as check
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
 from utils.core.tables import format_table
@@ -20,12 +19,13 @@ from utils.data.datasets import DetectionDataset, create_loader
 from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import json_ground_truth
 from utils.detection.threshold import choose_threshold
-from utils.export_input import input_size, picture_settings
+from utils.export.inputs import input_size, picture_settings
+from utils.export.onnx import check as check
+from utils.export.onnx.model import OnnxModel
+from utils.export.onnx.trace import OPSETS, OUTPUTS, Plan, build, finish
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
-from utils.onnx_export import OPSETS, OUTPUTS, Plan, build, finish
-from utils.onnx_model import OnnxModel
 from utils.quantized.transform import quantizers, switched
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
