@@ -31,8 +31,8 @@ from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet
 from utils.scripts.cli import Parser, add_device_arguments, run
-from utils.train_epoch import memory_gib
-from utils.training import Plan, Run
+from utils.training.epoch import memory_gib
+from utils.training.run import Plan, Run
 
 PARTS = ("training", "inference", "peak", "pipeline")
 BOXES = 8  # a picture

@@ -15,7 +15,7 @@ from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.pruning.masks import Limits
 from utils.pruning.pruner import Amount, Pruner
-from utils.training import Plan, Run
+from utils.training.run import Plan, Run
 
 CPU = torch.device("cpu")
 BLOCK = conv(8, 1) + conv(16) + "[shortcut]\nfrom=-3\nactivation=linear\n"

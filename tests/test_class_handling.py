@@ -155,7 +155,7 @@ def test_image_weights_follow_rarity_and_the_last_evaluation(here, monkeypatch):
 
 
 def test_badly_detected_classes_weigh_more(here):  # noqa: F811
-    from utils.prepare import Setup
+    from utils.training.setup import Setup
 
     loader = create_loader("train", classes=2, img_size=64, batch_size=4, training=True, workers=0)
     setup = Setup(run=None, loader=loader, valid=None, data=SimpleNamespace(classes=2), settings={})

@@ -13,7 +13,7 @@ from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.training import Run
+from utils.training.run import Run
 
 TARGETS = torch.tensor([[0, 1, 0.4, 0.4, 0.2, 0.2], [1, 0, 0.6, 0.5, 0.3, 0.25]])
 

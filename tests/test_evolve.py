@@ -1,4 +1,4 @@
-"""train.py --evolve and utils.evolve."""
+"""train.py --evolve and utils.training.evolve."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ import pytest
 
 import train
 from tests.test_train import BASE, ROOT, here, train_with  # noqa: F401
-from utils import evolve as evolution
 from utils.core.errors import UserError
 from utils.core.hyp import LIMITS, Hyp
 from utils.detection.losses import LOSSES
-from utils.evolve import GENES, Generation, evolve, genes, next_hyp
-from utils.training import REMEDY, fitness
+from utils.training import evolve as evolution
+from utils.training.evolve import GENES, Generation, evolve, genes, next_hyp
+from utils.training.run import REMEDY, fitness
 
 BASE_HYP = dict(vars(Hyp()))
 

@@ -10,9 +10,9 @@ import pytest
 
 from utils.core.errors import UserError
 from utils.detection.metrics import Evaluation
-from utils.logger import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
-from utils.train_epoch import EpochFigures
-from utils.training import Plan
+from utils.training.epoch import EpochFigures
+from utils.training.log import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
+from utils.training.run import Plan
 
 FIGURES = EpochFigures({"box": 0.125, "obj": 0.5, "cls": 0.25}, total=0.875, lr=0.0123456, size=416, seconds=12.5)
 EVALUATION = Evaluation(map50=0.75, map=0.5, precision=0.625, recall=0.875, f1=0.7, images=9, targets=20, per_class=[])

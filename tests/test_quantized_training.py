@@ -25,7 +25,7 @@ from utils.pruning.sparsity import gamma_values
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.training import Plan, Run
+from utils.training.run import Plan, Run
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -14,11 +14,11 @@ import torch
 import test as test_script
 import train
 from tests.tiny import NET, conv, head
-from utils import train_epoch
 from utils.core.errors import UserError
-from utils.logger import read_results
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.scripts.cli import run as run_script
+from utils.training import epoch as train_epoch
+from utils.training.log import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64

@@ -10,11 +10,11 @@ from torch import nn
 from utils.core.distributed import ProcessGroupBatchNorm2d, World, parallel
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.ema import ModelEma
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
-from utils.optimizer import Schedule, build_optimizer
-from utils.training import Plan, Run
+from utils.training.ema import ModelEma
+from utils.training.optimizer import Schedule, build_optimizer
+from utils.training.run import Plan, Run
 
 CFG = """[net]
 width=64

@@ -26,7 +26,7 @@ from utils.pruning.residual_blocks import residual_blocks
 from utils.pruning.sparsity import gamma_values, penalised_channels
 from utils.pruning.spend import COSTS, NOTHING, Cost, removal_order
 
-# Shares of the way, which is the sum of the learning rates over the steps (utils.optimizer.Schedule.way).
+# Shares of the way, which is the sum of the learning rates over the steps (utils.training.optimizer.Schedule.way).
 PLANNED, LATEST, CLOSED = 0.75, 0.95, 0.99  # the choosing ends as planned, or at the latest if it was held; all have faded
 FADE = 0.1  # from being chosen to zero
 EVERY = 0.01  # between two choices

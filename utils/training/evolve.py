@@ -33,8 +33,8 @@ from utils.detection.losses import LOSSES
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint
-from utils.recipe import rates, settle
-from utils.training import REMEDY, fitness
+from utils.training.recipe import rates, settle
+from utils.training.run import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children
 CHANGED = 0.5  # probability that a child's number differs from its parent's

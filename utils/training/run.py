@@ -17,15 +17,15 @@ from utils.core.restore import random_state, restore_module, restore_optimizer, 
 from utils.detection.losses import build_loss
 from utils.detection.threshold import CONF_THRES
 from utils.distillation.distiller import Distiller
-from utils.ema import ModelEma
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
-from utils.optimizer import Schedule, build_optimizer
 from utils.pruning.directed import DirectedSparsity
 from utils.pruning.promise import Promise
 from utils.pruning.sparsity import GammaPenalty, Sparsity
 from utils.pruning.spend import NOTHING
 from utils.quantized.transform import freeze, freeze_epoch
+from utils.training.ema import ModelEma
+from utils.training.optimizer import Schedule, build_optimizer
 
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 

@@ -13,7 +13,7 @@ from utils.network.cfg import write_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.network.class_term import CLASS_TERM
 from utils.scripts.cli import Parser
-from utils.training import Run
+from utils.training.run import Run
 
 # What belongs to this call rather than to the run: taken from the command line even with --resume.
 OF_THIS_CALL = {"resume", "device", "workers", "cache_images", "json", "name", "weights_dir", "results_dir"}
@@ -49,7 +49,7 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
     """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with, but
     for those of OF_THIS_CALL, and for the PLACES that are given: things may have moved.
 
-    A given --cfg stays, too: utils.prepare compares it with the run's own. Raises UserError when there is no such file, when
+    A given --cfg stays, too: utils.training.setup compares it with the run's own. Raises UserError when there is no such file, when
     it holds weights without a run, and where a PLACE has nothing any more.
     """
     if not path.exists():

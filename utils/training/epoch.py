@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils.core.distributed import mean_over_processes
 from utils.core.errors import UserError
 from utils.data.batch import Batch, normalise
-from utils.training import REMEDY, Run
+from utils.training.run import REMEDY, Run
 
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
 

@@ -12,8 +12,8 @@ from utils.core.files import make_folder, write_text
 from utils.core.plots import plot_results
 from utils.detection.metrics import Evaluation
 from utils.pruning.sparsity import NEAR_ZERO, QUANTILES, sparsity_warnings
-from utils.train_epoch import EpochFigures
-from utils.training import Plan
+from utils.training.epoch import EpochFigures
+from utils.training.run import Plan
 
 LOSSES = ("box", "obj", "cls", "total")
 OTHER_LOSSES = ("dfl",)  # columns behind the others, of networks whose heads have such a part
