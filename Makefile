@@ -1,6 +1,7 @@
 # make venv   the virtual environment that the others use; prints where it is
 # make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
 # make test   the tests
+# make lint   ruff, and which room imports which (tests/imports.py)
 # make check  linter and tests
 # make test-all  also the slow tests: every network pruned in every way, as a printed matrix
 # All create the virtual environment first. It is shared by every clone with the same requirements:
@@ -30,6 +31,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(RUN) -m tests.imports
 
 check: lint test
 

@@ -28,8 +28,8 @@ onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
 from utils.export.onnx import check as onnx_check  # noqa: E402
-from utils.export.onnx import job as onnx_job
-from utils.export.onnx import trace as onnx_export
+from utils.export.onnx import job as onnx_job  # noqa: E402
+from utils.export.onnx import trace as onnx_export  # noqa: E402
 from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

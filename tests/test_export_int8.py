@@ -21,7 +21,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from utils.export.onnx import check as onnx_check  # noqa: E402
-from utils.export.onnx import job as onnx_job
+from utils.export.onnx import job as onnx_job  # noqa: E402
 from utils.export.onnx.trace import Plan  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -23,7 +23,8 @@ from utils.pruning.graph import ChannelGraph
 
 
 def last_map(text: str, *maps: torch.Tensor) -> torch.Tensor:
-    """What the last layer of a cfg makes of the maps that it reads; its size must be the one that utils.network.shapes foretells."""
+    """What the last layer of a cfg makes of the maps that it reads; its size must be the one that utils.network.shapes
+    foretells."""
     defs = parse_cfg(text)
     out = l.build_layer(defs, len(defs) - 1, maps[0].shape[1])(*maps)
     shapes = output_shapes(defs, *maps[0].shape[-2:]) if len(defs) == 1 else None

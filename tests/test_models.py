@@ -1,4 +1,5 @@
-"""utils.network.darknet.Darknet and utils.network.layers against OpenCV's Darknet importer, torch and formulas worked by hand."""
+"""utils.network.darknet.Darknet and utils.network.layers against OpenCV's Darknet importer, torch and formulas worked by
+hand."""
 
 import copy
 

@@ -1,4 +1,5 @@
-"""utils.pruning.surgeon: what a channel costs once its readers have made up for it, against numbers by hand and least squares."""
+"""utils.pruning.surgeon: what a channel costs once its readers have made up for it, against numbers by hand and least
+squares."""
 
 import numpy as np
 import pytest

@@ -57,9 +57,9 @@ def plot_channels(layers: list[dict[str, int]], path: Path) -> None:
 def plot_sweep(rows: list[dict[str, Any]], before: dict[str, Any], what: str, stage: str, path: Path) -> None:
     """What the amounts of a pruning sweep leave.
 
-    rows: those of utils.pruning.amounts.sweep, with the importance that ranked; before: {params, macs} of the original; what: "percent"
-    or "shortcuts"; stage: of which network mAP@0.5 was measured, if it was. One importance: shares of parameters and MACs and
-    mAP@0.5 over the amounts. Several: a curve of mAP@0.5, or of parameters, over the MACs left for each of them.
+    rows: those of utils.pruning.amounts.sweep, with the importance that ranked; before: {params, macs} of the original; what:
+    "percent" or "shortcuts"; stage: of which network mAP@0.5 was measured, if it was. One importance: shares of parameters and
+    MACs and mAP@0.5 over the amounts. Several: a curve of mAP@0.5, or of parameters, over the MACs left for each of them.
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()

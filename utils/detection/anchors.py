@@ -18,7 +18,8 @@ SAMPLE = 20_000  # boxes that the clustering looks at; more change the third dig
 @dataclass
 class AnchorFit:
     """How well anchors fit boxes: best possible recall (share of the boxes whose sides differ from some anchor's by less
-    than the factor `anchor_t`, see utils.core.hyp) and the mean over the boxes of the IoU with the best anchor, both centred."""
+    than the factor `anchor_t`, see utils.core.hyp) and the mean over the boxes of the IoU with the best anchor, both
+    centred."""
 
     recall: float
     mean_iou: float

@@ -60,8 +60,8 @@ def readings(defs: c.Defs, size: int) -> list[Reading]:
 def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
     """The maps that student and teacher have in common.
 
-    A pruned student says in its cfg which layers and channels it kept (utils.pruning.lineage): its map is what the teacher's same
-    reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
+    A pruned student says in its cfg which layers and channels it kept (utils.pruning.lineage): its map is what the teacher's
+    same reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
     """
     kept = _surviving(student, teacher)
     if kept is not None:

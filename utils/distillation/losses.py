@@ -1,8 +1,8 @@
 """The losses of --KDstr: what a student is told about its teacher's outputs and feature maps.
 
 Every strategy is called with one `Observed` batch and returns its terms by name, each a mean over the batch, 0 where
-student and teacher agree. Terms about outputs weigh what their counterparts in utils.detection.loss weigh. Where a sum is divided
-by a count of objects, the count is that of all processes, so that the mean of their gradients is the whole batch's.
+student and teacher agree. Terms about outputs weigh what their counterparts in utils.detection.loss weigh. Where a sum is
+divided by a count of objects, the count is that of all processes, so that the mean of their gradients is the whole batch's.
 """
 
 from collections.abc import Callable

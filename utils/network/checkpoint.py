@@ -33,11 +33,12 @@ MOST_SEEN = 2**53  # pictures: no training comes near, and there is room to go o
 class Checkpoint:
     """What came with a network's tensors. `path` is for messages.
 
-    tensors: the state dict, under the names of utils.network.darknet.Darknet. settings: how pictures are prepared: img_size in pixels, gray,
-    maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for Settings.from_dict.
-    seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for Hyp.restored.
-    class_term: whether one class had its class term in training, see utils.network.class_term. conf_thres: the confidence threshold
-    that an evaluation of these weights recommends, see utils.detection.threshold.
+    tensors: the state dict, under the names of utils.network.darknet.Darknet. settings: how pictures are prepared: img_size in
+    pixels, gray, maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for
+    Settings.from_dict. seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for
+    Hyp.restored.
+    class_term: whether one class had its class term in training, see utils.network.class_term. conf_thres: the confidence
+    threshold that an evaluation of these weights recommends, see utils.detection.threshold.
     finished: whether the run that wrote it is over, None for weights without a run; args: that run's command line;
     run: what --resume needs besides, for Run.restore.
     """

@@ -25,8 +25,8 @@ class LayerSummary:
 def summarise(defs: Defs, height: int | None = None, width: int | None = None) -> list[LayerSummary]:
     """Every layer of a network for an input of the given size, or the cfg's own.
 
-    Parameters are the trainable ones; MACs: see utils.network.cost. The network has no memory ("meta"), so that the largest takes
-    no longer than the smallest.
+    Parameters are the trainable ones; MACs: see utils.network.cost. The network has no memory ("meta"), so that the largest
+    takes no longer than the smallest.
     Raises UserError for what can't be built, and for a size that isn't a multiple of the network's stride.
     """
     height, width = height or defs.net.height, width or defs.net.width

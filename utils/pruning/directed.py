@@ -41,8 +41,8 @@ class Units:
     """What goes as one: a channel id or, for layer pruning, a residual block.
 
     out: {layer: (channels,) the unit of each of its channels}; pool: (count,) bool, what may go; graph: whose layers must
-    not be emptied, None where units don't share layers; cost: what their importance is weighed against (see utils.pruning.spend),
-    None where it alone decides. To TaylorTerms it is what a graph is.
+    not be emptied, None where units don't share layers; cost: what their importance is weighed against (see
+    utils.pruning.spend), None where it alone decides. To TaylorTerms it is what a graph is.
     """
 
     count: int

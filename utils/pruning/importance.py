@@ -28,7 +28,8 @@ class Evidence:
 
     combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of pictures, raw channels) TaylorTerms of each
     batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. factors: of
-    the convolutions that read channels (see utils.pruning.surgeon). pictures: how many pictures all come from; with 0 they are empty.
+    the convolutions that read channels (see utils.pruning.surgeon). pictures: how many pictures all come from; with 0 they are
+    empty.
     """
 
     combine: str = "first"
@@ -55,8 +56,8 @@ class Parts:
 @dataclass(frozen=True)
 class Criterion:
     """parts: None for gamma, which scores ids by itself. needs: the Evidence that it reads, "", or the name of its field.
-    following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.pruning.spend) of
-    single ids; `parts` then scores only what it can't, residual blocks."""
+    following: for a criterion that looks again at what is left as channels go, what makes the Worth (see utils.pruning.spend)
+    of single ids; `parts` then scores only what it can't, residual blocks."""
 
     parts: Callable[[Darknet, ChannelGraph, Evidence], Parts] | None
     needs: str = ""

@@ -21,7 +21,8 @@ SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
 
 @dataclass(frozen=True)
 class Strategy:
-    """policy: which channels may go and how they are scored (utils.pruning.masks.POLICIES); the rest: defaults of the options."""
+    """policy: which channels may go and how they are scored (utils.pruning.masks.POLICIES); the rest: defaults of the
+    options."""
 
     policy: str
     percent: float = 0.5
@@ -63,8 +64,8 @@ class Choice:
 class Pruner:
     """Scores of a network's channels and blocks under a strategy; `choose` says what goes for an amount.
 
-    importance: the criterion (utils.pruning.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are weighed
-    against (see utils.pruning.spend), None where they alone decide.
+    importance: the criterion (utils.pruning.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are
+    weighed against (see utils.pruning.spend), None where they alone decide.
     """
 
     def __init__(self, model: Darknet, strategy: str, limits: Limits, importance: str = "gamma",

@@ -49,8 +49,8 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
     """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with, but
     for those of OF_THIS_CALL, and for the PLACES that are given: things may have moved.
 
-    A given --cfg stays, too: utils.training.setup compares it with the run's own. Raises UserError when there is no such file, when
-    it holds weights without a run, and where a PLACE has nothing any more.
+    A given --cfg stays, too: utils.training.setup compares it with the run's own. Raises UserError when there is no such file,
+    when it holds weights without a run, and where a PLACE has nothing any more.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")

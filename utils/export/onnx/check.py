@@ -121,7 +121,8 @@ def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: tor
 
 
 def nms_difference(results: Sequence[Outputs], plan: Plan) -> float:
-    """Largest difference between NMS in the graph and utils.detection.boxes.nms of the same boxes; inf where they keep others."""
+    """Largest difference between NMS in the graph and utils.detection.boxes.nms of the same boxes; inf where they keep
+    others."""
     worst = 0.0
     for result in results:
         if result.rows is None:

@@ -67,7 +67,8 @@ def _absorb_padding(pool: ir.Node) -> None:
 
 
 def add_nms(graph: ir.Graph, conf_thres: float, iou_thres: float, max_det: int) -> None:
-    """Put non-maximum suppression behind the graph's decoded boxes: the same boxes in the same order as utils.detection.boxes.nms.
+    """Put non-maximum suppression behind the graph's decoded boxes: the same boxes in the same order as
+    utils.detection.boxes.nms.
 
     Output (batch, max_det, 6): x1 y1 x2 y2 confidence class, most confident first, filled up with rows of zeros.
     ONNX's NonMaxSuppression names the boxes; their confidences, everything else being 0, are then sorted a picture.
