@@ -26,13 +26,13 @@ from utils.pruning.sparsity import SCHEDULES, gamma_statistics
 from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
+from utils.recipe import FEW
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
 from utils.scripts.cli import run as run_script
 from utils.training.checkpoints import RunFiles, read_last, save_run
 from utils.training.epoch import train_one_epoch
 from utils.training.evolve import check_evolution, evolve
 from utils.training.log import RunLog, gammas_line, metrics_line, results_row
-from utils.training.recipe import FEW
 from utils.training.run import Run
 from utils.training.setup import Say, Setup, prepare
 

@@ -13,7 +13,7 @@ FLOORS = (
     ("core",),
     ("network", "data"),
     ("detection", "quantized", "pruning", "converters", "weights"),
-    ("loading", "graph"),
+    ("loading", "recipe", "graph"),
     ("distillation", "checking", "export", "runtimes", "scripts"),
     ("training",),
 )

@@ -1,4 +1,4 @@
-"""utils.training.recipe: how a training goes that names no optimizer and no batch, by the number of its pictures."""
+"""utils.recipe: how a training goes that names no optimizer and no batch, by the number of its pictures."""
 
 import pytest
 
@@ -6,7 +6,7 @@ import train
 from tests.test_train import BASE, here, train_with  # noqa: F401
 from utils.core.hyp import Hyp
 from utils.data.data_file import read_data
-from utils.training.recipe import FEW, Course, Recipe, describe_finetuning, finetuning_epochs, settle
+from utils.recipe import FEW, Course, Recipe, describe_finetuning, finetuning_epochs, settle
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from utils.network.weights import save_weights
 from utils.pruning.amounts import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.pruning.masks import POLICIES, Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
+from utils.recipe import count, finetuning_epochs
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.scripts.evaluator import Judge
 from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
-from utils.training.recipe import count, finetuning_epochs
 
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
 NOTES = """\

@@ -33,7 +33,7 @@ from utils.detection.losses import LOSSES
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint
-from utils.training.recipe import rates, settle
+from utils.recipe import rates, settle
 from utils.training.run import REMEDY, fitness
 
 PARENTS = 5  # the best so many may have children

@@ -31,7 +31,7 @@ from utils.network.definitions import Defs
 from utils.network.weights import refuse_broken
 from utils.quantized.settings import Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
-from utils.training.recipe import describe_finetuning, directed, rates, settle
+from utils.recipe import describe_finetuning, directed, rates, settle
 from utils.training.run import Plan, Run
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
