@@ -229,7 +229,7 @@ def test_max_drop_that_the_smallest_amount_exceeds(here, monkeypatch):
 def test_a_dead_network_is_called_out_before_it_is_written(here, monkeypatch, capsys):
     write(RESIDUAL)
     monkeypatch.setattr(Judge, "accuracy", lambda self, model, what: {"map50": 0.9 if what == "original" else 0.01, "map": 0.1})
-    monkeypatch.setattr("utils.pruning.save", lambda *_: print("SAVED"))
+    monkeypatch.setattr("utils.scripts.prune.save", lambda *_: print("SAVED"))
     prune("slim", "--data d.data")
     said = capsys.readouterr().out
     assert 0 < said.index("warning: with --percent 0.5 mAP@0.5 falls from 0.900 to 0.010") < said.index("SAVED")
