@@ -1,5 +1,5 @@
-"""The pruning matrix: every network x strategy x percent, masked against compact. tests/test_prune_matrix.py asserts on it;
-`python -m tests.matrix` prints it."""
+"""The pruning matrix: every network x strategy x percent, masked against compact. tests/scripts/test_prune_matrix.py asserts on
+it; `python -m tests.matrix` prints it."""
 
 import sys
 import time

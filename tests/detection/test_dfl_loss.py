@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_loss import softplus
+from tests.detection.test_loss import softplus
 from tests.tiny import DFL, NET, RESIDUAL, conv, dfl_head
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp

@@ -10,8 +10,8 @@ import torch
 from cfg import make_networks
 from cfg.make_networks import NAMES, write_network
 from tests.conftest import ROOT
-from tests.test_darknet_networks import calm_heads, equals_opencv
-from tests.test_networks import parameters
+from tests.network.test_darknet_networks import calm_heads, equals_opencv
+from tests.network.test_networks import parameters
 from tests.tiny import randomise
 from utils.network.architectures import ANCHORS, ARCHITECTURES, SCALES, YOLOV5, Found, build
 from utils.network.cfg import parse_cfg

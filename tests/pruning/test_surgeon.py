@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_importance import boxes
+from tests.pruning.test_importance import boxes
 from tests.tiny import NET, REORG, RESIDUAL, conv, head, network
 from utils.core.hyp import Hyp
 from utils.detection.loss import DetectionLoss

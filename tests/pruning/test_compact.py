@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_models import opencv_outputs
+from tests.network.test_darknet import opencv_outputs
 from tests.tiny import TOPOLOGIES, network
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet

@@ -10,7 +10,7 @@ import pytest
 import test as test_script
 from utils.core.commands import beside, command, option, quoted, typed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     "a.data", "my data/a b.data", "it's.cfg", 'say "x".pt', "$HOME/x", "`ls`", "a;b", "a&b", "*", "~", "!x", "#x", "{a,b}",
     "a\\b",    "-x.pt", "--weights", "行人.pt", "a\nb", "a\tb", "\x1b[1mred", "\udcff\udce9.jpg", "it's\n\\n", "\x7f1", "é\n1",

@@ -19,7 +19,7 @@ from utils.data.loader import Loader
 from utils.scripts.cli import Parser
 from utils.scripts.cli import run as run_script
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 77
 exec timeout -k 1 100 {python} -c "
 import torch
 torch.set_num_threads(1)
-from tests.test_loader import batches, run_script, Parser
+from tests.data.test_loader import batches, run_script, Parser
 run_script(lambda args: print(sum(len(b.images) for b in batches('{source}', 2, 320)), 'pictures'), Parser('x'))"
 """
 

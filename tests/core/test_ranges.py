@@ -9,7 +9,7 @@ import pytest
 from utils.core import ranges
 from utils.scripts.cli import Parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     p for folder in (".", "data", "cfg", "utils") for p in (ROOT / folder).glob("*.py") if "def get_parser" in p.read_text()
 )

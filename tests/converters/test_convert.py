@@ -20,7 +20,7 @@ from utils.data.datasets import scan
 from utils.data.labels import CLIPPED, DUPLICATE, NO_AREA
 from utils.scripts.cli import run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BOX = voc_object("x", 10, 10, 60, 50)
 
 

@@ -9,7 +9,7 @@ from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Defs, LayerDef, SqueezeExcite
 from utils.network.shapes import input_channels, output_shapes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT.parent / "shared" / "darknet" / "cfg"
 OURS_AND_DARKNETS = [
     ("yolov3/yolov3", "yolov3"),

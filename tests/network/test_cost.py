@@ -13,7 +13,7 @@ from utils.network.darknet import Darknet
 from utils.network.definitions import Defs
 from utils.network.shapes import max_stride
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BLURRED = """[net]
 channels=3
 [convolutional]

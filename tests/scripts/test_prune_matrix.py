@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import ROOT, SHARED
 from tests.matrix import CELLS, build, cells, format_cells, networks
-from tests.test_models import opencv_outputs
+from tests.network.test_darknet import opencv_outputs
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.network.weights import save_weights

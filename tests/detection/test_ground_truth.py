@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_metrics import random_case, reference
+from tests.detection.test_metrics import random_case, reference
 from utils.core.errors import UserError
 from utils.data.data_file import DataConfig
 from utils.detection.ground_truth import GroundTruth, coco_ground_truth, json_ground_truth

@@ -32,7 +32,7 @@ from utils.export.onnx import job as onnx_job  # noqa: E402
 from utils.export.onnx import trace as onnx_export  # noqa: E402
 from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = sorted(p for p in (ROOT / "cfg").glob("*/*.cfg") if "_" not in p.parent.name)
 SETTINGS = {"gray": False, "maxabs": False, "stretch": False}
 

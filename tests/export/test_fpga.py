@@ -26,7 +26,7 @@ from utils.network.definitions import Defs
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 
-CFGS = Path(__file__).resolve().parents[1] / "cfg"
+CFGS = Path(__file__).resolve().parents[2] / "cfg"
 NETWORKS = {"tiny": CFGS / "yolov3tiny/yolov3-tiny.cfg",
             "mobilenet": CFGS / "yolov3tiny-mobilenet-small/yolov3tiny-mobilenet-small-coco.cfg"}  # fmt: skip
 GROUPED = (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.converters.test_convert import BOX, snapshot
 from tests.raw import convert, make_voc, voc_file, voc_object, write_image, write_text
-from tests.test_convert import BOX, snapshot
 from utils.converters.formats import FORMATS
 from utils.converters.picture import box_sides, choose_samples
 from utils.converters.tree import Pictures, nearest, split_of
@@ -21,7 +21,7 @@ from utils.core.errors import UserError
 from utils.core.workers import Crew
 from utils.data.data_file import read_data, read_names
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_no_two_pictures_share_a_label_file():

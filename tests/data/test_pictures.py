@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import check
-from tests.test_imagesize import picture as drawn
-from tests.test_imagesize import pillow
+from tests.data.test_image_size import picture as drawn
+from tests.data.test_image_size import pillow
 from utils.core.errors import UserError
 from utils.data.image_size import measure
 from utils.data.labels import Problems, image_paths

@@ -16,7 +16,7 @@ from utils.network.definitions import Convolutional, Depthwise, SqueezeExcite
 from utils.network.shapes import input_channels, output_shapes
 from utils.network.summary import summarise, totals
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import convert
-from tests.test_class_handling import ONE, one  # noqa: F401
+from tests.data.test_class_handling import ONE, one  # noqa: F401
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import NET, conv, head, network
 from utils.loading import load_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_pruning import here, prune, write  # noqa: F401 - a fixture
+from tests.scripts.test_prune import here, prune, write  # noqa: F401 - a fixture
 from tests.tiny import RESIDUAL, network
 from utils.core.errors import UserError
 from utils.network.weights import save_weights

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_models import as_opencv, opencv_rows, our_rows
+from tests.network.test_darknet import as_opencv, opencv_rows, our_rows
 from tests.tiny import randomise
 from utils.core.hyp import Hyp
 from utils.detection.loss import DetectionLoss

@@ -22,7 +22,7 @@ from utils.network import layers as l
 from utils.network.cfg import parse_cfg
 
 BYTES = Grid(0, -128, 127)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def step(kind: str = "convolutional", output: Grid = BYTES, **more) -> Step:

@@ -8,7 +8,7 @@ import torch
 
 import detect
 import test as test_script
-from tests.test_networks import ALL
+from tests.network.test_networks import ALL
 from tests.test_train import here, interrupt_at, results, train_with  # noqa: F401
 from tests.tiny import TOPOLOGIES, network
 from utils.core.distributed import World

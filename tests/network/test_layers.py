@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_models import assert_equals_opencv
+from tests.network.test_darknet import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
 from utils.core.errors import UserError
 from utils.network import definitions

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_export import ROOT, calibrate, checkpoint, pictures, quantized, run_script, session, written
-from tests.test_networks import ALL
+from tests.export.test_onnx import ROOT, calibrate, checkpoint, pictures, quantized, run_script, session, written
+from tests.network.test_networks import ALL
 from tests.tiny import CSP, DEPTHWISE, DIALECT, NET, REORG, RESIDUAL, SPP, conv, head, network, randomise
 from utils.core.errors import UserError
 from utils.network.darknet import Darknet
