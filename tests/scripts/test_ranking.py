@@ -35,6 +35,7 @@ def sparse() -> None:
         (True, "--percent 0.5", "gamma", "the gammas are sparse enough for --percent 0.5"),
         (True, "--percent 0.7", "group-norm", "aren't sparse enough for --percent 0.7, and without --data"),
         (False, "--percent 0.5 --data d.data", "taylor", "the gammas aren't sparse enough for --percent 0.5"),
+        (False, "--percent 0.5 --data d.data --refit 2", "obs", "for --percent 0.5, and --refit makes up for what goes"),
         (False, "--target-params 0.7", "group-norm", "aren't sparse enough for --percent 0."),
         (True, "--percent 0.5 --importance lamp", "lamp", None),
     ],
@@ -42,7 +43,7 @@ def sparse() -> None:
 def test_auto_takes_the_gammas_where_they_are_sparse_and_says_why(make_sparse, options, name, reason, capsys):
     sparse() if make_sparse else write(RESIDUAL)
     figures = prune("normal", f"{options} --importance-images 3")
-    assert figures["importance"] == {"name": name, "images": 3 if name == "taylor" else 0}
+    assert figures["importance"] == {"name": name, "images": 3 if name in ("taylor", "obs") else 0}
     said = capsys.readouterr().out
     assert (f"importance: {name}, as " in said) == (reason is not None)
     assert reason is None or reason in said

@@ -38,9 +38,10 @@ slim at 0.7 keeps 10 % of the parameters and loses 1.1 points, layer with 12 of 
 layer_channel with both keeps 8 % and loses 2.9, and is the fastest.
 Which channels: by gamma (--importance gamma) only after sparse training, when what goes is weak already. The gammas count as
 not sparse if the strongest removed one is above 0.1 and above a tenth of the median of all that could go (blocks: of the mean
-gammas at their ends); then auto takes gradients of 64 training pictures instead. The strategies' rules for shared channels are
-for gammas; by other criteria a shared channel is worth the sum of its members. --refit 64 costs seconds to minutes and gains
-more than any choice of channels. An mAP@0.5 under 5 % of the original's is called out before anything is written.
+gammas at their ends); then auto takes gradients of 64 training pictures instead: taylor, or with --refit obs, which knows
+what that makes up for. The strategies' rules for shared channels are for gammas; by other criteria a shared channel is worth
+the sum of its members, by obs what all its readers lose. --refit 64 costs seconds to minutes and gains more than any choice
+of channels. An mAP@0.5 under 5 % of the original's is called out before anything is written.
 Without --data nothing is evaluated."""
 
 

@@ -18,9 +18,10 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which channels")
     group.add_argument("--importance", type=_names, default=[AUTO], metavar="NAME",
                        help=f"what a channel is worth: {', '.join(CRITERIA)}; auto: gamma if the gammas are sparse enough for "
-                       "the amount, else taylor with --data, else group-norm; with --dry-run also several, or all")  # fmt: skip
+                       "the amount, else obs with --refit, else taylor with --data, else group-norm; with --dry-run also "
+                       "several, or all")  # fmt: skip
     group.add_argument("--importance-images", type=whole(1, 1_000_000), default=64, metavar="N",
-                       help="training pictures that taylor, fisher and obd take gradients from")  # fmt: skip
+                       help="training pictures that taylor, fisher, obd and obs take gradients from")  # fmt: skip
     group.add_argument("--spend", choices=[*COSTS, NOTHING], default=None,
                        help="weigh importance against the parameters or MACs that go with a channel (default: for obs what "
                        "--target-params or --target-macs limits, else none)")  # fmt: skip
@@ -57,6 +58,8 @@ def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: Judge, ba
         trial = smallest_amount(pruner, base, goal, judge.loaded.img_size, force=True)
     if not pruner.sparsity_warning(pruner.choose(trial)):
         name, why = "gamma", f"the gammas are sparse enough for {trial}"
+    elif judge.loader is not None and args.refit:
+        name, why = "obs", f"the gammas aren't sparse enough for {trial}, and --refit makes up for what goes"
     elif judge.loader is not None:
         name, why = "taylor", f"the gammas aren't sparse enough for {trial}"
     else:
