@@ -131,6 +131,16 @@ def test_of_channels_that_are_the_same_one_goes_before_any_other():
     assert sum(pair <= set(order[:8].tolist()) for pair in twins) == 4
 
 
+def test_what_no_head_reads_costs_nothing():
+    model = network(NET + conv(8, stride=2) + conv(6) + "[route]\nlayers=-2\n" + conv(8) + head())
+    graph = ChannelGraph(model.defs)
+    factors = gather(model, graph, boxes(1), torch.device("cpu"), needs={"factors"}).factors
+    assert (factors[1].outputs == 0).all()
+    found = Surgeon(model, graph, factors)(np.ones(graph.count, dtype=bool))
+    assert (found[graph.out[1]] == 0).all()
+    assert (found[graph.out[0]] > 0).all()
+
+
 def test_blocks_are_worth_what_taylor_says():
     assert CRITERIA["obs"].parts is CRITERIA["taylor"].parts
     assert Evidence().factors == {}

@@ -79,10 +79,12 @@ class FactorSums:
         products = [p.double() for p in (channels.T @ channels, taps.T @ taps, seen.sum(0))]
         count, sums = self.inputs.get(index, (0, [0.0] * len(products)))
         self.inputs[index] = count + len(seen), [a + b for a, b in zip(sums, products, strict=True)]
+        self.outputs.setdefault(index, torch.zeros(conv.out_channels, dtype=torch.float64, device=output.device))
         output.register_hook(partial(self._mind, index))
 
     def _mind(self, index: int, gradient: Tensor) -> None:
-        self.outputs[index] = self.outputs.get(index, 0.0) + gradient.float().square().sum((0, 2, 3)).double()
+        """Called only where the loss depends on the output."""
+        self.outputs[index] += gradient.float().square().sum((0, 2, 3))
 
     def means(self, pictures: int) -> dict[int, Factors]:
         """The Factors, on the CPU."""
