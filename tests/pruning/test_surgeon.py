@@ -23,6 +23,10 @@ def no_ridge(monkeypatch):
     monkeypatch.setattr("utils.pruning.surgeon.RIDGE", 0.0)
 
 
+def gather_factors(model, graph, batches) -> Evidence:
+    return gather(model, graph, batches, lambda m: DetectionLoss(m, Hyp()), torch.device("cpu"), needs={"factors"})
+
+
 def reader(covariance, kernel, minded, taps=((1.0,),), ids=None) -> Reader:
     """kernel: (filters, channels, taps)."""
     factors = Factors(*(torch.tensor(np.array(value, dtype=float)) for value in (covariance, taps, minded)))
@@ -82,7 +86,7 @@ def test_factors_are_covariances_and_squared_gradients(monkeypatch):
     monkeypatch.setattr("utils.pruning.evidence.PLACES", 10**6)
     model, batches = network(RESIDUAL), boxes(2)
     graph = ChannelGraph(model.defs)
-    factors = gather(model, graph, batches, torch.device("cpu"), needs={"factors"}).factors
+    factors = gather_factors(model, graph, batches).factors
     assert sorted(factors) == readers(model, graph) == [1, 2, 3, 5, 6, 8]
     seen, minded = [], 0
     module = model.module_list[3]  # reads layer 2 by kernels of 3 x 3
@@ -106,7 +110,7 @@ def test_factors_are_covariances_and_squared_gradients(monkeypatch):
 def test_every_reader_counts_and_repeated_channels_do_too():
     model = network(REORG)
     graph = ChannelGraph(model.defs)
-    factors = gather(model, graph, boxes(1), torch.device("cpu"), needs={"factors"}).factors
+    factors = gather_factors(model, graph, boxes(1)).factors
     keep = np.ones(graph.count, dtype=bool)
     found = Surgeon(model, graph, factors)(keep)
     alone = sum(Surgeon(model, graph, {index: f})(keep) for index, f in factors.items())
@@ -122,7 +126,7 @@ def test_of_channels_that_are_the_same_one_goes_before_any_other():
         if parameter.dim():
             parameter.data[4:] = parameter.data[:4]
     graph = ChannelGraph(model.defs)
-    evidence = gather(model, graph, boxes(2), torch.device("cpu"), needs={"factors"})
+    evidence = gather_factors(model, graph, boxes(2))
     pruner = Pruner(model, "slim", Limits(), "obs", evidence)
     twins = [set(pair) for pair in zip(graph.out[0][:4].tolist(), graph.out[0][4:].tolist(), strict=True)]
     gone = set(pruner.order[:4].tolist())
@@ -134,7 +138,7 @@ def test_of_channels_that_are_the_same_one_goes_before_any_other():
 def test_what_no_head_reads_costs_nothing():
     model = network(NET + conv(8, stride=2) + conv(6) + "[route]\nlayers=-2\n" + conv(8) + head())
     graph = ChannelGraph(model.defs)
-    factors = gather(model, graph, boxes(1), torch.device("cpu"), needs={"factors"}).factors
+    factors = gather_factors(model, graph, boxes(1)).factors
     assert (factors[1].outputs == 0).all()
     found = Surgeon(model, graph, factors)(np.ones(graph.count, dtype=bool))
     assert (found[graph.out[1]] == 0).all()
