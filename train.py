@@ -15,6 +15,7 @@ from utils.core.commands import command, option
 from utils.core.distributed import joined
 from utils.core.errors import UserError
 from utils.core.files import check_writable
+from utils.core.hyp import Hyp
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
 from utils.data.datasets import CACHE_ROOM
@@ -33,7 +34,7 @@ from utils.training.checkpoints import RunFiles, read_last, save_run
 from utils.training.epoch import train_one_epoch
 from utils.training.evolve import check_evolution, evolve
 from utils.training.log import RunLog, gammas_line, metrics_line, results_row
-from utils.training.run import Run
+from utils.training.run import HURT, Run, fitness
 from utils.training.setup import Say, Setup, prepare
 
 USES = {"sparse_keep": ("local-decay",), "sparse_target": ("directed", "dynamic"), "max_drop": ("directed",),
@@ -210,6 +211,8 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
             say(metrics_line(evaluation))
         if gammas:
             say(gammas_line(gammas, run.penalty.note(run.weights)))
+        if evaluation and args.finetune and not args.hyp and run.epoch <= max(1, args.epochs // 4):
+            quicken_if_hurt(run, evaluation, say)
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map, evaluation.conf_thres)
         if log:
             log.add(results_row(run.epoch, figures, evaluation, gammas), last=final)
@@ -246,6 +249,20 @@ def begin(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog |
         run.promise.start = found.map50
     if run.note_evaluation(found.map50, found.map, found.conf_thres) and log and not args.nosave:
         save(args, files, setup, log, found, is_best=True, finished=False)
+
+
+def quicken_if_hurt(run: Run, evaluation: Evaluation, say: Say) -> None:
+    """Let a finetuning go on at the whole rate if one of its first epochs, at a small one, shows that what went in is far
+    from what it can be: it is much fitter than the best before, of which the first was evaluated as it went in."""
+    usual, before = Hyp(), run.best
+    gentle = run.schedule.peak < (usual.lr0_adam if run.plan.adam else usual.lr0)
+    if not gentle or before is None or run.promise or run.model.quantization:
+        return
+    found = {"map50": evaluation.map50, "map": evaluation.map}
+    if fitness(found) > HURT * fitness(before):
+        run.quicken()
+        say(f"mAP {before['map']:.3f} -> {evaluation.map:.3f}: the cut went deep, so at the whole rate of "
+            f"{run.schedule.peak:g} from now on")  # fmt: skip
 
 
 def save(

@@ -59,7 +59,14 @@ def test_a_checkpoint_of_another_version_restores_what_it_knows():
 def test_the_rate_of_finetuning_goes_by_its_steps(epochs, steps, adam, sgd, mosaic):
     hyp = Hyp.load(None, preset(finetune=True, quantized=False, epochs=epochs, steps=steps))
     assert (hyp.lr0_adam, hyp.lr0) == (pytest.approx(adam, rel=1e-3), pytest.approx(sgd, rel=1e-3))
-    assert (hyp.mosaic, hyp.ema_share, hyp.lrf, hyp.warmup_bias_lr) == (mosaic, 0.2, 0.05, 0.0)
+    assert (hyp.mosaic, hyp.warmup_bias_lr, hyp.least_steps) == (mosaic, 0.0, 1000)
+
+
+def test_the_rest_of_finetuning_becomes_the_usual_with_the_rate():
+    short, middle, long = (Hyp(**preset(finetune=True, quantized=False, epochs=30, steps=n)) for n in (300, 548, 1000))
+    assert (short.ema_share, short.lrf, short.warmup_batches) == (0.2, 0.05, 50)
+    assert (middle.ema_share, middle.lrf) == (pytest.approx(0.1, rel=1e-3), pytest.approx(0.0005**0.5, rel=1e-3))
+    assert long == Hyp(warmup_bias_lr=0.0, least_steps=1000)
 
 
 def test_what_a_training_does_decides_its_preset(tmp_path):

@@ -17,6 +17,7 @@ from utils.network.weights import save_weights
 from utils.pruning.masks import Limits
 from utils.pruning.promise import Promise
 from utils.pruning.pruner import Amount, Pruner
+from utils.training.optimizer import Schedule
 
 FROM_A = BASE.replace("--cfg tiny.cfg", "--weights weights/last_a.pt")
 
@@ -147,3 +148,35 @@ def test_what_was_begun_is_given_up_unless_it_comes_back():
     assert [lost(map50) for map50 in (0.7, 0.6, 0.6, 0.61, 0.62, 0.62, 0.61, 0.79, 0.7)] == [
         False, False, False, False, False, True, True, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "rates"),
+    [
+        ([0.54, 0.59], [0.0001] * 7),  # no epoch is fitter by a tenth than the best before
+        ([0.56], [0.002] * 7),
+        ([0.48, 0.56], [0.0001] + [0.002] * 6),
+        ([0.5, 0.5, 0.9], [0.0001] * 7),  # after the first quarter of the epochs it is too late
+    ],
+)
+def test_a_cut_that_went_deep_is_finetuned_at_the_whole_rate(here, monkeypatch, capsys, found, rates):  # noqa: F811
+    """Interrupted, too: the checkpoint has the rate."""
+    train_with("--epochs 1 --name a --notest")
+    flags, deep = "--epochs 8 --adam --finetune", rates[-1] == 0.002
+    with monkeypatch.context() as patch:
+        fake_evaluations(patch, [0.5, *found])
+        train_with(f"{flags} --name whole", FROM_A)
+    assert ("the cut went deep, so at the whole rate of 0.002 from now on" in capsys.readouterr().out) is deep
+    schedules = [Schedule(16, 5, rate, 0.05, 0.937, 0.0, 0.8) for rate in rates]  # 2 batches an epoch
+    wanted = [schedule.rate(2 * epoch + 3) for epoch, schedule in enumerate(schedules)]
+    assert results("results_whole.txt")["lr"][1:] == pytest.approx(wanted, rel=1e-4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fake_evaluations(patch, [0.5, *found])
+        interrupt_at(patch, 8)
+        train_with(f"{flags} --name cut", FROM_A)
+    with monkeypatch.context() as patch:
+        fake_evaluations(patch, found[-1:])
+        train_with("--resume --name cut --device cpu --workers 0", base="")
+    one, two = (load_checkpoint(f"weights/last_{name}.pt") for name in ("whole", "cut"))
+    assert (one["hyp"], one["hyp"]["lr0_adam"], one["hyp"]["ema_share"]) == (two["hyp"], rates[-1], 0.05 if deep else 0.2)
+    assert all(torch.equal(tensor, two["model"][name]) for name, tensor in one["model"].items())

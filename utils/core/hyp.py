@@ -104,8 +104,9 @@ DIRECTED = GENTLE | {"lrf": 0.2}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
 # make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = TRAINED | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
-# Finetuning: the rate up to SHORT optimizer steps, and from where on the whole one is best.
-SMALL, SHORT, LONG = {"lr0": 0.0005, "lr0_adam": 0.0001}, 300, 1000
+# Finetuning in up to SHORT optimizer steps; from LONG steps on it is best as any training.
+BRIEF = {"lr0": 0.0005, "lr0_adam": 0.0001, "lrf": TRAINED["lrf"], "ema_share": 0.2}
+SHORT, LONG = 300, 1000
 
 
 def preset(finetune: bool, quantized: bool, directed: bool = False, epochs: int = 1, steps: int = 0) -> dict[str, float]:
@@ -117,14 +118,15 @@ def preset(finetune: bool, quantized: bool, directed: bool = False, epochs: int 
 def finetuning(epochs: int, steps: int) -> dict[str, float]:
     """train.py --finetune: a pruned network's, for so many epochs and optimizer steps.
 
-    The rate is small up to SHORT steps, whole from LONG steps on, and rises as a power of the steps in between. No more
-    epochs than those that a training from scratch ends with, without mosaics, are like these: whole pictures alone, since
-    mosaics move a network away from what it will see. The average reaches over a fifth of the steps.
+    BRIEF's numbers up to SHORT steps become the usual ones at LONG steps, as powers of the steps in between. No more epochs
+    than those that a training from scratch ends with, without mosaics, are like these: whole pictures alone, since mosaics
+    move a network away from what it will see.
     """
-    share = min(max(math.log(max(steps, 1) / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
-    usual = Hyp()
-    rates = {name: low * (getattr(usual, name) / low) ** share for name, low in SMALL.items()}
-    return GENTLE | rates | {"ema_share": 0.2} | ({"mosaic": 0.0} if epochs <= usual.close_mosaic else {})
+    usual, whole_pictures = Hyp(), {"mosaic": 0.0} if epochs <= Hyp.close_mosaic else {}
+    if steps >= LONG:
+        return {name: GENTLE[name] for name in ("warmup_bias_lr", "least_steps")} | whole_pictures
+    share = max(math.log(max(steps, 1) / SHORT) / math.log(LONG / SHORT), 0.0)
+    return GENTLE | {name: low * (getattr(usual, name) / low) ** share for name, low in BRIEF.items()} | whole_pictures
 
 
 def _read(path: str | Path) -> dict[str, Any]:

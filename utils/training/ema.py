@@ -17,8 +17,12 @@ class ModelEma(AveragedModel):
 
     def __init__(self, model: nn.Module, total_steps: int, share: float = 0.05) -> None:
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
-        window = min(10000.0, max(total_steps * share, 1.0))
-        self.limit, self.tau = 1 - 1 / window, min(2000.0, max(total_steps / 10, 1.0))
+        self.tau = min(2000.0, max(total_steps / 10, 1.0))
+        self.reach(total_steps, share)
+
+    def reach(self, total_steps: int, share: float) -> None:
+        """Average over the `share` of the steps from now on."""
+        self.limit = 1 - 1 / min(10000.0, max(total_steps * share, 1.0))
 
     def decay(self, updates: int) -> float:
         """The share that the average keeps at update number `updates`, counted from 0."""

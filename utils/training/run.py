@@ -1,6 +1,7 @@
 """What training is made of besides the network: optimizer, schedule, averaged weights, and the state of a run."""
 
 import contextlib
+import dataclasses
 import math
 import random
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from utils.quantized.transform import freeze, freeze_epoch
 from utils.training.ema import ModelEma
 from utils.training.optimizer import Schedule, build_optimizer
 
+HURT = 1.1  # a network that a gentle epoch makes fitter by more than this factor has far to go
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 
 
@@ -115,6 +117,14 @@ class Run:
             return False
         self.best = found
         return True
+
+    def quicken(self) -> None:
+        """Go on at the rate of any training, averaged as in any: where a gentle one is far from what the network can be."""
+        usual = Hyp()
+        self.hyp = dataclasses.replace(self.hyp, lr0=usual.lr0, lr0_adam=usual.lr0_adam, ema_share=usual.ema_share)
+        self.schedule = Schedule.plan(self.hyp, self.plan.adam, self.plan.epochs, self.epoch_steps, self.accumulate)
+        if self.ema:
+            self.ema.reach(self.schedule.total, usual.ema_share)
 
     def uses_mosaic(self, epoch: int) -> bool:
         """Mosaic is closed for the last hyp.close_mosaic epochs, at most a fifth of all."""
