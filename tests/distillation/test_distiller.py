@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
-from tests.tiny import NET, conv, head, network
+from tests.tiny import DFL, NET, conv, head, network
 from utils.core.errors import UserError
 from utils.distillation.distiller import KDSTR, Distiller, check_distillation_arguments
 from utils.distillation.links import Link, links, readings
@@ -28,8 +28,15 @@ def step(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_readings_are_the_maps_before_heads_and_where_the_backbone_halves():
-    found = [(r.source, r.stride, r.head) for r in readings(parse_cfg(CFG), 512)]
-    assert found == [(10, 16, True), (17, 8, True), (8, 8, False)]
+    found = [(r.source, r.stride, r.branch) for r in readings(parse_cfg(CFG), 512)]
+    assert found == [(10, 16, 1), (17, 8, 1), (8, 8, 0)]
+
+
+def test_both_branches_of_an_anchor_free_head_are_read():
+    found = [(r.source, r.stride, r.branch) for r in readings(parse_cfg(DFL), 512)]
+    assert found == [(15, 2, 1), (18, 2, 2), (25, 4, 1), (28, 4, 2)]
+    wider = DFL.replace("filters=6\nsize=3", "filters=9\nsize=3")  # the class branches
+    assert [link.adapted for link in links(parse_cfg(DFL), parse_cfg(wider), 512)] == [None, (6, 9), None, (6, 9)]
 
 
 def test_a_pruned_students_maps_are_those_of_the_teachers_same_readers():
@@ -159,7 +166,7 @@ def test_darknet_weights_teach_with_their_cfg(tmp_path):
                    r"--KDstr 6 and 7, which compare feature maps only, can"),
         (CFG.replace("classes=2", "classes=3").replace("filters=7", "filters=8"), "has 2 classes, the student 3; --KDstr 6"),
         (CFG.replace("20,16", "30,16"), "the anchors at stride 16 differ; --KDstr 6 and 7"),
-        (CFG.replace("num=2", "num=2\nnew_coords=1"), "only one of teacher and student has new_coords=1"),
+        (CFG.replace("num=2", "num=2\nnew_coords=1"), "new_coords at stride 16 differ"),
     ],
 )  # fmt: skip
 def test_heads_that_differ_are_named(tmp_path, student, message):
@@ -168,6 +175,52 @@ def test_heads_that_differ_are_named(tmp_path, student, message):
         load_teacher(arguments(4, path), model, False)
     for number in (6, 7):
         step(make_run(model, load_teacher(arguments(number, path), model, False), number))
+
+
+@pytest.mark.parametrize("number", [6, 7])
+def test_a_pruned_anchor_free_student_learns_by_feature_maps(tmp_path, number):
+    model, student = pruned("slim", cfg=DFL)
+    teacher = load_teacher(arguments(number, save(model, tmp_path / "t.pt")), student, False)
+    run = make_run(student, teacher, number)
+    assert len(run.distiller.links) == 4
+    assert not run.distiller.adapters
+    assert 0 < sum(step(run).values()).item() < 1e4
+    box, scores = (student.module_list[i].conv.weight.grad for i in (15, 18))
+    assert box.abs().sum() > 0
+    assert scores.abs().sum() > 0
+    same = load_teacher(arguments(number, save(student, tmp_path / "s.pt")), student, False)
+    run = make_run(student.eval(), same, number)
+    run.model.eval()
+    with run.distiller.watch(run.model):
+        raws = run.model(images := torch.rand(2, 3, 64, 64))[1]
+    terms = run.distiller(images, raws, TARGETS, run.loss)
+    assert sum(terms.values()).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_outputs_of_anchor_free_heads_are_compared(tmp_path):
+    model, student = pruned("slim", cfg=DFL)
+    path = save(model, tmp_path / "t.pt")
+    terms = step(make_run(student, load_teacher(arguments(8, path), student, False), 8))
+    assert set(terms) == {"kd_cls", "kd_box"}
+    assert all(0 < term.item() < 1e4 for term in terms.values())
+    box, scores = (student.module_list[i].conv.weight.grad for i in (15, 18))
+    assert box.abs().sum() > 0
+    assert scores.abs().sum() > 0
+    anchored = network(NET + conv(8, stride=2) + head() + "[route]\nlayers=0\n" + conv(8, stride=2) + head())
+    with pytest.raises(UserError, match=r"compares outputs, but the teacher has \[dfl\] heads, the student \[yolo\]"):
+        load_teacher(arguments(8, path), anchored, False)
+    finer = network(DFL.replace("reg_max=6", "reg_max=9").replace("filters=24\nsize=1", "filters=36\nsize=1"))
+    with pytest.raises(UserError, match=r"compares outputs, but the reg_max at stride 2 differ; --KDstr 6 and 7"):
+        load_teacher(arguments(8, path), finer, False)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_what_needs_objectness_is_refused_for_anchor_free_heads(tmp_path, number):
+    path = save(network(DFL), tmp_path / "t.pt")
+    said = r"--KDstr . is about objectness and anchors, which \[dfl\] heads do without; --KDstr 6, 7 and 8 can"
+    with pytest.raises(UserError, match=said) as error:
+        load_teacher(arguments(number, path), network(DFL), False)
+    assert "\n" not in str(error.value)
 
 
 def test_what_a_teacher_cannot_see_is_refused(tmp_path):

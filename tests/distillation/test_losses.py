@@ -36,7 +36,7 @@ def observed(student, teacher=None, maps=(), targets=(), **options) -> Observed:
     teacher = student.detach() if teacher is None else torch.tensor(teacher)
     return Observed(
         [yolo_head(**options)], [student], [teacher], list(maps), torch.tensor(targets).reshape(-1, 6), (16, 16),
-        weights=(2.0, 3.0, 5.0), temperature=3.0, assign=RatioAssigner(),
+        weights={"box": 2.0, "obj": 3.0, "cls": 5.0}, temperature=3.0, assign=RatioAssigner(),
     )  # fmt: skip
 
 
@@ -70,6 +70,26 @@ def test_objectness_and_classes_are_binary_divergences_weighted_with_the_teacher
     other = observed([[[[S, T]]]], [[[[T, [*T[:4], 0.0, *T[5:]]]]]])
     share = 1 / (1 + math.exp(-3)) / (1 / (1 + math.exp(-3)) + 0.5)
     assert objectness_and_classes(other)["kd_cls"].item() == pytest.approx(5 * share * bernoulli_kl(2, -1) / 2, rel=1e-5)
+
+
+def test_8_asks_each_class_of_each_box_and_the_boxes_overlap():
+    """Two cells of an anchor of 8 x 4 at stride 16: the first differs in its scores and by four pixels in x, the second not."""
+    o = observed([[[[S, T]]]], [[[[[*S[:4], 3.0, -1.0, -1.0], T]]]])
+    o.teacher[0][..., 0, 0] = math.log(3)  # a sigmoid of 0.75 instead of 0.5: a quarter of the stride
+    sigmoid = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
+    mine = [sigmoid(0.0) * sigmoid(v) for v in (2.0, -1.0)]
+    wanted = [sigmoid(3.0) * sigmoid(-1.0)] * 2
+    other = sigmoid(3.0) * sigmoid(-1.0)  # of the second cell, where both agree
+    weights = [abs(t - s) for s, t in zip(mine, wanted, strict=True)]
+    cross = [-t * math.log(s) - (1 - t) * math.log(1 - s) for s, t in zip(mine, wanted, strict=True)]
+    width, shift = 8 * math.exp(S[2]), 16 * 0.25
+    iou = max(width - shift, 0) / (width + shift)
+    count = wanted[0] + other
+    found = KDSTR[8](o)
+    assert found["kd_cls"].item() == pytest.approx(
+        5 * sum(w * c for w, c in zip(weights, cross, strict=True)) / count, rel=1e-4
+    )
+    assert found["kd_box"].item() == pytest.approx(2 * max(weights) * (1 - iou) / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("student_worse", [True, False])

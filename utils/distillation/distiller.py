@@ -145,7 +145,8 @@ class Distiller:
                 observed = Observed(
                     heads=loss.heads, student=[r.float() for r in raws], teacher=[outputs[i].float() for i in self.heads],
                     maps=self._pairs(theirs), targets=targets.to(images.device).float(), image_size=size,
-                    weights=loss.weights(*size), temperature=self.temperature, assign=loss.assign,
+                    weights=dict(zip(loss.parts, loss.weights(*size), strict=True)),
+                    temperature=self.temperature, assign=loss.assign,
                 )  # fmt: skip
                 terms = {name: term * self.weight for name, term in self.strategy(observed).items()}
         self._maps.clear()

@@ -29,22 +29,24 @@ class Link:
 
 @dataclass(frozen=True)
 class Reading:
-    """A place at which a feature map is read: layer `reader` reads the map of layer `source`, whose stride is `stride`."""
+    """A place at which a feature map is read: layer `reader` reads the map of layer `source`, whose stride is `stride`.
+
+    branch: number of the reader among the convolutions that feed its head, from 1; 0: the reader is one of the backbone's.
+    """
 
     reader: int
     source: int
     stride: int
-    head: bool
+    branch: int
 
 
 def readings(defs: c.Defs, size: int) -> list[Reading]:
-    """The maps before the heads (read by the convolution that feeds a [yolo]) and, before the first of those or the first
+    """The maps before the heads (read by the convolutions that feed them) and, before the first of those or the first
     upsampling, those that a layer of the backbone halves. size: side of the input, a multiple of the largest stride.
     """
     heights = [shape[1] for shape in output_shapes(defs, size, size)]
-    neck = min(i for i, d in enumerate(defs) if isinstance(d, c.Upsample | c.Yolo))
-    feeding = [defs.sources(i)[0] for i in defs.yolo_indices()]
-    heads = [i for i in feeding if i >= 0 and isinstance(defs[i], c.Convolutional)]
+    neck = min(i for i, d in enumerate(defs) if isinstance(d, c.Upsample | c.Head))
+    heads = {s: branch for i in defs.head_indices() for branch, s in enumerate(defs.feeding(i), 1)}
     halving = [i for i, d in enumerate(defs) if i < neck and isinstance(d, c.Convolutional | c.MaxPool | c.Reorg)]
     found: dict[int, Reading] = {}
     for index in (*heads, *halving):
@@ -53,7 +55,7 @@ def readings(defs: c.Defs, size: int) -> list[Reading]:
             continue
         stride = size // heights[source]
         if index in heads or stride >= COARSE:
-            found[source] = Reading(index, source, stride, index in heads)
+            found[source] = Reading(index, source, stride, heads.get(index, 0))
     return list(found.values())
 
 
@@ -72,8 +74,8 @@ def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
             channels = np.flatnonzero(keep[graph.inputs(reader)])
             found.append(Link(r.source, teacher.sources(reader)[0], channels))
         return found
-    theirs = {(r.head, r.stride): r.source for r in readings(teacher, size)}
-    mine = {(r.head, r.stride): r.source for r in readings(student, size)}
+    theirs = {(r.branch, r.stride): r.source for r in readings(teacher, size)}
+    mine = {(r.branch, r.stride): r.source for r in readings(student, size)}
     counts = [[shape[0] for shape in output_shapes(defs, size, size)] for defs in (student, teacher)]
     pairs = [(s, theirs[place]) for place, s in mine.items() if place in theirs]
     widths = [(counts[0][s], counts[1][t]) for s, t in pairs]

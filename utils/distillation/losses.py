@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
+from utils.detection.boxes import paired_iou
 from utils.detection.loss import LOGIT_EPS, Grid, Matches
-from utils.network.decode import MAX_EXPONENT, MIN_SHARE
-from utils.network.heads import YoloHead
+from utils.network.decode import MAX_EXPONENT, MIN_SHARE, to_corners
+from utils.network.heads import Head, YoloHead
 
 NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a position belongs to it
 # Weights of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6 and of 7: as large a share of the loss as helped a
@@ -34,16 +35,16 @@ class Observed:
     heads: the student's; student, teacher: a raw map each head, (batch, anchors, ny, nx, 5 + classes), the teacher's in
     the student's order. maps: pairs of feature maps (batch, channels, height, width) of the same height and width.
     targets (n, 6): picture, class, cx cy w h as shares of the input; image_size: (height, width) of the input in pixels.
-    weights: of the box, objectness and class parts of the detection loss; assign: what gives it its matches.
+    weights: of the parts of the detection loss, by name; assign: what gives it its matches.
     """
 
-    heads: list[YoloHead]
+    heads: list[Head]
     student: list[Tensor]
     teacher: list[Tensor]
     maps: list[tuple[Tensor, Tensor]]
     targets: Tensor
     image_size: tuple[int, int]
-    weights: tuple[float, float, float]
+    weights: dict[str, float]
     temperature: float
     assign: Assigner
 
@@ -119,9 +120,8 @@ def objectness_and_classes(o: Observed) -> Terms:
         obj = obj + 4 * (finest / stride) ** 2 * divergence[..., 0].mean()
         cls = cls + (confidence * divergence[..., 1:].mean(-1)).sum()
         total += confidence.sum()
-    _, obj_weight, cls_weight = o.weights
     count = mean_over_processes(total).clamp(min=1e-3)
-    return {"kd_cls": cls / count * len(o.heads) * cls_weight, "kd_obj": obj * obj_weight}
+    return {"kd_cls": cls / count * len(o.heads) * o.weights["cls"], "kd_obj": obj * o.weights["obj"]}
 
 
 def bounded_boxes(o: Observed) -> Terms:
@@ -138,7 +138,7 @@ def bounded_boxes(o: Observed) -> Terms:
         student = (encoded(head, o.student[i][m.where]) - wanted).square().sum(1)
         teacher = (encoded(head, o.teacher[i][m.where]) - wanted).square().sum(1)
         total = total + (student * (student.detach() > teacher)).sum() / counts[i]
-    return objectness_and_classes(o) | {"kd_box": total * o.weights[0]}
+    return objectness_and_classes(o) | {"kd_box": total * o.weights["box"]}
 
 
 def teacher_boxes(o: Observed) -> Terms:
@@ -150,7 +150,7 @@ def teacher_boxes(o: Observed) -> Terms:
         total = total + (confidence * distance).sum()
         weight += confidence.sum()
     count = mean_over_processes(weight).clamp(min=1e-3)
-    return objectness_and_classes(o) | {"kd_box": BOXES * total / count * len(o.heads) * o.weights[0]}
+    return objectness_and_classes(o) | {"kd_box": BOXES * total / count * len(o.heads) * o.weights["box"]}
 
 
 def attention(features: Tensor) -> Tensor:
@@ -240,15 +240,34 @@ def pearson(o: Observed) -> Terms:
     return {"kd_feat": STANDARD * torch.stack(parts).mean()}
 
 
+def binary_classification(o: Observed) -> Terms:
+    """8: BCKD, Yang et al. 2023 (arXiv 2308.14286), section 3: what heads of any kind have in common, scores and boxes. Each
+    class of each prediction is a question of its own: sum of w BCE(s, t) over predictions and classes, w = |t - s|; and the
+    boxes: sum of max w (1 - IoU) over predictions, the maximum over the classes. Both are divided by the sum of the teacher's
+    best scores, which the paper leaves to the detector, and weigh what their counterparts in the detection loss do."""
+    height = o.image_size[0]
+    student, teacher = (
+        torch.cat([head.decode(raw, height) for head, raw in zip(o.heads, raws, strict=True)], 1).flatten(0, 1)
+        for raws in (o.student, o.teacher)
+    )
+    scores, wanted = (p[:, 4:5] * p[:, 5:] for p in (student, teacher))
+    weight = (wanted - scores).abs().detach()
+    cls = F.binary_cross_entropy(scores.clamp(LOGIT_EPS, 1 - LOGIT_EPS), wanted, weight, reduction="sum")
+    box = (weight.amax(1) * (1 - paired_iou(to_corners(student[:, :4]), to_corners(teacher[:, :4])))).sum()
+    count = mean_over_processes(wanted.amax(1).sum()).clamp(min=1e-3)
+    return {"kd_cls": cls / count * o.weights["cls"], "kd_box": box / count * o.weights["box"]}
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """A loss, the names of its terms, and what it looks at: outputs (the heads must agree), maps, and whether their
-    channels are compared one by one (`paired`)."""
+    """A loss, the names of its terms, and what it looks at: outputs (the heads must agree), of heads with objectness and
+    anchors alone (`anchored`), maps, and whether their channels are compared one by one (`paired`)."""
 
     loss: Callable[[Observed], Terms]
     terms: tuple[str, ...]
     temperature: float = 3.0
     outputs: bool = True
+    anchored: bool = True
     maps: bool = False
     paired: bool = False
 
@@ -267,6 +286,7 @@ KDSTR: dict[int, Strategy] = {
     3: Strategy(teacher_boxes, _PARTS),
     4: Strategy(attention_transfer, (*_PARTS, "kd_feat"), maps=True),
     5: Strategy(fine_grained, (*_PARTS, "kd_feat"), maps=True),
-    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, maps=True, paired=True),
-    7: Strategy(pearson, ("kd_feat",), outputs=False, maps=True, paired=True),
+    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, anchored=False, maps=True, paired=True),
+    7: Strategy(pearson, ("kd_feat",), outputs=False, anchored=False, maps=True, paired=True),
+    8: Strategy(binary_classification, ("kd_cls", "kd_box"), anchored=False),
 }

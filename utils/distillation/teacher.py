@@ -1,19 +1,27 @@
 """The teacher of a distillation: read, and compared with its student, before any training."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from utils.core.errors import UserError
 from utils.distillation.links import Link, links
-from utils.distillation.losses import KDSTR
+from utils.distillation.losses import KDSTR, Strategy
 from utils.loading import Loaded, load_model
 from utils.network.darknet import Darknet
 from utils.network.file_kind import is_checkpoint
 from utils.network.shapes import output_shapes
 
-FEATURES_ONLY = " and ".join(str(n) for n, strategy in KDSTR.items() if not strategy.outputs)
+
+def _numbers(chosen: Callable[[Strategy], bool]) -> str:
+    """Those of the strategies, in words."""
+    *most, last = (str(n) for n, strategy in KDSTR.items() if chosen(strategy))
+    return f"{', '.join(most)} and {last}"
+
+
+FEATURES_ONLY = _numbers(lambda strategy: not strategy.outputs)
+OUTPUTS_ONLY = _numbers(lambda strategy: not strategy.maps)
+WITHOUT_ANCHORS = _numbers(lambda strategy: not strategy.anchored)
 
 
 @dataclass
@@ -45,12 +53,16 @@ def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teac
     _check_inputs(student, loaded, name)
     size = 32 * student.max_stride
     shared = links(student.defs, model.defs, size)
+    if strategy.anchored and student.defs.yolo_indices() != student.defs.head_indices():
+        kinds = student.defs.heads_named()
+        raise UserError(f"{name}: --KDstr {args.KDstr} is about objectness and anchors, which {kinds} heads do without; "
+                        f"--KDstr {WITHOUT_ANCHORS} can")  # fmt: skip
     reason, heads = _match_heads(student, model, size)
     if strategy.outputs and reason:
         others = f"--KDstr {FEATURES_ONLY}, which compare feature maps only, can" if shared else "no other --KDstr can either"
         raise UserError(f"{name}: --KDstr {args.KDstr} compares outputs, but {reason}; {others}")
     if strategy.maps and not shared:
-        others = "--KDstr 1, 2 and 3, which compare outputs only, can" if not reason else "no other --KDstr can either"
+        others = f"--KDstr {OUTPUTS_ONLY}, which compare outputs only, can" if not reason else "no other --KDstr can either"
         raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
                         f"stride; {others}")  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
@@ -80,16 +92,18 @@ def _match_heads(student: Darknet, teacher: Darknet, size: int) -> tuple[str, li
         other = teacher.heads[number]
         if head.classes != other.classes:
             return f"the teacher has {other.classes} classes, the student {head.classes}", []
-        if head.new_coords != other.new_coords:
-            return "only one of teacher and student has new_coords=1, which makes other outputs", []
-        if head.anchors.shape != other.anchors.shape or not torch.allclose(head.anchors, other.anchors):
-            return f"the anchors at stride {mine[student.heads.index(head)]} differ", []
+        kinds = head.definition.kind, other.definition.kind
+        if kinds[0] != kinds[1]:
+            return f"the teacher has [{kinds[1]}] heads, the student [{kinds[0]}]", []
+        key = head.unlike(other)
+        if key:
+            return f"the {key} at stride {mine[student.heads.index(head)]} differ", []
     return "", heads
 
 
 def _strides(model: Darknet, size: int) -> list[int]:
     shapes = output_shapes(model.defs, size, size)
-    return [size // shapes[i][1] for i in model.defs.yolo_indices()]
+    return [size // shapes[i][1] for i in model.defs.head_indices()]
 
 
 def _heads(strides: list[int]) -> str:

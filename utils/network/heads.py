@@ -40,6 +40,10 @@ class Head(Block):
         """Change, in place, the random biases (channels,) of what the head reads to those that training begins with."""
         raise NotImplementedError
 
+    def unlike(self, other: "Head") -> str:
+        """The key of a cfg by which the predictions of another head of the same kind mean something else, "" for none."""
+        return ""
+
 
 class YoloHead(Head):
     """[yolo]: boxes relative to anchors. anchors (anchors, 2): width and height in pixels of the input; scale_x_y and
@@ -66,6 +70,12 @@ class YoloHead(Head):
         rows[:, 4] += math.log(8 / (640 / stride) ** 2)
         rows[:, 5:] += math.log(0.6 / max(self.classes - 0.99, 0.6))
 
+    def unlike(self, other: "YoloHead") -> str:
+        if self.new_coords != other.new_coords:
+            return "new_coords"
+        same = self.anchors.shape == other.anchors.shape and torch.allclose(self.anchors, other.anchors)
+        return "" if same else "anchors"
+
 
 class DflHead(Head):
     """[dfl]: distances to the four sides as distributions, without anchors and objectness (see utils.network.dfl). Values of a
@@ -82,3 +92,6 @@ class DflHead(Head):
         """Flat distributions, and few objects: 5 a 640-pixel picture, shared by all classes."""
         bias[: 4 * self.reg_max] = 1.0
         bias[4 * self.reg_max :] = math.log(5 / self.classes / (640 / stride) ** 2)
+
+    def unlike(self, other: "DflHead") -> str:
+        return "" if self.reg_max == other.reg_max else "reg_max"
