@@ -3,6 +3,7 @@
 python export.py --weights weights/best.pt                                     # weights/best.onnx, boxes decoded
 python export.py --weights weights/best.pt --data data/bccd/bccd.data --nms    # NMS inside, checked on real pictures too
 python export.py --weights weights/best.pt --img-size 320x416 --static --batch 1
+python export.py --weights weights/best.pt --layout ultralytics                # for YOLO("best.onnx") and programs like it
 python export.py --weights weights/best.pt --format fpga --reorder --tm 32 --tn 4      # of train.py --quantized ... --FPGA
 """
 
@@ -44,7 +45,7 @@ def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> d
 Exporter = Callable[[argparse.Namespace, Loaded, DataConfig | None], dict[str, Any]]
 FORMATS: dict[str, Exporter] = {"onnx": onnx, "fpga": fpga}  # --format -> what writes it and returns the figures
 FLAGS = {  # of one format alone
-    "onnx": ("static", "batch", "opset", "outputs", *NMS_FLAGS, "max_drop", "workers"),
+    "onnx": ("static", "batch", "opset", "layout", "outputs", *NMS_FLAGS, "max_drop", "workers"),
     "fpga": ("reorder", "tm", "tn", "check_size", "vectors"),
 }
 
@@ -62,6 +63,9 @@ def get_parser() -> Parser:
     parser.add_argument("--static", action="store_true", help="onnx: inputs of this size only, as many accelerators want it")
     parser.add_argument("--batch", type=batch, default="dynamic", help="onnx: pictures an input holds: a number, or dynamic")
     parser.add_argument("--opset", type=whole(1, 99), default=18, help="onnx: version of the operators")
+    parser.add_argument("--layout", choices=["darknet", "ultralytics"], default="darknet",
+                        help="onnx: how decoded boxes lie in the output; ultralytics: as in YOLOv8's own files, or YOLOv5's if "
+                        "the network has [yolo] layers, with the metadata that their programs look for")  # fmt: skip
     outputs = parser.add_mutually_exclusive_group()
     for name, text in (("decode", "boxes in pixels with probabilities, as PyTorch's network gives them (the default)"),
                        ("raw", "the heads' maps, before any sigmoid"),

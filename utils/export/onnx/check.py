@@ -16,7 +16,7 @@ from utils.data.batch import normalise
 from utils.data.datasets import DetectionDataset, Draw
 from utils.detection.boxes import nms
 from utils.export.onnx.model import open_session
-from utils.export.onnx.trace import Plan
+from utils.export.onnx.trace import Plan, given
 
 LATENCY_SECONDS, LATENCY_RUNS, WARM_UP = 3.0, 50, 3
 REAL_PICTURES = 4
@@ -116,7 +116,7 @@ def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: tor
     found = []
     for images in inputs:
         decoded, raws = model(images.to(dtype))
-        found.append([t.numpy() for t in (raws if plan.outputs == "raw" else [decoded])])
+        found.append([t.numpy() for t in given(plan.outputs, decoded, raws)])
     return found
 
 

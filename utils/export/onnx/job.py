@@ -111,7 +111,19 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
         raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
     if args.outputs == "nms":
         nms["conf_thres"] = choose_threshold(args.conf_thres, loaded.conf_thres, "checkpoint")
-    return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, args.outputs, **nms)
+    return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, outputs(args, loaded), **nms)
+
+
+def outputs(args: argparse.Namespace, loaded: Loaded) -> str:
+    """What the graph gives, as in OUTPUTS; UserError for a layout that doesn't go with it."""
+    if args.layout == "darknet":
+        return args.outputs
+    if args.outputs != "decoded":
+        raise UserError(f"--layout {args.layout} is about decoded boxes, so it doesn't go with --{args.outputs}")
+    if args.maxabsscaler or loaded.settings.get("maxabs"):
+        raise UserError(f"--layout {args.layout}: their programs give pictures in 0..1, but this network was trained with "
+                        "--maxabsscaler")  # fmt: skip
+    return "yolov5" if loaded.model.defs.yolo_indices() else "yolov8"
 
 
 def target(args: argparse.Namespace) -> Path:

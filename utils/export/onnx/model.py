@@ -1,10 +1,12 @@
 """A .onnx that export.py wrote, in a Darknet's place: what test.py and detect.py need of a network, by ONNX Runtime."""
 
+import ast
 import contextlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ from utils.network.weights import LoadReport, checkpoint_classes
 if TYPE_CHECKING:
     import onnxruntime
 
-WORDS = ("format", "cfg", "cfg_name", "precision", "outputs")  # of the metadata: the others are JSON
+WORDS = ("format", "cfg", "cfg_name", "precision", "outputs")  # of the metadata
+VALUES = ("heads", "settings", "stride", "img_size", "dynamic_size")  # of the metadata: JSON
 # What ONNX Runtime raises for a file that is damaged, or needs what this version hasn't got.
 REFUSALS = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 
@@ -79,6 +82,16 @@ def _from_json(text: str, name: str, path: str | Path) -> Any:
         raise UserError(f"{path}: metadata {name} is no JSON: the file is damaged; export it again") from None
 
 
+def _names(text: str, path: str | Path) -> Any:
+    """The classes' names: a list as JSON, or a dict by numbers as Python writes it, where --layout ultralytics wrote it."""
+    if not text.startswith("{"):
+        return _from_json(text, "names", path)
+    try:
+        return list(ast.literal_eval(text).values())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, AttributeError):
+        raise UserError(f"{path}: metadata names is no dict: the file is damaged; export it again") from None
+
+
 class OnnxModel:
     """The network of a .onnx file.
 
@@ -103,18 +116,18 @@ class OnnxModel:
 
     def _read(self, facts: dict[str, str]) -> None:
         """Take over the metadata, of which those that aren't words are JSON; UserError where they aren't as written."""
-        told = Fields.of(
-            {k: v if k in WORDS else _from_json(v, k, self.path) for k, v in facts.items()}, f"{self.path}: metadata"
-        )
-        told.required("what export.py writes", *WORDS, "names", "heads", "settings", "stride", "img_size", "dynamic_size")
+        values = {k: facts[k] for k in WORDS if k in facts}
+        values |= {k: _from_json(facts[k], k, self.path) for k in (*VALUES, CONF_THRES, "nms") if k in facts}
+        values["names"] = _names(facts.get("names", "null"), self.path)
+        told = Fields.of(values, f"{self.path}: metadata").required("what export.py writes", *WORDS, *VALUES, "names")
         try:
             self.defs = parse_cfg(told.text("cfg") + "\n")
         except UserError as error:
             raise UserError(f"{self.path}: its own {error}") from None
         self.defs.name = told.line("cfg_name")
         self.precision, self.outputs = told.line("precision"), told.line("outputs")
-        if self.outputs not in ("decoded", "raw", "nms"):
-            raise told.wrong("outputs", "decoded, raw or nms")
+        if self.outputs not in self._readings:
+            raise told.wrong("outputs", ", ".join(self._readings))
         self.names = told.lines("names")
         self.heads = [build_layer(self.defs, i, 0) for i in self.defs.head_indices()]
         self.settings = dict.fromkeys(("gray", "maxabs", "stretch"), False) | picture_settings(told.fields("settings"))
@@ -166,7 +179,7 @@ class OnnxModel:
         step = self.fixed_batch or len(arrays)
         parts = [self._run(arrays[first : first + step]) for first in range(0, len(arrays), step)]
         outputs = [torch.from_numpy(np.concatenate(part)).to(images.device) for part in zip(*parts, strict=True)]
-        return {"decoded": self._decoded, "raw": self._from_maps, "nms": self._from_nms}[self.outputs](outputs, images)
+        return self._readings[self.outputs](self, outputs, images)
 
     def _run(self, arrays: np.ndarray) -> list[np.ndarray]:
         """The graph's outputs for at most as many pictures as it takes."""
@@ -188,6 +201,15 @@ class OnnxModel:
         first, second = corners.split(2, 2)
         classes = F.one_hot(label[..., 0].long(), len(self.names)).to(corners.dtype)
         return torch.cat(((first + second) / 2, second - first, confidence, classes), 2)
+
+    def _from_yolov8(self, outputs: list[Tensor], images: Tensor) -> Tensor:
+        """Rows without an objectness, one a column."""
+        rows = outputs[0].transpose(1, 2)
+        return torch.cat((rows[..., :4], torch.ones_like(rows[..., :1]), rows[..., 4:]), 2)
+
+    _readings: ClassVar[dict[str, Callable[["OnnxModel", list[Tensor], Tensor], Tensor]]] = {
+        "decoded": _decoded, "raw": _from_maps, "nms": _from_nms, "yolov5": _decoded, "yolov8": _from_yolov8,
+    }  # fmt: skip
 
 
 def load_detector(

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,28 @@ OUTPUTS = {
     "decoded": "(batch, boxes, 5 + classes): cx cy w h in pixels of the input, objectness, class probabilities",
     "raw": "a map a head (batch, anchors or 1, rows, columns, values), before any sigmoid",
     "nms": "(batch, max_det, 6): x1 y1 x2 y2 in pixels of the input, confidence, class; best first, then zeros",
+    "yolov5": "(batch, boxes, 5 + classes), as YOLOv5's own: cx cy w h in pixels of the input, objectness, class probabilities",
+    "yolov8": "(batch, 4 + classes, boxes), as YOLOv8's own: cx cy w h in pixels of the input, class probabilities",
 }
+THEIRS = ("yolov5", "yolov8")  # what --layout ultralytics gives
 
 
 DIMENSIONS = {  # of the outputs; those that may vary are called so
     "decoded": ("batch", "boxes", "values"),
     "raw": ("batch", "anchors", "rows", "columns", "values"),
     "nms": ("batch", "boxes", "values"),
+    "yolov5": ("batch", "boxes", "values"),
+    "yolov8": ("batch", "values", "boxes"),
 }
+
+
+def given(outputs: str, decoded: Tensor, raws: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a graph with such outputs gives, but for NMS, from what a network gives in eval mode."""
+    if outputs == "raw":
+        return tuple(raws)
+    if outputs == "yolov8":
+        return (torch.cat((decoded[..., :4], decoded[..., 5:]), -1).transpose(1, 2),)
+    return (decoded,)
 
 
 def _round_in_onnx(x: Any, scale: float, zero_point: int, low: int, high: int) -> Any:
@@ -105,13 +119,12 @@ TRANSLATIONS = {
 class Traced(nn.Module):
     """A network whose forward gives only what the graph should."""
 
-    def __init__(self, model: nn.Module, raw: bool) -> None:
+    def __init__(self, model: nn.Module, outputs: str) -> None:
         super().__init__()
-        self.model, self.raw = model, raw
+        self.model, self.outputs = model, outputs
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        decoded, raws = self.model(images)
-        return tuple(raws) if self.raw else decoded
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return given(self.outputs, *self.model(images))
 
 
 def build(model: Darknet, plan: Plan) -> ir.Model:
@@ -130,13 +143,13 @@ def trace(model: nn.Module, plan: Plan) -> ir.Model:
         shapes |= {2: stride * Dim("rows"), 3: stride * Dim("columns")}
         size = (2 * stride, 3 * stride)  # sides of 1 would be taken for constants, equal ones for one another
     example = torch.rand(plan.batch or 2, model.defs.net.channels, *size)
-    raw = plan.outputs == "raw"
-    names = [f"map_{k}" for k in range(len(model.heads))] if raw else [OUTPUT]
+    names = [f"map_{k}" for k in range(len(model.heads))] if plan.outputs == "raw" else [OUTPUT]
+    names = ["output0"] if plan.outputs in THEIRS else names
     try:
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
-                Traced(model, raw).eval(), (example,), dynamo=True, dynamic_shapes={INPUT: shapes}, opset_version=plan.opset,
-                input_names=[INPUT], output_names=names, verbose=False,
+                Traced(model, plan.outputs).eval(), (example,), dynamo=True, dynamic_shapes={INPUT: shapes},
+                opset_version=plan.opset, input_names=[INPUT], output_names=names, verbose=False,
                 custom_translation_table=TRANSLATIONS,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
@@ -189,7 +202,18 @@ def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: s
         facts[CONF_THRES] = loaded.conf_thres
     if plan.outputs == "nms":
         facts["nms"] = {"conf_thres": plan.conf_thres, "iou_thres": plan.iou_thres, "max_det": plan.max_det}
+    if plan.outputs in THEIRS:
+        facts |= for_ultralytics(loaded, plan)
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+
+
+def for_ultralytics(loaded: Loaded, plan: Plan) -> dict[str, str]:
+    """What their programs look for; values are Python's literals. `names` takes the place of this suite's own."""
+    names, batch = dict(enumerate(loaded.names)), plan.batch or 1
+    args = {"batch": batch, "dynamic": plan.dynamic, "half": False, "int8": False, "nms": False}
+    values = {"names": names, "imgsz": list(plan.size), "batch": batch, "args": args}
+    values["channels"] = loaded.model.defs.net.channels
+    return {"task": "detect"} | {key: str(value) for key, value in values.items()}
 
 
 def heads(model: Darknet) -> list[dict[str, Any]]:
