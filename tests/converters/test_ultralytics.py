@@ -198,6 +198,14 @@ def test_other_networks_are_named_and_nothing_is_written(kind, tmp_path):
     assert_refused(save(tmp_path / "x.pt", "yolov8", checkpoint(make("yolov8")), {cls: name}), message)
 
 
+def test_a_segmentation_network_with_a_pickled_method(tmp_path):
+    """YOLOv5's keeps its detection head's forward, for which its pickle calls getattr."""
+    model = make("yolov5")
+    model.model[-1].detect = model.model[-1].forward
+    path = save(tmp_path / "x.pt", "yolov5", checkpoint(model), {owners.AnchorDetect: "models.yolo.Segment"})
+    assert_refused(path, "is an Ultralytics YOLOv5 segmentation checkpoint")
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_a_yaml_of_ones_own_changed_is_named(change, tmp_path):
     model, (make_change, message) = make("yolov8"), CHANGES[change]

@@ -102,6 +102,8 @@ def test_what_holds_no_network_is_named(tmp_path):
 
     torch.save({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, tmp_path / "optimizer.pt")
     assert told("optimizer.pt") == "holds an optimizer and no weights of a network"
+    (tmp_path / "call.pt").write_bytes(b"\x80\x02ctorch.hub\nload\n(S'x'\ntR.")
+    assert told("call.pt") == "holds torch.hub.load and no weights of a network"
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "module.pt")
     assert told("module.pt").startswith("holds more than tensors and numbers, so it isn't loaded (a pickled torch.nn.modules")
     with zipfile.ZipFile(tmp_path / "word.pt", "w") as archive:

@@ -40,13 +40,13 @@ NAMES = {
     r"24\.m\.0\.weight": "an Ultralytics YOLOv5", r"22\.dfl\.conv\.weight": "an Ultralytics YOLOv8",
     r"\d+\.dfl\.": "a network with YOLOv8's head on another architecture",
 }  # fmt: skip
-# What Python's own library lends to pickles that hold nothing but data.
+# What Python's own library lends to pickles that hold nothing but data; getattr is how a method is pickled, by its name.
 DATA_MODULES = {"collections", "copyreg", "copy_reg", "datetime", "decimal", "enum", "fractions", "logging", "pathlib", "uuid"}
 DATA_NAMES = {"argparse.Namespace", "types.SimpleNamespace", "_codecs.encode", "functools.partial"} | {
     f"{module}.{name}"
     for module in ("builtins", "__builtin__")
-    for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
-                 "slice", "str", "tuple")
+    for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object",
+                 "range", "set", "slice", "str", "tuple")
 }  # fmt: skip
 NUMBERED = re.compile(r"((?:[^\d.][^.]*\.)*)(\d+(?:\..*)?)$")  # model.model.0.conv: before the number, from it on
 UNKNOWN = "is a state dict of a network that isn't known here"
@@ -85,7 +85,8 @@ class Foreign:
         if root is not None:
             return cls._of_state(file, root)
         has_optimizer = not attributes(file.content).keys().isdisjoint(("optimizer", "param_groups"))
-        return cls(file, f"holds {'an optimizer and ' if has_optimizer else ''}no weights of a network")
+        other = "an optimizer" if has_optimizer else file.content.origin if isinstance(file.content, Record) else ""
+        return cls(file, f"holds {other and f'{other} and '}no weights of a network")
 
     @classmethod
     def _of_module(cls, file: TorchFile, root: Record) -> "Foreign":
