@@ -10,18 +10,18 @@ import torch
 
 import detect
 import export
-from models import Darknet
 from tests.tiny import DFL, SPP, network
-from utils.cfg import write_cfg
-from utils.errors import UserError
+from utils.core.errors import UserError
+from utils.network.cfg import write_cfg
+from utils.network.checkpoint import save_checkpoint
+from utils.network.darknet import Darknet
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
-from utils.weights import save_checkpoint
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from utils.onnx_model import OnnxModel, load_detector  # noqa: E402
+from utils.export.onnx.model import OnnxModel, load_detector  # noqa: E402
 
 NAMES = ["red", "don't \u00e9"]
 
