@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.devices import inference_dtype, reuse_memory, select_device, training_dtype
+from utils.core.devices import inference_dtype, select_device, training_dtype
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
+from utils.core.memory import reuse_memory
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.batch import Batch, normalise

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from utils.converters.base import Options
 from utils.converters.formats import FORMATS
-from utils.converters.picture import draw_report
 from utils.converters.report import describe, figures
 from utils.converters.write import Report, convert
 from utils.core.errors import UserError
@@ -39,6 +38,8 @@ def get_parser() -> ArgumentParser:
 
 def main(args: Namespace) -> Report:
     """Convert, print what was written, and draw it beside the .data."""
+    from utils.converters.picture import draw_report  # with Matplotlib, which --help and mistakes need not wait for
+
     _check_folders(args.src, args.out)
     if args.skip_difficult and not FORMATS[args.format].difficult:
         known = ", ".join(name for name, form in FORMATS.items() if form.difficult)

@@ -186,6 +186,20 @@ for name in {SCRIPTS!r}:
     assert [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("status")] == [[s, "0"] for s in SCRIPTS]
 
 
+@pytest.mark.parametrize("script", ["check", "convert_dataset"])
+def test_tools_for_data_explain_themselves_without_pytorch(script, pytestconfig):
+    """PyTorch alone takes seconds to import."""
+    code = f"""
+import sys, {script}
+try:
+    {script}.get_parser().parse_args(["--help"])
+finally:
+    print("loaded", *({{"torch", "matplotlib"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["loaded"]
+
+
 def write(path, text: str):
     path.write_text(text)
     return path

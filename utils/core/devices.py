@@ -1,8 +1,6 @@
 """Devices and precisions: which one, and what the machine really has."""
 
-import ctypes
 import functools
-import sys
 from pathlib import Path
 
 import torch
@@ -43,25 +41,6 @@ def inference_dtype(device: torch.device, precision: str = "auto") -> torch.dtyp
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
-
-
-def reuse_memory(enabled: bool = True) -> None:
-    """Make glibc keep the memory of freed tensors instead of returning it to the system.
-
-    A training step on the CPU frees and takes maps of up to 100 MB hundreds of times; taken from the system, each page
-    is faulted in and zeroed again. Keeping them made steps 1.5 times faster here (EXPERIMENTS.md). Does nothing on
-    other systems. enabled=False restores the defaults. See mallopt(3): M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0 if enabled else 65536)
-        libc.mallopt(-1, 2**31 - 1 if enabled else 128 * 1024)
-        if not enabled:
-            libc.malloc_trim(0)
-    except (OSError, AttributeError):  # another libc
-        return
 
 
 def training_dtype(device: torch.device) -> torch.dtype | None:

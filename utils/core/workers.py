@@ -1,5 +1,7 @@
-"""Several processes for one kind of work at a time, or none."""
+"""Several processes for one kind of work at a time, or none, and what is said when the system ends one."""
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -58,3 +60,25 @@ def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def dead_worker(error: Exception) -> UserError:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError("a process that reads pictures was ended by the system, mostly for want of memory: give fewer --workers, "
+                     f"or a smaller --batch-size ({text[:100]})")  # fmt: skip
+
+
+@contextlib.contextmanager
+def explained_ends() -> Iterator[None]:
+    """Make a UserError of what the system may do to a program at any time: end a worker process, which PyTorch raises in
+    whatever the main process is doing then, and have no room left, which Python's locks need in /dev/shm."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError("no space is left, on a disk or in /dev/shm, which df -h shows: make room") from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise dead_worker(error) from None

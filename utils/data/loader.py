@@ -1,7 +1,6 @@
 """Loader: a DataLoader whose worker processes end in one line, where they can't go on."""
 
 import contextlib
-import errno
 import multiprocessing
 import signal
 import sys
@@ -12,7 +11,7 @@ import cv2
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.core.errors import UserError
+from utils.core.workers import dead_worker, explained_ends
 from utils.data.batch import Batch, collate
 
 SHARED_MEMORY = ("/dev/shm holds less than the batches of --workers {workers}, which come through pipes instead, more slowly; "
@@ -61,25 +60,3 @@ def _let_go(batches: Iterator[Batch]) -> None:
     """End the other workers; until then PyTorch's signal handler raises again, wherever the main process is."""
     with contextlib.suppress(RuntimeError):
         getattr(batches, "_shutdown_workers", lambda: None)()
-
-
-def dead_worker(error: Exception) -> UserError:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError("a process that reads pictures was ended by the system, mostly for want of memory: give fewer --workers, "
-                     f"or a smaller --batch-size ({text[:100]})")  # fmt: skip
-
-
-@contextlib.contextmanager
-def explained_ends() -> Iterator[None]:
-    """Make a UserError of what the system may do to a program at any time: end a worker process, which PyTorch raises in
-    whatever the main process is doing then, and have no room left, which Python's locks need in /dev/shm."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError("no space is left, on a disk or in /dev/shm, which df -h shows: make room") from None
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise dead_worker(error) from None

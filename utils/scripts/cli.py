@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from utils.core.devices import PRECISIONS, reuse_memory
 from utils.core.errors import Remark, UserError, one_line
 from utils.core.files import check_writable
+from utils.core.memory import reuse_memory
 from utils.core.ranges import IMG_SIZE, Range
-from utils.data.loader import explained_ends
+from utils.core.workers import explained_ends
 
 
 class Arguments(argparse.Namespace):
@@ -139,6 +139,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    from utils.core.devices import PRECISIONS  # with PyTorch, which not every script needs
+
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
                         help="auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32")  # fmt: skip
     add_picture_arguments(parser)
