@@ -66,6 +66,24 @@ def test_one_convolution_may_make_the_whole_map():
     assert model.module_list[1].conv.bias.tolist() == pytest.approx([1.0] * 64 + [np.log(5 / 5 / 80**2)] * 5)
 
 
+def test_what_comes_between_head_and_convolutions():
+    direct = conv(8) + conv(30, 1, bn=0, activation="linear")
+    one, end = "[route]\nlayers=-1\n", "[dfl]\nclasses=6\nreg_max=6\n"
+    branches = conv(20, 1, bn=0) + "[route]\nlayers=0\n" + conv(10, 1, bn=0)
+
+    def feeding(text: str) -> list[int]:
+        defs = parse_cfg(NET + text)
+        return defs.feeding(len(defs) - 1)
+
+    assert feeding(direct + end) == [1]
+    assert feeding(direct + one * 2000 + end) == [1]
+    assert feeding(conv(8) + branches + "[route]\nlayers=1\n[route]\nlayers=-1,3\n" + end) == [1, 3]
+    assert feeding(direct + "[dropout]\n" + end) == []
+    assert feeding(conv(60, 1) + "[route]\nlayers=-1\ngroups=2\n" + end) == []
+    assert feeding(conv(1, 1) + "[route]\nlayers=-1,-1\n" * 200 + end) == []  # 2 to the 200 channels
+    assert feeding(end) == []  # the picture
+
+
 def test_what_the_head_reads_is_frozen_and_the_rest_is_not():
     graph = ChannelGraph(parse_cfg(DFL))
     assert graph.frozen[graph.out[20]].all()

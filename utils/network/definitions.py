@@ -326,8 +326,20 @@ class Defs:
     def feeding(self, index: int) -> list[int]:
         """The convolutions whose maps head `index` reads, directly or joined by [route]s, in the order of the channels, so that
         the last one makes the classes; [] where anything else comes between, or several predictions are joined."""
-        found = self._joined(self.sources(index)[0]) or []
-        return found if len(found) == 1 or self.layers[index].class_channels == 1 else []
+        head = self.layers[index]
+        found, waiting = [], [self.sources(index)[0]]
+        while waiting:
+            source = waiting.pop()
+            d = self.layers[source] if source >= 0 else None
+            if isinstance(d, Convolutional):
+                found.append(source)
+            elif isinstance(d, Route) and d.groups == 1:
+                waiting += reversed(self.sources(source))
+            else:
+                return []
+            if len(found) > head.channels:  # each has one at least; routes of routes would go on without end
+                return []
+        return found if len(found) == 1 or head.class_channels == 1 else []
 
     def class_convolutions(self) -> dict[int, int]:
         """{convolution: the head whose classes are its last filters}."""
@@ -339,20 +351,11 @@ class Defs:
         found: set[int] = set()
         while waiting:
             index = waiting.pop()
-            if isinstance(self.layers[index], Route):
+            if isinstance(self.layers[index], Route) and index not in found:
                 found.add(index)
                 waiting += self.sources(index)
         readers = [s for i in range(len(self)) for s in self.sources(i)]
         return {index for index in found if readers.count(index) == 1}
-
-    def _joined(self, index: int) -> list[int] | None:
-        d = self.layers[index] if index >= 0 else None
-        if isinstance(d, Convolutional):
-            return [index]
-        if not isinstance(d, Route) or d.groups > 1:
-            return None
-        parts = [self._joined(source) for source in self.sources(index)]
-        return None if None in parts else [i for part in parts for i in part]
 
 
 def is_darknets(defs: Defs) -> bool:
