@@ -10,11 +10,20 @@ import cv2
 import pytest
 import torch
 
+from tests.references import reference
+
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu`, or `gpu(n)`, are skipped where there are fewer CUDA devices."""
+    for marker in item.iter_markers("gpu"):
+        wanted = marker.args[0] if marker.args else 1
+        if torch.cuda.device_count() < wanted:
+            pytest.skip(f"needs {wanted} CUDA device{'s' * (wanted > 1)}, and there are {torch.cuda.device_count()}")
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +33,8 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded references; a checkout without it skips the tests that compare with them."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared is not there")
-    return SHARED
+    """The folder of recorded references."""
+    return reference()
 
 
 @pytest.fixture(scope="session")

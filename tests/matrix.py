@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cfg.make_variants import VARIANTS
+from tests.references import FOLDER
 from tests.tiny import randomise
 from utils.core.errors import UserError
 from utils.network.cfg import parse_cfg, write_cfg
@@ -181,7 +182,7 @@ if __name__ == "__main__":
     import tempfile
 
     torch.set_num_threads(1)
-    for label, cfg in networks(ROOT.parent / "shared").items():
+    for label, cfg in networks(FOLDER).items():
         if len(sys.argv) > 1 and sys.argv[1] not in label:
             continue
         start = time.time()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.references import reference
 from tests.tiny import TOPOLOGIES
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs, network_size
@@ -40,8 +41,7 @@ size=3
 stride=1
 """
 NETWORKS = {"blurred": BLURRED} | TOPOLOGIES
-FOLDERS = {"cfg": ROOT / "cfg", "darknet": ROOT / "../shared/darknet/cfg"}
-NETWORKS |= {f"{name}/{f.stem}": f for name, folder in FOLDERS.items() for f in sorted(folder.rglob("*.cfg"))}
+NETWORKS |= {f"cfg/{f.stem}": f for f in sorted((ROOT / "cfg").rglob("*.cfg"))}
 
 
 def counted(defs: Defs, height: int, width: int) -> list[int]:
@@ -55,7 +55,17 @@ def counted(defs: Defs, height: int, width: int) -> list[int]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_macs_of_every_layer_are_those_that_torch_counts(name):
-    defs = parse_cfg(NETWORKS[name])
+    check_macs(parse_cfg(NETWORKS[name]))
+
+
+def test_macs_of_darknets_networks():
+    cfgs = sorted(reference("darknet/cfg").glob("*.cfg"))
+    assert cfgs
+    for cfg in cfgs:
+        check_macs(parse_cfg(cfg))
+
+
+def check_macs(defs: Defs) -> None:
     height, width = max_stride(defs), 2 * max_stride(defs)
     with torch.device("meta"):
         macs = layer_macs(Darknet(defs, (height, width)), height, width)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.references import reference
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Defs, LayerDef, SqueezeExcite
 from utils.network.shapes import input_channels, output_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = ROOT.parent / "shared" / "darknet" / "cfg"
 OURS_AND_DARKNETS = [
     ("yolov3/yolov3", "yolov3"),
     ("yolov3/yolov3-spp", "yolov3-spp"),
@@ -38,17 +38,15 @@ def ours(name: str) -> Defs:
 
 
 def darknets(name: str) -> Defs:
-    if not REFERENCE.is_dir():
-        pytest.skip("Darknet's cfg files are not at ../shared")
-    return parse_cfg(REFERENCE / f"{name}.cfg")
+    return parse_cfg(reference(f"darknet/cfg/{name}.cfg"))
 
 
 def facts(defs: Defs, index: int) -> dict[str, object]:
     """All that decides what layer `index` computes; references resolved, so that either spelling counts as the same."""
     layer: LayerDef = defs[index]
     values = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.compare and f.name != "extra"}
-    for reference in ("layers", "from_"):
-        values.pop(reference, None)
+    for key in ("layers", "from_"):
+        values.pop(key, None)
     return {"kind": layer.kind, "sources": defs.sources(index), **values}
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT
 from tests.matrix import CELLS, build, cells, format_cells, networks
 from tests.network.test_darknet import opencv_outputs
+from tests.references import FOLDER
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.network.weights import save_weights
@@ -21,7 +22,7 @@ from utils.pruning.masks import Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Pruner
 from utils.pruning.residual_blocks import residual_blocks
 
-NETWORKS = networks(SHARED)
+NETWORKS = networks(FOLDER)
 QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}
 # What OpenCV's importer doesn't read: layers of the MobileNet dialect, and reorg3d.
 DIALECT = (SqueezeExcite, Depthwise, Reorg3d)

@@ -3,7 +3,7 @@
 A side's distance, in cells, is sum_i i * softmax(logits)_i over i = 0 .. reg_max - 1 (Generalized Focal Loss, Li et al. 2020,
 arXiv 2006.04388, equation 5), so never more than reg_max - 1 cells.
 
-    >>> logits = torch.full((4, 3), -100.0)         # left, top, right, bottom; reg_max = 3
+    >>> logits = torch.full((4, 3), -1000.0)        # left, top, right, bottom; reg_max = 3
     >>> logits[[0, 1, 2, 3], [0, 1, 2, 1]] = 0.0
     >>> side_distances(logits.flatten(), 3)
     tensor([0., 1., 2., 1.])
