@@ -120,6 +120,24 @@ def test_batch_normalisations_that_were_folded_into_kernels(family, tmp_path):
     assert_same_boxes(expected, run("--weights", save(tmp_path / "a.pt", family, checkpoint(model))))
 
 
+@pytest.mark.parametrize(("names", "imgsz"), [(7, "large"), ({0: "a", 2: "b"}, [-1, "a"]), (["a"], 10**9), ({"a": "b"}, -1)])
+def test_names_and_sizes_that_are_none_are_assumed(names, imgsz, tmp_path, capsys):
+    model = make("yolov8", classes=2, names=names)
+    out = run("--weights", save(tmp_path / "a.pt", "yolov8", checkpoint(model, train_args={"imgsz": imgsz})))
+    told = capsys.readouterr().out
+    assert "assumed: its 2 classes are called by their numbers" in told
+    assert "assumed: its input is 640 pixels wide" in told
+    loaded = load_model("", out)
+    assert (loaded.names, loaded.img_size) == (["0", "1"], 640)
+
+
+def test_names_are_lines_that_can_be_shown_and_sizes_multiples_of_the_stride(tmp_path):
+    model = make("yolov8", classes=3, names={1: "b\tb", 0: "a\n\0a", 2: 5})
+    out = run("--weights", save(tmp_path / "a.pt", "yolov8", checkpoint(model, train_args={"imgsz": [70, 100]})))
+    loaded = load_model("", out)
+    assert (loaded.names, loaded.img_size) == (["a a", "b b", "2"], 128)
+
+
 def convolutions(model: nn.Module) -> list[Conv]:
     return [module for module in model.modules() if isinstance(module, Conv)]
 
@@ -179,6 +197,8 @@ CHANGES = {  # change of a YOLOv8 -> what is said of it
     "step": (setting(nn.Conv2d, "stride", (1, 1)), r"0\.conv has stride=\(1, 1\), not \(2, 2\)"),
     "pooling": (setting(nn.MaxPool2d, "kernel_size", 3), r"9\.m \(MaxPool2d\) has kernel_size=3, not 5"),
     "activation": (setting(Conv, "act", nn.GELU()), "0 has the activation GELU, which is not supported"),
+    "epsilon": (setting(nn.BatchNorm2d, "eps", "x"), r"0\.bn has eps=x"),
+    "long number": (setting(nn.Upsample, "scale_factor", 10**5000), "has scale_factor=a very long number, not 2.0"),
     "parameter": (with_parameter, r"also has 0\.scale \(3,\)"),
     "bins": (with_other_bins, "its head or its first convolution aren't there, or of another shape"),
     "NaN": (with_nan, "tensors with NaN or infinite values: 1"),

@@ -91,7 +91,7 @@ def _differences(modules: dict[str, Record], architecture: tuple[Module, ...]) -
             yield f"its module {number} is {module.kind or 'missing'}, not {HEADS.get(part.kind, part.kind)}"
         reads = attributes(module).get("f", list(part.sources))
         if (reads if isinstance(reads, list) else [reads]) != list(part.sources):
-            yield f"its module {number} reads {reads!s:.40}, not {', '.join(map(str, part.sources))}"
+            yield f"its module {number} reads {_shown(reads)}, not {', '.join(map(str, part.sources))}"
     for name, module in modules.items():
         says, part = attributes(module), architecture[int(name.partition(".")[0])]
         wanted = {"add": part.shortcut} if module.kind == "Bottleneck" else SAY.get(module.kind, {})
@@ -102,7 +102,15 @@ def _differences(modules: dict[str, Record], architecture: tuple[Module, ...]) -
 def _not(says: dict[str, Any], key: str, value: Any) -> str:
     """How a module says something else than it should, "" if it doesn't."""
     found = says.get(key, value)
-    return f"{key}={found!s:.40}, not {value}" if found != value else ""
+    return f"{key}={_shown(found)}, not {value}" if found != value else ""
+
+
+def _shown(value: Any) -> str:
+    """A value out of a pickle, in a few letters; numbers may be too long for Python to write them."""
+    try:
+        return f"{value!s:.40}"
+    except ValueError:
+        return "a very long number"
 
 
 def _sizes(found: Foreign, tensors: dict[str, Tensor]) -> Found:
@@ -132,6 +140,8 @@ def _anchored(head: str, filters: dict[str, int], tensors: dict[str, Tensor]) ->
     anchors = tensors[f"{head}.anchors"]
     pixels = (a * stride for a, stride in zip(anchors, STRIDES, strict=True))
     classes = filters[f"{head}.m.0"] // anchors.shape[1] - 5
+    if anchors.dim() != 3 or not all(math.isfinite(v) and v > 0 for v in anchors.flatten().tolist()) or classes < 1:
+        raise ValueError("no anchors, or no classes")
     return {"anchors": tuple(v for a in pixels for v in a.flatten().tolist()), "classes": classes}
 
 
@@ -151,8 +161,9 @@ def _img_size(found: Foreign, stride: int, assumed: list[str]) -> int:
     held, own = found.facts[0], found.facts[-1]
     settings = (attributes(s) for s in (held.get("train_args"), held.get("opt"), own.get("args")))
     told = next((s["imgsz"] for s in settings if "imgsz" in s), None)
-    side = max(told, default=None) if isinstance(told, list | tuple) else told
-    if type(side) is not int or not IMG_SIZE.least <= side <= IMG_SIZE.most:
+    sides = told if isinstance(told, list | tuple) else [told]
+    side = max((s for s in sides if type(s) is int), default=0)
+    if not IMG_SIZE.least <= side <= IMG_SIZE.most:
         assumed.append(f"its input is {SIDE} pixels wide, since it doesn't tell what it was trained with")
         side = SIDE
     return math.ceil(side / stride) * stride
@@ -162,11 +173,16 @@ def _names(found: Foreign, defs: Defs, assumed: list[str]) -> list[str]:
     """The classes' names, each in a line."""
     classes = checkpoint_classes(defs)
     told = next((facts["names"] for facts in found.facts if facts.get("names")), None)
-    listed = list(told.values()) if isinstance(told, dict) else told
-    if not isinstance(listed, list) or len(listed) != classes:
+    listed = dict(enumerate(told)) if isinstance(told, list) else told
+    if not isinstance(listed, dict) or listed.keys() != set(range(classes)):
         assumed.append(f"its {classes} classes are called by their numbers, since it doesn't name them")
         return [str(k) for k in range(classes)]
-    return [" ".join(str(name).split()) or str(k) for k, name in enumerate(listed)]
+    return [_plain(listed[k]) or str(k) for k in range(classes)]
+
+
+def _plain(name: Any) -> str:
+    """A class's name as a line of letters that can be shown; "" for anything else."""
+    return "".join(c for c in " ".join(name.split()) if c.isprintable()) if isinstance(name, str) else ""
 
 
 def _layers(found: Foreign, network: Network, tensors: dict[str, Tensor]) -> dict[int, list[Tensor]]:
@@ -185,11 +201,19 @@ def _layers(found: Foreign, network: Network, tensors: dict[str, Tensor]) -> dic
             sizes = {f"{module}.bias": kernel[:1]} | sizes
         values[index] = [_take(found, left, tensor, shape) for tensor, shape in sizes.items()]
         if d.batch_normalize:
-            values[index][3] += attributes(found.modules.get(f"{name}.bn")).get("eps", EPSILON) - DARKNETS_EPSILON
+            values[index][3] += _epsilon(found, f"{name}.bn") - DARKNETS_EPSILON
     foreign = [name for name in left if not name.endswith(IMPLIED)]
     if foreign:
         raise _other(found, f"also has {foreign[0]} {tuple(left[foreign[0]].shape)}")
     return values
+
+
+def _epsilon(found: Foreign, name: str) -> float:
+    """What a batch normalisation adds to the variance."""
+    epsilon = attributes(found.modules.get(name)).get("eps", EPSILON)
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise _other(found, f"{name} has eps={_shown(epsilon)}")
+    return epsilon
 
 
 def _take(found: Foreign, left: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

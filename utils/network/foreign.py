@@ -50,7 +50,7 @@ DATA_NAMES = {"argparse.Namespace", "types.SimpleNamespace", "_codecs.encode", "
 }  # fmt: skip
 NUMBERED = re.compile(r"((?:[^\d.][^.]*\.)*)(\d+(?:\..*)?)$")  # model.model.0.conv: before the number, from it on
 UNKNOWN = "is a state dict of a network that isn't known here"
-MOST_MODULES = 100_000  # of a network; a pickle with more refers to itself
+MOST_MODULES = 10_000  # of a network; a pickle with more refers to itself
 
 
 @dataclass
