@@ -1,7 +1,7 @@
 """Convert a dataset as its owners publish it into labels, lists, .names and .data.
 
-python convert_dataset.py voc --src ../shared/data/bccd --out data/bccd
-python convert_dataset.py coco --src ../shared/data/coco128 --out data/coco128
+python convert_dataset.py voc --src BCCD_Dataset/BCCD --out data/bccd
+python convert_dataset.py coco --src coco128 --out data/coco128
 """
 
 from argparse import ArgumentParser, Namespace
