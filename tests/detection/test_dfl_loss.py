@@ -27,26 +27,25 @@ def heads(*reg_max: int, classes: int = 2) -> SimpleNamespace:
     return SimpleNamespace(heads=[DflHead(c.Dfl(classes=classes, reg_max=r)) for r in reg_max])
 
 
-def sides(raw: Tensor, where: tuple[int, ...], distances: list[int], reg_max: int) -> None:
-    """Make a cell predict whole distances, surely."""
+def one_speaker(distances: list[int]) -> Tensor:
+    """A raw map of 4 x 4 cells, 4 bins and two classes, whose cell (1, 1) surely predicts these whole distances, left, top,
+    right and bottom; all others a box of no size, and all logits of classes are 0."""
+    raw = torch.zeros(1, 1, 4, 4, 4 * 4 + 2)
+    raw[..., [0, 4, 8, 12]] = SURE
+    raw[0, 0, 1, 1, [0, 4, 8, 12]] = 0
     for k, distance in enumerate(distances):
-        raw[(*where, k * reg_max + distance)] = SURE
+        raw[0, 0, 1, 1, 4 * k + distance] = SURE
+    return raw
 
 
 def test_one_box_by_hand() -> None:
     """A 32 x 32 input, one head of stride 8 with 4 bins, classes' logits 0 but for 1.5. The target 4..28 x 4..20 in cells is
     0.5..3.5 x 0.5..2.5; the cell (1, 1), centre 1.5, says 1 left, 1 above, 2 right, 1 below: its very box. Others say a box of
     no size, which overlaps nothing, so that one cell alone learns, with label 1."""
-    reg_max = 4
-    raw = torch.zeros(1, 1, 4, 4, 4 * reg_max + 2)
-    for y in range(4):
-        for x in range(4):
-            sides(raw, (0, 0, y, x), [0, 0, 0, 0], reg_max)
-    raw[0, 0, 1, 1, : 4 * reg_max] = 0
-    sides(raw, (0, 0, 1, 1), [1, 1, 2, 1], reg_max)
+    raw = one_speaker([1, 1, 2, 1])
     raw[0, 0, 1, 1, -1] = 1.5
     targets = torch.tensor([[0, 1, 0.5, 0.375, 0.75, 0.5]])
-    loss, parts = TaskAlignedLoss(heads(reg_max), HYP)([raw], targets, (32, 32))
+    loss, parts = TaskAlignedLoss(heads(4), HYP)([raw], targets, (32, 32))
     expected = {"box": 0.0, "cls": HYP.dfl_cls * (softplus(-1.5) + 31 * math.log(2)), "dfl": 0.0}
     assert list(parts) == list(expected)
     assert {k: v.item() for k, v in parts.items()} == pytest.approx(expected, rel=1e-5, abs=1e-4)
@@ -56,15 +55,9 @@ def test_one_box_by_hand() -> None:
 def test_a_box_that_is_off_by_hand() -> None:
     """The same cell says 1, 1, 1, 1 cells: 16 x 16 in the target's 24 x 16, IoU 2/3, centres 4 apart, diagonal^2 24^2 + 16^2.
     Its label is its overlap; the divisor max(2/3, 1) is 1. Right, a distance of 2 has no mass in bin 2."""
-    reg_max = 4
-    raw = torch.zeros(1, 1, 4, 4, 4 * reg_max + 2)
-    for y in range(4):
-        for x in range(4):
-            sides(raw, (0, 0, y, x), [0, 0, 0, 0], reg_max)
-    raw[0, 0, 1, 1, : 4 * reg_max] = 0
-    sides(raw, (0, 0, 1, 1), [1, 1, 1, 1], reg_max)
+    raw = one_speaker([1, 1, 1, 1])
     targets = torch.tensor([[0, 1, 0.5, 0.375, 0.75, 0.5]])
-    _, parts = TaskAlignedLoss(heads(reg_max), HYP)([raw], targets, (32, 32))
+    _, parts = TaskAlignedLoss(heads(4), HYP)([raw], targets, (32, 32))
     score = 2 / 3
     v = 4 / math.pi**2 * (math.atan(24 / 16) - math.atan(1)) ** 2
     ciou = 1 - score + 16 / (24**2 + 16**2) + v * v / (1 - score + v)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-from tests.matrix import CELLS, build, cells
+from tests.matrix import CELLS, cells
 from tests.tiny import DFL, network
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.importance import CRITERIA
@@ -13,8 +12,10 @@ from utils.pruning.pruner import STRATEGIES, Amount, Pruner
 from utils.pruning.residual_blocks import residual_blocks
 
 
-def assert_exact(found: list, blocks: int) -> None:
-    assert len(found) == len(CELLS)
+def test_every_strategy_is_exact(tmp_path):
+    model = network(DFL)
+    found, blocks = list(cells(model, CELLS, tmp_path)), len(residual_blocks(ChannelGraph(model.defs)))
+    assert (len(found), blocks) == (len(CELLS), 1)
     for cell in found:
         drops = STRATEGIES[cell.strategy].shortcuts > 0
         assert bool(cell.refused) == (drops and round(cell.percent * blocks) == 0), cell
@@ -23,18 +24,6 @@ def assert_exact(found: list, blocks: int) -> None:
             assert cell.constant_error < 1e-5, cell
             assert cell.share < 1, cell
             assert cell.blocks == (round(cell.percent * blocks) if drops else 0), cell
-
-
-def test_every_strategy_on_the_tiny_network_is_exact(tmp_path):
-    model = network(DFL)
-    assert_exact(list(cells(model, CELLS, tmp_path)), len(residual_blocks(ChannelGraph(model.defs))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", "nsmlx")
-def test_every_strategy_on_yolov8_is_exact(scale, tmp_path):
-    model = build(ROOT / f"cfg/yolov8/yolov8{scale}.cfg")
-    assert_exact(list(cells(model, CELLS, tmp_path)), len(residual_blocks(ChannelGraph(model.defs))))
 
 
 @pytest.mark.parametrize("importance", CRITERIA)

@@ -14,7 +14,7 @@ from tests.matrix import CELLS, build, cells, format_cells, networks
 from tests.network.test_darknet import opencv_outputs
 from tests.references import FOLDER
 from utils.network.cfg import parse_cfg, write_cfg
-from utils.network.definitions import Convolutional, Depthwise, Reorg3d, ScaleChannels, SqueezeExcite
+from utils.network.definitions import Convolutional, Depthwise, Dfl, Reorg3d, ScaleChannels, SqueezeExcite
 from utils.network.weights import save_weights
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.importance import CRITERIA
@@ -24,8 +24,8 @@ from utils.pruning.residual_blocks import residual_blocks
 
 NETWORKS = networks(FOLDER)
 QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}
-# What OpenCV's importer doesn't read: layers of the MobileNet dialect, and reorg3d.
-DIALECT = (SqueezeExcite, Depthwise, Reorg3d)
+# What OpenCV's importer doesn't read: layers of the MobileNet dialect, reorg3d, and the anchor-free head.
+DIALECT = (SqueezeExcite, Depthwise, Reorg3d, Dfl)
 # What constants behind a multiplication by data cost (see utils.pruning.absorb): up to 0.08 of the largest output in the two
 # MobileNets, 1.0 in EfficientNet with its 16 such layers; random weights, gammas and betas.
 MEASURED = {SqueezeExcite: 0.1, ScaleChannels: 1.5}
