@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from utils.core.errors import UserError
 from utils.core.files import output_place
+from utils.core.preparation import Preparation
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.batch import normalise
@@ -148,7 +149,7 @@ class Job:
 
     def _images(self, loader: DataLoader) -> Iterator[Tensor]:
         for batch in loader:
-            yield normalise(batch.images, self.judge.device, maxabs=self.judge.maxabs)
+            yield normalise(batch.images, self.judge.device, maxabs=self.judge.prepared.maxabs)
 
     def _nearness(self) -> float:
         return c.signal_to_noise(c.raw_maps(self.model, self.probes, rounding=True), self.wanted)
@@ -214,7 +215,8 @@ def refuse(figures: dict[str, Any], args: argparse.Namespace) -> None:
 def checkpoint(loaded: Loaded, model: Darknet, args: argparse.Namespace) -> dict[str, Any]:
     """What the .pt holds: the network with its settings, and how pictures are prepared for it."""
     pictures = {"img_size": loaded.img_size, "gray": loaded.model.defs.net.channels == 1} | loaded.settings
-    pictures |= {flag: True for flag, given in (("maxabs", args.maxabsscaler), ("stretch", args.stretch)) if given}
+    asked = Preparation(maxabs=args.maxabsscaler, stretch=args.stretch).to_settings()
+    pictures |= {name: True for name, given in asked.items() if given}
     return {
         "epoch": -1, "model": model.cpu().state_dict(), "cfg": write_cfg(model.defs), "cfg_name": model.defs.name,
         "names": loaded.names, "settings": pictures, "seen": model.seen, "quantization": model.quantization.to_dict(),

@@ -7,7 +7,6 @@ Both take turns, so that a machine that is busy with other things slows both; me
 
 import argparse
 import copy
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from utils.core.hyp import Hyp
 from utils.core.memory import reuse_memory
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.core.tables import format_table, write_json
+from utils.core.timing import median_seconds
 from utils.data.batch import Batch, normalise
 from utils.data.datasets import create_loader
 from utils.data.pictures import write_picture
@@ -81,16 +81,9 @@ def compare(
     plain: Callable[[], object], suite: Callable[[], object], repetitions: int, device: torch.device
 ) -> dict[str, float]:
     """Median times of both ways, run in turn after two warm-ups each, the plain one with the system's allocator settings."""
-    times: list[list[float]] = [[], []]
-    for _ in range(repetitions + 2):
-        for way, record in zip((plain, suite), times, strict=True):
-            reuse_memory(way is suite)
-            start = time.perf_counter()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            record.append(time.perf_counter() - start)
-    slow, fast = (statistics.median(record[2:]) for record in times)
+    slow, fast = median_seconds(
+        (plain, suite), device, runs=repetitions, warm_up=2, before=lambda number: reuse_memory(number == 1)
+    )
     return {"plain_s": slow, "suite_s": fast, "ratio": slow / fast}
 
 

@@ -19,7 +19,7 @@ from utils.core.files import output_place
 from utils.core.ranges import PROCESSES
 from utils.core.tables import write_json
 from utils.core.workers import usable_cores
-from utils.network.file_kind import is_checkpoint, is_onnx
+from utils.network.file_kind import NoCfgError, is_checkpoint, is_onnx
 from utils.scripts.cli import Parser, add_model_arguments, run
 
 
@@ -70,7 +70,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.weights and is_onnx(args.weights):
         raise UserError(f"{args.weights}: an ONNX file isn't checked; name the .pt or .weights that it was exported from")
     if args.weights and not args.cfg and not is_checkpoint(args.weights):
-        raise UserError(f"{args.weights}: carries no cfg; name the one it belongs to with --cfg")
+        raise NoCfgError(args.weights)
     if args.out and not args.fix:
         raise UserError(f"--out {args.out} is where --fix writes; add --fix")
 

@@ -35,7 +35,7 @@ from utils.data.sources import Frame, Frames, Item, find_items, open_writer, sho
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold
 from utils.export.onnx.model import OnnxModel, load_detector
-from utils.loading import Loaded, sees_gray
+from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
@@ -111,9 +111,7 @@ class Detector:
         self.names, self.args, self.shape = names, args, loaded.shape
         self.device = select_device(args.device)
         self.network: Darknet = loaded.model.inference_copy(self.device, args.precision)
-        self.gray = sees_gray(loaded.model)
-        self.maxabs = args.maxabsscaler or bool(loaded.settings.get("maxabs"))
-        self.stretch = args.stretch or bool(loaded.settings.get("stretch"))
+        self.prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
         self.watch = Stopwatch(self.device)
 
     @torch.inference_mode()
@@ -127,7 +125,7 @@ class Detector:
     def _detect(self, image: np.ndarray) -> np.ndarray:
         with self.watch.stage("preprocess"):
             small, info = self.prepare(image)
-            batch = normalise(small, self.device, self.network.dtype, self.maxabs)
+            batch = normalise(small, self.device, self.network.dtype, self.prepared.maxabs)
         with self.watch.stage("inference"):
             predictions = augmented_predictions(self.network, batch) if self.args.augment else self.network(batch)[0]
         with self.watch.stage("nms"):
@@ -139,8 +137,8 @@ class Detector:
 
     def prepare(self, image: np.ndarray) -> tuple[torch.Tensor, ImageInfo]:
         """The picture as the network sees it: (1, channels, height, width) uint8, RGB or gray, and how it got there."""
-        colours = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if self.gray else cv2.COLOR_BGR2RGB)
-        small, ratio, pad = letterbox(colours, self.shape, self.stretch)
+        colours = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if self.prepared.gray else cv2.COLOR_BGR2RGB)
+        small, ratio, pad = letterbox(colours, self.shape, self.prepared.stretch)
         small = small.reshape(*self.shape, -1)
         return torch.from_numpy(small).permute(2, 0, 1)[None], ImageInfo(Path(), 0, image.shape[:2], ratio, pad)
 

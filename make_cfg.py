@@ -159,13 +159,14 @@ def read_anchors(text: str) -> np.ndarray:
     named = os.path.isfile(text)
     content = re.sub(r"#.*", "", read_text(text, "list of anchors", comments="#")) if named else text
     what = text if named else "--anchors"
-    try:
-        numbers = [float(word) for word in re.split(r"[,;\s]+", content) if word]
-    except ValueError as error:
-        word = str(error).partition(": ")[2]
-        raise UserError(
-            f"{what}: {word} is no number; give keep, kmeans, `width,height width,height ...` or such a file"
-        ) from None
+    numbers = []
+    for word in filter(None, re.split(r"[,;\s]+", content)):
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            raise UserError(
+                f"{what}: {word!r} is no number; give keep, kmeans, `width,height width,height ...` or such a file"
+            ) from None
     if not numbers or len(numbers) % 2:
         raise UserError(f"{what}: {len(numbers)} numbers, but anchors are pairs: width,height width,height ...")
     if min(numbers) < 0 or max(numbers) < 1 or not np.isfinite(numbers).all():

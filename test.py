@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from utils.core.devices import inference_dtype, select_device
 from utils.core.errors import UserError
@@ -19,13 +18,13 @@ from utils.core.files import write_text
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import DataConfig, read_data
-from utils.data.datasets import DetectionDataset, create_loader
+from utils.data.datasets import DetectionDataset, evaluation_loader
 from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.detection.metrics import COCO_IDS, Evaluation, coco_results
 from utils.detection.threshold import threshold_line
 from utils.export.onnx.model import OnnxModel, load_detector
-from utils.loading import Loaded, sees_gray
+from utils.loading import Loaded
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
@@ -71,27 +70,21 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
 
 def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
     """Evaluate at one image size; with --save-json also write the detections."""
-    loader = valid_loader(args, loaded, data, img_size)
+    prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+    loader = evaluation_loader(
+        data, prepared, img_size=img_size, batch_size=args.batch_size, stride=loaded.model.max_stride, workers=args.workers
+    )
     truth = json_ground_truth(data, loader.dataset)
     result = evaluate(
         loaded.model, loader, loaded.names, device=select_device(args.device), precision=args.precision,
         conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
-        maxabs=args.maxabsscaler or bool(loaded.settings.get("maxabs")), desc=f"Evaluating at {img_size}", truth=truth,
+        maxabs=prepared.maxabs, desc=f"Evaluating at {img_size}", truth=truth,
     )  # fmt: skip
     size = network_size(Darknet, loaded.model.defs, img_size)
     result.params, result.macs = size["params"], size["macs"]
     if args.save_json:
         save_detections(result, truth, loader.dataset, len(loaded.names))
     return result
-
-
-def valid_loader(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> DataLoader:
-    """The pictures of the .data's valid= line, prepared as the network was trained to see them."""
-    stretch = args.stretch or bool(loaded.settings.get("stretch"))
-    return create_loader(
-        data.source("valid"), classes=data.classes, img_size=img_size, batch_size=args.batch_size, training=False,
-        stride=loaded.model.max_stride, rect=not stretch, stretch=stretch, gray=sees_gray(loaded.model), workers=args.workers,
-    )  # fmt: skip
 
 
 def save_detections(result: Evaluation, truth: GroundTruth | None, dataset: DetectionDataset, classes: int) -> None:

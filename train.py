@@ -277,7 +277,7 @@ def save(
 
 def measure(setup: Setup) -> Evaluation:
     """The evaluation that test.py makes of last.pt."""
-    maxabs, weights = setup.settings["maxabs"], setup.run.weights
+    maxabs, weights = setup.prepared.maxabs, setup.run.weights
     return evaluate(
         weights, setup.valid, setup.data.names, device=setup.run.device, maxabs=maxabs, desc="validation", truth=setup.truth
     )

@@ -6,12 +6,13 @@ from typing import Any
 
 from utils.core.commands import command
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.data.data_file import DataConfig
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.definitions import Defs
-from utils.network.file_kind import is_checkpoint, is_onnx
+from utils.network.file_kind import NoCfgError, is_checkpoint, is_onnx
 from utils.network.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
@@ -45,6 +46,12 @@ class Loaded:
         """The confidence threshold that the evaluation of these weights recommended, None without one."""
         return self.checkpoint.conf_thres if self.checkpoint else None
 
+    def preparation(self, *, maxabs: bool, stretch: bool) -> Preparation:
+        """How pictures are prepared for this network: as it was trained, and as the command line asks for with `maxabs` and
+        `stretch`. Raises UserError for a network that reads neither gray nor colour."""
+        trained = Preparation.of(self.settings)
+        return Preparation(sees_gray(self.model), maxabs or trained.maxabs, stretch or trained.stretch)
+
     @property
     def flags(self) -> list[str]:
         """The settings as command line options, for those who go on with a cfg and .weights, which don't carry them."""
@@ -76,13 +83,13 @@ def load_model(
     checkpoint = read_checkpoint(weights) if weights and is_checkpoint(weights) else None
     settings = checkpoint.settings if checkpoint else {}
     defs = choose_cfg(cfg, weights, checkpoint)
-    if gray or settings.get("gray"):
+    if gray or Preparation.of(settings).gray:
         defs.net.channels = 1
     classes = checkpoint_classes(defs)
     if data is not None and data.classes != classes:
         ours = f"{defs.name}: its {defs.heads_named()} layers have classes={classes}"
         remedy = command("make_cfg.py", cfg=defs.name, data=data.path)
-        raise UserError(f"{ours}, but {data.path} has {data.classes}; run: {remedy}")
+        raise UserError(f"{ours}, but {data.path} has {data.classes}", command=remedy)
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.quantization:
@@ -118,7 +125,7 @@ def choose_cfg(cfg: str | Path, weights: str | Path, checkpoint: Checkpoint | No
     if checkpoint and checkpoint.cfg:
         return own_cfg(checkpoint)
     if weights:
-        raise UserError(f"{weights}: carries no cfg; name the one it belongs to with --cfg")
+        raise NoCfgError(weights)
     raise UserError("name the network with --cfg FILE, or a checkpoint with --weights FILE.pt")
 
 

@@ -13,6 +13,7 @@ import make_cfg
 from tests.test_train import BASE, CFG, SIZE, here, interrupt_at, results, train_in_two_processes, train_with  # noqa: F401
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.preparation import Preparation
 from utils.data.class_balance import image_weights
 from utils.data.datasets import create_loader
 from utils.detection.loss import DetectionLoss
@@ -158,7 +159,7 @@ def test_badly_detected_classes_weigh_more(here):  # noqa: F811
     from utils.training.setup import Setup
 
     loader = create_loader("train", classes=2, img_size=64, batch_size=4, training=True, workers=0)
-    setup = Setup(run=None, loader=loader, valid=None, data=SimpleNamespace(classes=2), settings={})
+    setup = Setup(run=None, loader=loader, valid=None, data=SimpleNamespace(classes=2), prepared=Preparation())
     only_red = loader.dataset.labels[0][:1]
     loader.dataset.labels = [only_red] * 4 + [row[1:] for row in loader.dataset.labels[4:]]
     setup.weigh_images(SimpleNamespace(per_class=[{"map50": 0.9, "targets": 5}, {"map50": 0.2, "targets": 5}]))

@@ -13,6 +13,7 @@ import torch
 import export
 from tests.tiny import CSP, NET, RESIDUAL, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.detection.boxes import nms
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
@@ -34,7 +35,7 @@ from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = sorted(p for p in (ROOT / "cfg").glob("*/*.cfg") if "_" not in p.parent.name)
-SETTINGS = {"gray": False, "maxabs": False, "stretch": False}
+SETTINGS = Preparation()
 
 
 def session(path: Path, optimised: Path | None = None) -> "ort.InferenceSession":

@@ -11,6 +11,7 @@ import test as test_script
 from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
 from tests.tiny import RESIDUAL, SPP, network
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.loading import load_model
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
@@ -34,7 +35,7 @@ def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, i
     """What export.py writes, without its checks."""
     chosen = Plan(size, **plan)
     loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"], "conf_thres": None})
-    ir.save(finish(build(model, chosen), loaded, chosen, settings, "fp32"), path)
+    ir.save(finish(build(model, chosen), loaded, chosen, Preparation.of(settings), "fp32"), path)
     return path
 
 

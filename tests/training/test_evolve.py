@@ -17,7 +17,7 @@ from utils.core.hyp import LIMITS, Hyp
 from utils.detection.losses import LOSSES
 from utils.training import evolve as evolution
 from utils.training.evolve import GENES, Generation, evolve, genes, next_hyp
-from utils.training.run import REMEDY, fitness
+from utils.training.run import DivergedError, fitness
 
 BASE_HYP = dict(vars(Hyp()))
 
@@ -163,7 +163,7 @@ def test_a_training_that_diverges_has_fitness_0(here, capsys):  # noqa: F811
     def diverging(args: argparse.Namespace) -> dict:
         calls.append(args)
         if len(calls) == 2:
-            raise UserError(f"epoch 1, step 3: the loss is not finite (box=nan); {REMEDY}")
+            raise DivergedError("epoch 1, step 3: the loss is not finite (box=nan)")
         if len(calls) == 4:
             raise UserError("the disk is full")
         return {"best": {"map50": 0.5, "map": 0.25}}
@@ -177,7 +177,7 @@ def test_a_training_that_diverges_has_fitness_0(here, capsys):  # noqa: F811
 
 def test_the_starting_point_must_train(here):  # noqa: F811
     def broken(args: argparse.Namespace) -> dict:
-        raise UserError(f"epoch 1, step 3: the loss is not finite (box=nan); {REMEDY}")
+        raise DivergedError("epoch 1, step 3: the loss is not finite (box=nan)")
 
     with pytest.raises(UserError, match="not finite"):
         evolve(arguments("--evolve 3"), broken)

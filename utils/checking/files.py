@@ -17,7 +17,7 @@ import numpy as np
 from utils.checking.findings import ERROR, NOTE, WARNING, Split
 from utils.core.errors import UserError
 from utils.core.workers import Crew
-from utils.data.image_size import CUT_SHORT, NO_END, measure
+from utils.data.image_size import NO_END, CutShortError, measure
 from utils.data.labels import (
     CLIPPED,
     CONFIDENCE,
@@ -128,7 +128,7 @@ def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> 
     try:
         height, width, remark = measure(path)
     except ValueError as error:
-        problems.append((CUT if str(error) == CUT_SHORT else CORRUPT, f"{path} ({error})"))
+        problems.append((CUT if isinstance(error, CutShortError) else CORRUPT, f"{path} ({error})"))
         return None
     if remark:
         problems.append((remark, path))

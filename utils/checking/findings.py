@@ -1,6 +1,5 @@
 """What a check looks at and what it says: the data, its pictures and labels, the network; findings with a remedy."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from utils.network.definitions import Defs
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
-_COMMAND = re.compile(r"(.*?)(; (?:run|convert it): (.+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Finding:
 
 def finding_of(error: UserError | str, remedy: str = "mend it", severity: str = ERROR) -> Finding:
     """A finding that stands for a message `place: what is wrong`; a command with which it ends is the remedy."""
-    text, _, typed = _COMMAND.fullmatch(str(error)).groups()
+    text, command = (error.text, error.command) if isinstance(error, UserError) else (error, "")
     where, _, what = text.partition(": ")
-    return Finding(severity, what or where, 1, where if what else "-", typed or remedy)
+    return Finding(severity, what or where, 1, where if what else "-", command or remedy)
 
 
 @dataclass

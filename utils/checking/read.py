@@ -13,6 +13,7 @@ from utils.checking.findings import ERROR, WARNING, Finding, Split, Subject, fin
 from utils.core.errors import UserError, noting_remarks
 from utils.core.files import read_text
 from utils.core.option_list import split_lines
+from utils.core.preparation import Preparation
 from utils.data.data_file import DataConfig, class_count, data_options, find_file, read_names
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
@@ -103,11 +104,11 @@ def _read_network(subject: Subject, img_size: int | None) -> None:
         checkpoint = read_checkpoint(subject.weights) if subject.weights and is_checkpoint(subject.weights) else None
         settings = checkpoint.settings if checkpoint else {}
         subject.defs = choose_cfg(subject.cfg, subject.weights, checkpoint)
-        if settings.get("gray"):
+        if Preparation.of(settings).gray:
             subject.defs.net.channels = 1
     except UserError as error:
         subject.found.append(finding_of(error, "no network can be built from this"))
-    subject.stretch = subject.stretch or bool(settings.get("stretch"))
+    subject.stretch = subject.stretch or Preparation.of(settings).stretch
     subject.img_size = img_size or settings.get("img_size") or (subject.defs.net.width if subject.defs else 0)
 
 

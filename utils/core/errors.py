@@ -6,10 +6,18 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake that its message, one line, tells the user how to mend.
+    """A mistake that its message, one line, tells the user how to mend: `place: what is wrong`. command: what the user can
+    type to mend it, with which the message then ends.
 
     `utils.scripts.cli.run` prints it to stderr and exits with status 2; everything else that is raised is a defect of ours.
+
+    >>> print(UserError("a.data: is too old", command="python convert_dataset.py ..."))
+    a.data: is too old; run: python convert_dataset.py ...
     """
+
+    def __init__(self, text: str, *, command: str = "", what_it_does: str = "run") -> None:
+        super().__init__(f"{text}; {what_it_does}: {command}" if command else text)
+        self.text, self.command = text, command
 
 
 def one_line(text: str) -> str:

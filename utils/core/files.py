@@ -117,15 +117,16 @@ def read_text(path: str | Path, what: str = "file", *, comments: str = "", paths
     except FileNotFoundError:
         raise UserError(f"{path}: this {what} does not exist; check the path") from None
     except UnknownEncoding as error:
-        raise UserError(_mistaken(path, what, error)) from None
+        raise _mistaken(path, what, error) from None
     except (OSError, ValueError) as error:  # the latter for names with a NUL byte
         raise UserError(f"{path}: this {what} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
-def _mistaken(path: str | Path, what: str, error: UnknownEncoding) -> str:
+def _mistaken(path: str | Path, what: str, error: UnknownEncoding) -> UserError:
     """Where the text stops being UTF-8, what it seems to be, and the command that makes UTF-8 of it."""
     if not error.encoding:
-        return f"{path}: this is not a text file, so it is no {what}"
+        return UserError(f"{path}: this is not a text file, so it is no {what}")
     utf8 = Path(path).with_stem(f"{Path(path).stem}-utf8")
     command = f"iconv -f {error.encoding} -t utf-8 {beside(path)} > {beside(utf8)}"
-    return f"{path}:{error.line}: isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]}); convert it: {command}"
+    text = f"{path}:{error.line}: isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]})"
+    return UserError(text, command=command, what_it_does="convert it")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,10 +25,12 @@ from tqdm import tqdm
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.memory import available_memory
+from utils.core.preparation import Preparation
 from utils.data import augment
 from utils.data.augment import Picture, fitted_size, letterbox
 from utils.data.batch import ImageInfo, Sample, Size
 from utils.data.class_balance import weighted_order
+from utils.data.data_file import DataConfig
 from utils.data.image_size import measure
 from utils.data.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.data.loader import Loader
@@ -335,4 +337,22 @@ def create_loader(
     return Loader(
         dataset, workers=workers, batch_sampler=plan, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
         generator=torch.Generator(),
+    )  # fmt: skip
+
+
+def validation_dataset(data: DataConfig, prepared: Preparation, img_size: int) -> DetectionDataset:
+    """The pictures of the .data file's line valid=, without augmentation, for one look at some of them."""
+    return DetectionDataset(
+        data.source("valid"), classes=data.classes, img_size=img_size, stretch=prepared.stretch, gray=prepared.gray
+    )
+
+
+def evaluation_loader(
+    data: DataConfig, prepared: Preparation, *, split: str = "valid", rect: bool = True, **options: Any
+) -> Loader:
+    """Every picture of a line (`valid` or `train`) of the .data file once, without augmentation, prepared as the network sees
+    them. rect: letterboxed into rectangles, which stretching needs none of. options: of create_loader."""
+    return create_loader(
+        data.source(split), classes=data.classes, label_classes=data.label_classes, training=False,
+        rect=rect and not prepared.stretch, stretch=prepared.stretch, gray=prepared.gray, **options,
     )  # fmt: skip

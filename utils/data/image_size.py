@@ -14,13 +14,19 @@ import numpy as np
 from utils.data import jpeg
 from utils.data.pictures import JPEG_END, JPEG_START, decode
 
-CUT_SHORT = "cut short"
 NO_END = "JPEG without end mark, otherwise whole"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD, _TAIL = 1 << 12, 1 << 12  # bytes: of most files all that has to be read
 _CHUNK = 1 << 14  # bytes: more than libpng puts into one chunk unless told otherwise
 _THUMBNAIL = 1 << 17  # bytes: as far as EXIF data with a thumbnail and such reaches
 _MOST = 1 << 30  # pixels that OpenCV decodes, unless told otherwise
+
+
+class CutShortError(ValueError):
+    """A picture that ends before its pixels do."""
+
+    def __init__(self, text: str = "cut short") -> None:
+        super().__init__(text)
 
 
 class Measured(NamedTuple):
@@ -41,8 +47,8 @@ def measure(path: str | Path) -> Measured:
     """Measure a picture as OpenCV reads it, EXIF orientation applied.
 
     JPEG and PNG are read from their headers where these leave no doubt, everything else is decoded. Raises ValueError saying
-    what is wrong with a file that is no picture, or that was cut short: OpenCV would decode the latter half gray and say
-    nothing.
+    what is wrong with a file that is no picture, and CutShortError, which is one, for a file that was cut short: OpenCV would
+    decode that half gray and say nothing.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -72,7 +78,7 @@ def _measure_jpeg(file: BinaryIO, data: bytes) -> Measured:
         except (IndexError, struct.error):
             pass
     else:
-        raise ValueError(CUT_SHORT)
+        raise CutShortError
     if header is None or header.height * header.width > _MOST:
         return _measure_decoded(data + file.read())
     remark = ""
@@ -81,7 +87,7 @@ def _measure_jpeg(file: BinaryIO, data: bytes) -> Measured:
         data = data[: header.scan] + file.read()
         if JPEG_END not in data[header.scan :]:  # some cameras append kilobytes of their own
             if not jpeg.is_whole(data, header):
-                raise ValueError(CUT_SHORT)
+                raise CutShortError
             remark = NO_END
     turned = bool(header.metadata) and _is_turned(header.metadata)
     return Measured(*(header[1::-1] if turned else header[:2]), remark)
@@ -105,12 +111,12 @@ def _measure_png(file: BinaryIO, head: bytes) -> Measured:
     """OpenCV has the last word on a PNG with EXIF data, whose orientation it may apply, with 16 bits, or with frames."""
     header = head[len(_PNG) : len(_PNG) + 25]  # length, type, 13 bytes, checksum (PNG specification, 5.3 and 11.2.2)
     if len(header) < 25:
-        raise ValueError(CUT_SHORT)
+        raise CutShortError
     width, height, bits = struct.unpack(">IIB", header[8:17])
     is_sound = header[4:8] == b"IHDR" and zlib.crc32(header[4:21]) == int.from_bytes(header[21:], "big")
     kinds = _png_chunks(file, head)
     if b"IEND" not in kinds:
-        raise ValueError(CUT_SHORT)
+        raise CutShortError
     if not is_sound or not 0 < width * height <= _MOST or bits == 16 or kinds & {b"eXIf", b"acTL"}:
         file.seek(0)
         return _measure_decoded(file.read())

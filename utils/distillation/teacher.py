@@ -9,7 +9,7 @@ from utils.distillation.links import Link, links
 from utils.distillation.losses import KDSTR, Strategy
 from utils.loading import Loaded, load_model
 from utils.network.darknet import Darknet
-from utils.network.file_kind import is_checkpoint
+from utils.network.file_kind import NoCfgError, is_checkpoint
 from utils.network.shapes import output_shapes
 
 
@@ -47,8 +47,10 @@ def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teac
         raise UserError(f"{name}: the teacher's weights carry no cfg; name the one they belong to with --t_cfg")
     try:
         loaded = load_model(args.t_cfg, name, gray=gray and not own)
+    except NoCfgError:
+        raise NoCfgError(f"teacher: {name}", "--t_cfg") from None
     except UserError as error:
-        raise UserError(f"teacher: {str(error).replace('--cfg', '--t_cfg')}") from None
+        raise UserError(f"teacher: {error}") from None
     model, strategy = loaded.model, KDSTR[args.KDstr]
     _check_inputs(student, loaded, name)
     size = 32 * student.max_stride

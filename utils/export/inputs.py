@@ -1,9 +1,9 @@
-"""What an exported network's input is: its size, and how pictures are prepared for it; the same for every format."""
+"""The size of an exported network's input, the same for every format."""
 
 import argparse
 
 from utils.core.errors import UserError
-from utils.loading import Loaded, sees_gray
+from utils.loading import Loaded
 from utils.network.shapes import check_img_size
 
 
@@ -18,9 +18,3 @@ def input_size(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:
     for side in sides:
         check_img_size(side, loaded.model.max_stride)
     return sides[0], sides[-1]
-
-
-def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, bool]:
-    """How pictures are prepared: gray (one channel), maxabs (-1..1 instead of 0..1), stretch (not letterboxed)."""
-    given = {"maxabs": args.maxabsscaler, "stretch": args.stretch}
-    return {"gray": sees_gray(loaded.model)} | {k: v or bool(loaded.settings.get(k)) for k, v in given.items()}

@@ -20,6 +20,7 @@ from torch import Tensor
 from utils.core.errors import UserError
 from utils.core.fields import Fields, is_plain
 from utils.core.files import replacing
+from utils.core.preparation import PREPARATION
 from utils.core.ranges import IMG_SIZE
 from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import Foreign, refused_state
@@ -96,7 +97,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def picture_settings(fields: Fields) -> dict[str, Any]:
     """How pictures are prepared; only what the fields tell."""
-    settings: dict[str, Any] = {k: fields.flag(k) for k in ("gray", "maxabs", "stretch") if k in fields}
+    settings: dict[str, Any] = {k: fields.flag(k) for k in PREPARATION if k in fields}
     if "img_size" in fields:
         settings["img_size"] = fields.whole("img_size", least=IMG_SIZE.least, most=IMG_SIZE.most)
     if "class_map50" in fields:

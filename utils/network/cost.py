@@ -1,11 +1,10 @@
 """What a network costs: parameters, multiply-accumulates, bytes of its .weights file, milliseconds."""
 
-import statistics
-import time
 from typing import Any
 
 import torch
 
+from utils.core.timing import median_seconds
 from utils.network.darknet import Darknet
 from utils.network.definitions import Defs
 from utils.network.shapes import output_shapes
@@ -52,14 +51,8 @@ def latency_ms(model: Darknet, img_size: int, device: torch.device, precision: s
     network = model.inference_copy(device, precision)
     image = torch.rand(1, model.defs.net.channels, img_size, img_size, device=device, dtype=network.dtype)
     image = image.to(memory_format=torch.channels_last)
-    times: list[float] = []
-    while len(times) < LATENCY_WARMUP + 3 or (len(times) < LATENCY_WARMUP + runs and sum(times) < LATENCY_SECONDS):
-        start = time.perf_counter()
-        network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[LATENCY_WARMUP:])
+    (seconds,) = median_seconds([lambda: network(image)], device, runs=runs, warm_up=LATENCY_WARMUP, limit=LATENCY_SECONDS)
+    return 1000 * seconds
 
 
 def costs(model: Darknet, img_size: int, device: torch.device, precision: str = "auto") -> dict[str, Any]:

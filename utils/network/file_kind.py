@@ -6,6 +6,14 @@ from pathlib import Path
 from utils.core.errors import UserError
 
 
+class NoCfgError(UserError):
+    """Weights that don't say which network they belong to, where no cfg was named with `flag` either."""
+
+    def __init__(self, path: str | Path, flag: str = "--cfg") -> None:
+        super().__init__(f"{path}: carries no cfg; name the one it belongs to with {flag}")
+        self.path = path
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Whether the file is a PyTorch checkpoint (a zip archive, or the pickle of old versions), or any other pickle."""
     return first_bytes(path)[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))

@@ -12,14 +12,15 @@ from torch.utils.data import Subset
 from utils.core.devices import select_device
 from utils.core.hyp import Hyp
 from utils.core.memory import available_memory
+from utils.core.preparation import Preparation
 from utils.data.batch import normalise
 from utils.data.data_file import DataConfig
-from utils.data.datasets import create_loader
+from utils.data.datasets import evaluation_loader
 from utils.data.loader import Loader
 from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import json_ground_truth
 from utils.detection.losses import build_loss
-from utils.loading import Loaded, sees_gray
+from utils.loading import Loaded
 from utils.network.cost import costs
 from utils.network.darknet import Darknet
 from utils.pruning.bn_statistics import recalibrate
@@ -44,24 +45,23 @@ class Judge:
         self.truth = json_ground_truth(self.data, self.loader.dataset) if self.loader is not None else None
 
     def _loader(self, key: str) -> Loader:
-        """The pictures of `key` in the .data file, letterboxed as the network was trained."""
-        stretch = self.args.stretch or self.loaded.settings.get("stretch", False)
-        return create_loader(
-            self.data.source(key), classes=self.data.classes, img_size=self.loaded.img_size,
-            batch_size=self.args.batch_size, training=False, hyp=Hyp(), stride=self.loaded.model.max_stride,
-            rect=not stretch, stretch=stretch, gray=sees_gray(self.loaded.model), workers=self.args.workers,
+        """The pictures of `key` in the .data file, prepared as the network was trained to see them."""
+        return evaluation_loader(
+            self.data, self.prepared, split=key, img_size=self.loaded.img_size, batch_size=self.args.batch_size,
+            stride=self.loaded.model.max_stride, workers=self.args.workers,
         )  # fmt: skip
 
     @property
-    def maxabs(self) -> bool:
-        return self.args.maxabsscaler or self.loaded.settings.get("maxabs", False)
+    def prepared(self) -> Preparation:
+        """How pictures are prepared."""
+        return self.loaded.preparation(maxabs=self.args.maxabsscaler, stretch=self.args.stretch)
 
     def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
         """{map50, map, conf_thres}, None without a dataset."""
         if self.loader is None:
             return {"map50": None, "map": None, "conf_thres": None}
         result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
-                          maxabs=self.maxabs, desc=what, truth=self.truth)  # fmt: skip
+                          maxabs=self.prepared.maxabs, desc=what, truth=self.truth)  # fmt: skip
         return {"map50": result.map50, "map": result.map, "conf_thres": result.conf_thres}
 
     def measure(self, model: Darknet, what: str) -> dict[str, Any]:
@@ -70,12 +70,14 @@ class Judge:
     def recalibrate(self, model: Darknet, count: int) -> int:
         """Measure a model's batch-normalisation statistics again, in place, on `count` training pictures; returns how many
         there were."""
-        return recalibrate(model, self.pictures(count), self.device, self.maxabs)
+        return recalibrate(model, self.pictures(count), self.device, self.prepared.maxabs)
 
     def evidence(self, pruner: Pruner, count: int, needs: Collection[str]) -> Evidence:
         """What `count` training pictures tell of the channels; see utils.pruning.evidence."""
         batches = self.pictures(count, EVIDENCE_BATCH)
-        return gather(pruner.model, pruner.graph, batches, lambda m: build_loss(m, Hyp()), self.device, self.maxabs, needs)
+        return gather(
+            pruner.model, pruner.graph, batches, lambda m: build_loss(m, Hyp()), self.device, self.prepared.maxabs, needs
+        )
 
     def refit(self, pruner: Pruner, choice: Choice, small: Darknet, count: int) -> tuple[int, int]:
         """Refit a compact model, in place, on `count` training pictures, or as many as half of the memory holds: (pictures,
@@ -85,7 +87,7 @@ class Judge:
         most = max(1, free // 2 // bytes_per_picture(pruner.model, size, size)) if free is not None else count
         if most < count:
             print(f"--refit: half of the free memory, {free / 2**31:.1f} GiB, holds the maps of {most} pictures only")
-        batches = [normalise(b.images, self.device, maxabs=self.maxabs) for b in self.pictures(min(count, most))]
+        batches = [normalise(b.images, self.device, maxabs=self.prepared.maxabs) for b in self.pictures(min(count, most))]
         layers = refit(pruner.model, small, pruner.graph, choice.mask.keep, choice.dropped, batches)
         return sum(map(len, batches)), len(layers)
 

@@ -8,6 +8,7 @@ from typing import Any
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.fields import described
+from utils.core.preparation import PREPARATION
 from utils.detection.threshold import CONF_THRES
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -95,7 +96,7 @@ def _check_state(checkpoint: Checkpoint) -> None:
     """UserError where what a run needs to go on isn't there."""
     needed = ("train_model", "optimizer", "scaler", "scheduler", "rng", "settings", "hyp", "cfg", "args")
     checkpoint.run.required("what --resume needs", *needed)
-    checkpoint.run.fields("settings").required("what --resume needs", "img_size", "gray", "maxabs", "stretch")
+    checkpoint.run.fields("settings").required("what --resume needs", "img_size", *PREPARATION)
 
 
 def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str, Any], results: str,

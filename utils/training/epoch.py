@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.core.distributed import mean_over_processes
-from utils.core.errors import UserError
 from utils.data.batch import Batch, normalise
-from utils.training.run import REMEDY, Run
+from utils.training.run import DivergedError, Run
 
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
 
@@ -100,7 +99,7 @@ def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, int]:
 def _check_finite(run: Run, number: int, parts: Tensor) -> None:
     if not math.isfinite(parts.sum()):
         found = ", ".join(f"{name}={value:g}" for name, value in zip(part_names(run), parts.tolist(), strict=True))
-        raise UserError(f"epoch {run.epoch + 1}, step {number + 1}: the loss is not finite ({found}); {REMEDY}")
+        raise DivergedError(f"epoch {run.epoch + 1}, step {number + 1}: the loss is not finite ({found})")
 
 
 def _postfix(run: Run, means: Tensor, size: int, teacher: float) -> str:

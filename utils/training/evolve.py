@@ -34,7 +34,7 @@ from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint
 from utils.recipe import rates, settle
-from utils.training.run import REMEDY, fitness
+from utils.training.run import DivergedError, fitness
 
 PARENTS = 5  # the best so many may have children
 CHANGED = 0.5  # probability that a child's number differs from its parent's
@@ -215,8 +215,8 @@ def _trained(args: argparse.Namespace, hyp: dict[str, float], scratch: Path, tra
     try:
         with contextlib.redirect_stdout(printed):
             best = train(argparse.Namespace(**vars(args) | own))["best"]
-    except UserError as error:
-        if first or REMEDY not in str(error):
+    except DivergedError as error:
+        if first:
             raise
         print(f"this generation dies: {error}")
         best = {"map50": 0.0, "map": 0.0}

@@ -32,6 +32,13 @@ HURT = 1.1  # a network that a gentle epoch makes fitter by more than this facto
 REMEDY = "lower lr0 with --hyp and begin again; last.pt, if there is one, holds the last good epoch"
 
 
+class DivergedError(UserError):
+    """A loss or gradients that are not finite: this training can't go on, another one with other hyper-parameters may."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; {REMEDY}")
+
+
 @dataclass(kw_only=True)
 class Plan:
     """How a run trains: the numbers that a resumed run has to have in common with the interrupted one."""
@@ -175,7 +182,7 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, self.hyp.clip_grad)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise UserError(f"epoch {self.epoch + 1}, optimizer step {self.step + 1}: the gradients are not finite; {REMEDY}")
+            raise DivergedError(f"epoch {self.epoch + 1}, optimizer step {self.step + 1}: the gradients are not finite")
         if self.penalty:
             self.penalty.apply()
         self.scaler.step(self.optimizer)

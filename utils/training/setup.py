@@ -16,14 +16,15 @@ from utils.core.devices import training_dtype
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.preparation import Preparation
 from utils.data.class_balance import class_counts, image_weights
 from utils.data.data_file import DataConfig, read_data
-from utils.data.datasets import create_loader
+from utils.data.datasets import create_loader, evaluation_loader
 from utils.detection.ground_truth import GroundTruth, json_ground_truth
 from utils.detection.metrics import Evaluation
 from utils.distillation.distiller import Distiller
 from utils.distillation.teacher import load_teacher
-from utils.loading import Loaded, load_model, own_cfg, sees_gray
+from utils.loading import Loaded, load_model, own_cfg
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.class_term import mend_class_term
@@ -41,24 +42,31 @@ Say = Callable[[str], None]
 
 @dataclass
 class Setup:
-    """Everything that the epochs need. settings: how pictures are prepared, which last.pt tells test.py and detect.py.
-    truth: what detections are compared with instead of the labels of `valid`."""
+    """Everything that the epochs need. truth: what detections are compared with instead of the labels of `valid`. class_map50:
+    the classes' AP@0.5 that --image-weights goes by, None before an evaluation."""
 
     run: Run
     loader: DataLoader
     valid: DataLoader | None
     data: DataConfig
-    settings: dict[str, Any]
+    prepared: Preparation
     truth: GroundTruth | None = None
+    class_map50: list[float] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What last.pt tells test.py, detect.py and a resumed run of how pictures are prepared and drawn."""
+        found = {"img_size": self.run.plan.img_size, **self.prepared.to_settings()}
+        return found if self.class_map50 is None else found | {"class_map50": self.class_map50}
 
     def weigh_images(self, evaluation: Evaluation | None = None) -> None:
-        """Draw pictures of rare and, after an evaluation, of badly detected classes more often from the next epoch on. The
-        settings remember the classes' APs for a resumed run; classes that weren't measured count as well detected."""
+        """Draw pictures of rare and, after an evaluation, of badly detected classes more often from the next epoch on.
+        Classes that weren't measured count as well detected."""
         if evaluation:
             measured = evaluation.per_class
-            self.settings["class_map50"] = [c["map50"] if c["targets"] else 1.0 for c in measured]
+            self.class_map50 = [c["map50"] if c["targets"] else 1.0 for c in measured]
         dataset = self.loader.dataset
-        dataset.weights = image_weights(dataset.labels, self.data.classes, self.settings.get("class_map50"))
+        dataset.weights = image_weights(dataset.labels, self.data.classes, self.class_map50)
 
 
 def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: World, device: torch.device, say: Say) -> Setup:
@@ -77,14 +85,14 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
     say(str(course))
     if args.finetune and not quantized and not directed(args):
         say(describe_finetuning(hyp, course))
-    settings = checkpoint.settings if checkpoint else picture_settings(args, loaded)
-    teacher = load_teacher(args, loaded.model, settings["gray"]) if args.t_weights else None
-    loader, valid = create_loaders(args, data, loaded, settings, hyp, world)
+    prepared = preparation(args, loaded, checkpoint)
+    teacher = load_teacher(args, loaded.model, prepared.gray) if args.t_weights else None
+    loader, valid = create_loaders(args, data, loaded, prepared, hyp, world)
     truth = json_ground_truth(data, valid.dataset, say) if valid is not None else None
-    describe_data(data, loaded, settings, loader, valid, say)
+    describe_data(data, loaded, prepared, loader, valid, say)
     plan = Plan(
         epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
-        accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=settings["maxabs"],
+        accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=prepared.maxabs,
         prune=args.prune, s=args.s, sparse_schedule=args.sparse_schedule, sparse_keep=args.sparse_keep,
         sparse_target=args.sparse_target, max_drop=args.max_drop, spend=args.spend,
     )  # fmt: skip
@@ -107,7 +115,8 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
             refuse_broken(network, checkpoint.path)
         if mended:
             say(mended)
-    setup = Setup(run, loader, valid, data, settings, truth)
+    class_map50 = checkpoint.settings.get("class_map50") if checkpoint else None
+    setup = Setup(run, loader, valid, data, prepared, truth, class_map50)
     if args.image_weights:
         setup.weigh_images()
     return setup
@@ -150,37 +159,34 @@ def load_resumed(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpo
 
 def _as_seen(defs: Defs, checkpoint: Checkpoint) -> Defs:
     """A cfg as a run with these settings reads it."""
-    if checkpoint.settings["gray"]:
+    if Preparation.of(checkpoint.settings).gray:
         defs.net.channels = 1
     return defs
 
 
-def picture_settings(args: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
-    """Command line, or what the checkpoint that training begins with was trained with."""
-    return {
-        "img_size": loaded.img_size,
-        "gray": sees_gray(loaded.model),
-        "maxabs": args.maxabsscaler or bool(loaded.settings.get("maxabs")),
-        "stretch": args.stretch or bool(loaded.settings.get("stretch")),
-    }
+def preparation(args: argparse.Namespace, loaded: Loaded, checkpoint: Checkpoint | None) -> Preparation:
+    """As the run of `checkpoint` began; else as the command line asks, or as the weights that training begins with were
+    trained."""
+    if checkpoint:
+        return Preparation.of(checkpoint.settings)
+    return loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
 
 
 def create_loaders(
-    args: argparse.Namespace, data: DataConfig, loaded: Loaded, settings: dict[str, Any], hyp: Hyp, world: World
+    args: argparse.Namespace, data: DataConfig, loaded: Loaded, prepared: Preparation, hyp: Hyp, world: World
 ) -> tuple[DataLoader, DataLoader | None]:
     """Loaders of the training and the validation pictures; no validation where the .data names none, with --notest."""
     shared = {
-        "classes": data.classes, "label_classes": data.label_classes, "img_size": loaded.img_size,
-        "stride": loaded.model.max_stride, "stretch": settings["stretch"], "gray": settings["gray"], "workers": args.workers,
+        "img_size": loaded.img_size, "stride": loaded.model.max_stride, "workers": args.workers,
         "cache_images": args.cache_images, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     loader = create_loader(
-        data.source("train"), training=True, batch_size=args.batch_size, hyp=hyp, rect=args.rect, seed=args.seed, **shared
-    )
+        data.source("train"), classes=data.classes, label_classes=data.label_classes, training=True, batch_size=args.batch_size,
+        hyp=hyp, rect=args.rect, stretch=prepared.stretch, gray=prepared.gray, seed=args.seed, **shared,
+    )  # fmt: skip
     if data.valid is None and args.notest:
         return loader, None
-    batch, rect = EVALUATION_BATCH * world.size, not settings["stretch"]
-    return loader, create_loader(data.source("valid"), training=False, batch_size=batch, rect=rect, **shared)
+    return loader, evaluation_loader(data, prepared, batch_size=EVALUATION_BATCH * world.size, **shared)
 
 
 def describe_network(args: argparse.Namespace, loaded: Loaded, device: torch.device, say: Say) -> None:
@@ -202,7 +208,7 @@ def describe_steps(run: Run, say: Say) -> None:
 
 
 def describe_data(
-    data: DataConfig, loaded: Loaded, settings: dict[str, Any], loader: DataLoader, valid: DataLoader | None, say: Say
+    data: DataConfig, loaded: Loaded, prepared: Preparation, loader: DataLoader, valid: DataLoader | None, say: Say
 ) -> None:
     """Say what there is to learn from, and what check.py's quick checks think of it."""
     datasets = {"train": loader.dataset} | ({"valid": valid.dataset} if valid is not None else {})
@@ -210,6 +216,6 @@ def describe_data(
         background = sum(not len(rows) for rows in dataset.labels)
         without = f", {background} of them background (no boxes)" if background else ""
         say(f"{name}: {len(dataset):,} pictures{without}, {sum(map(len, dataset.labels)):,} boxes")
-    subject = Subject(data, defs=loaded.model.defs, img_size=loaded.img_size, stretch=settings["stretch"])
+    subject = Subject(data, defs=loaded.model.defs, img_size=loaded.img_size, stretch=prepared.stretch)
     for line in quick_warnings(subject, datasets):
         say(f"warning: {line}")

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.files import make_folder, output_place
+from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.augment import FILL
 from utils.data.data_file import DataConfig
-from utils.data.datasets import DetectionDataset, Draw
+from utils.data.datasets import Draw, validation_dataset
 from utils.export.fpga import dump as dump
 from utils.export.fpga.check import CPU, Agreement, compare
 from utils.export.fpga.integer import Network, run
 from utils.export.fpga.lower import lower
-from utils.export.inputs import input_size, picture_settings
+from utils.export.inputs import input_size
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.shapes import check_img_size
@@ -49,15 +50,15 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
     computed from the files differ from PyTorch's."""
     out = output_place(args.out, Path(args.weights).with_name(Path(args.weights).stem + "_fpga"), is_folder=True)
     quantized, tiling, size = quantized_model(args, loaded), tiling_of(args), input_size(args, loaded)
-    settings = picture_settings(args, loaded)
-    tried = check_pictures(args, loaded, data, settings)
+    prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+    tried = check_pictures(args, loaded, data, prepared)
     model = quantized.inference_copy(CPU)
-    network = lower(model, *size, settings["maxabs"])
-    network.info |= description(loaded, size, settings)
+    network = lower(model, *size, prepared.maxabs)
+    network.info |= description(loaded, size, prepared)
     with replacing_folder(out) as temporary:
         dump.write(temporary, network, tiling)
         written = dump.read(temporary)
-        agreement = compare(model, written, tried, settings["maxabs"])
+        agreement = compare(model, written, tried, prepared.maxabs)
         judge(agreement)
         if args.vectors:
             write_vectors(temporary / VECTORS, written, tried[0][:1])
@@ -87,7 +88,7 @@ def tiling_of(args: argparse.Namespace) -> dump.Tiling | None:
     return dump.Tiling(args.tm, args.tn)
 
 
-def description(loaded: Loaded, size: tuple[int, int], settings: dict[str, bool]) -> dict[str, Any]:
+def description(loaded: Loaded, size: tuple[int, int], prepared: Preparation) -> dict[str, Any]:
     """What the manifest says besides the steps: how to prepare pictures, and what the outputs mean."""
     model = loaded.model
     return {
@@ -95,18 +96,16 @@ def description(loaded: Loaded, size: tuple[int, int], settings: dict[str, bool]
         "arithmetic": ARITHMETIC,
         "picture": {
             "channels": model.defs.net.channels, "height": size[0], "width": size[1],
-            "order": "gray" if settings["gray"] else "RGB",
-            "resized": "stretched" if settings["stretch"] else f"letterboxed, centred, filled with {FILL}",
-            "value": "byte / 127.5 - 1" if settings["maxabs"] else "byte / 255", "integer": "input.pixels[byte]",
+            "order": "gray" if prepared.gray else "RGB",
+            "resized": "stretched" if prepared.stretch else f"letterboxed, centred, filled with {FILL}",
+            "value": "byte / 127.5 - 1" if prepared.maxabs else "byte / 255", "integer": "input.pixels[byte]",
         },
         "head": "raw = activation(integer * 2**-exponent), channels as the kind of each head has them, then as it decodes: "
                 "yolo (anchor, x y w h objectness classes), dfl (left top right bottom, reg_max each, classes)",
     }  # fmt: skip
 
 
-def check_pictures(
-    args: argparse.Namespace, loaded: Loaded, data: DataConfig | None, settings: dict[str, bool]
-) -> list[Tensor]:
+def check_pictures(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None, prepared: Preparation) -> list[Tensor]:
     """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and pictures of --data."""
     stride, channels = loaded.model.max_stride, loaded.model.defs.net.channels
     side = args.check_size or math.ceil(CHECK_SIZE / stride) * stride
@@ -117,8 +116,7 @@ def check_pictures(
     blocks = coarse.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
     found = [torch.cat((fine, blocks))]
     if data is not None:
-        pictures = DetectionDataset(data.source("valid"), classes=data.classes, img_size=side, stretch=settings["stretch"],
-                                    gray=settings["gray"])  # fmt: skip
+        pictures = validation_dataset(data, prepared, side)
         chosen = range(min(REAL_PICTURES, len(pictures)))
         images = [pictures[Draw(k, k, 0, False, (side, side))][0] for k in chosen]
         found.append(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))

@@ -1,8 +1,7 @@
 """Trying an exported graph in ONNX Runtime: does it compute what PyTorch computes, how fast, and how well does it detect?"""
 
 import copy
-import statistics
-import time
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from utils.core.timing import median_seconds
 from utils.data.batch import normalise
 from utils.data.datasets import DetectionDataset, Draw
 from utils.detection.boxes import nms
@@ -139,13 +139,5 @@ def latencies(paths: Sequence[Path], shape: tuple[int, int, int, int]) -> list[f
     """Median milliseconds of one run of each file on a random input; they take turns, after warming up."""
     sessions = [open_session(path) for path in paths]
     image = np.random.default_rng(0).random(shape, np.float32)
-    times: list[list[float]] = [[] for _ in paths]
-    started = time.perf_counter()
-    while len(times[0]) < WARM_UP + 3 or (
-        len(times[0]) < WARM_UP + LATENCY_RUNS and time.perf_counter() - started < LATENCY_SECONDS * len(paths)
-    ):
-        for session, record in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(None, {session.get_inputs()[0].name: image})
-            record.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(record[WARM_UP:]) for record in times]
+    calls = [functools.partial(session.run, None, {session.get_inputs()[0].name: image}) for session in sessions]
+    return [1000 * s for s in median_seconds(calls, CPU, runs=LATENCY_RUNS, warm_up=WARM_UP, limit=LATENCY_SECONDS)]

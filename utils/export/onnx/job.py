@@ -13,13 +13,14 @@ import torch
 
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
+from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig
-from utils.data.datasets import DetectionDataset, create_loader
+from utils.data.datasets import evaluation_loader, validation_dataset
 from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import json_ground_truth
 from utils.detection.threshold import choose_threshold
-from utils.export.inputs import input_size, picture_settings
+from utils.export.inputs import input_size
 from utils.export.onnx import check as check
 from utils.export.onnx.model import OnnxModel
 from utils.export.onnx.trace import OPSETS, OUTPUTS, Plan, build, finish
@@ -45,7 +46,7 @@ class Trial:
     loaded: Loaded
     data: DataConfig | None
     plan: Plan
-    settings: dict[str, bool]
+    prepared: Preparation
     reference: Darknet
 
     @property
@@ -56,35 +57,32 @@ class Trial:
         """Noise, and with --data real pictures."""
         model, dataset = self.loaded.model, None
         if self.data is not None:
-            dataset = DetectionDataset(
-                self.data.source("valid"), classes=self.data.classes, img_size=max(self.plan.size),
-                stretch=self.settings["stretch"], gray=self.settings["gray"],
-            )  # fmt: skip
+            dataset = validation_dataset(self.data, self.prepared, max(self.plan.size))
         channels = model.defs.net.channels
-        return check.pictures(self.plan, model.max_stride, channels, self.settings["maxabs"], dataset)
+        return check.pictures(self.plan, model.max_stride, channels, self.prepared.maxabs, dataset)
 
     def map50(self, network: Darknet | OnnxModel, what: str) -> float:
         """mAP@0.5 on the valid= pictures, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
-        loader = create_loader(
-            self.data.source("valid"), classes=self.data.classes, img_size=max(self.plan.size), batch_size=16, training=False,
-            stretch=self.settings["stretch"], gray=self.settings["gray"], workers=self.args.workers,
-        )  # fmt: skip
+        loader = evaluation_loader(
+            self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, rect=False, workers=self.args.workers
+        )
         own = {"conf_thres": self.plan.conf_thres, "iou_thres": self.plan.iou_thres} if self.plan.outputs == "nms" else {}
         return evaluate(network, loader, self.loaded.names, device=check.CPU, precision="fp32",
-                        maxabs=self.settings["maxabs"], desc=what, truth=json_ground_truth(self.data, loader.dataset),
+                        maxabs=self.prepared.maxabs, desc=what, truth=json_ground_truth(self.data, loader.dataset),
                         **own).map50  # fmt: skip
 
 
 def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """Write the .onnx, print and return the figures. Raises UserError, with nothing left behind, when a check fails."""
-    plan, settings, out = make_plan(args, loaded), picture_settings(args, loaded), target(args)
-    trial = Trial(args, loaded, data, plan, settings, without_quantizers(loaded.model))
+    plan = make_plan(args, loaded)
+    prepared, out = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch), target(args)
+    trial = Trial(args, loaded, data, plan, prepared, without_quantizers(loaded.model))
     print(f"tracing {loaded.model.defs.name}")
     with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"} | {trial.precision: temporary}
         for precision, path in reversed(paths.items()):  # what is asked for first: it may be impossible
             model = loaded.model if precision == trial.precision else trial.reference
-            ir.save(finish(build(model, plan), loaded, plan, settings, precision), path)
+            ir.save(finish(build(model, plan), loaded, plan, prepared, precision), path)
         figures = {"format": "onnx", "file": str(out), "precision": trial.precision} | describe(temporary, plan)
         figures |= agreement(temporary, trial)
         figures |= {"map50": accuracy(temporary, trial)} if data is not None else {}

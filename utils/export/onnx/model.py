@@ -15,6 +15,7 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.fields import Fields
+from utils.core.preparation import Preparation
 from utils.core.ranges import IMG_SIZE
 from utils.data.augment import FILL, fitted_size
 from utils.data.data_file import DataConfig
@@ -130,7 +131,7 @@ class OnnxModel:
             raise told.wrong("outputs", ", ".join(self._readings))
         self.names = told.lines("names")
         self.heads = [build_layer(self.defs, i, 0) for i in self.defs.head_indices()]
-        self.settings = dict.fromkeys(("gray", "maxabs", "stretch"), False) | picture_settings(told.fields("settings"))
+        self.prepared = Preparation.of(picture_settings(told.fields("settings")))
         self.conf_thres = told.number(CONF_THRES, None, 0, 1)
         limits = told.fields("nms")
         self.nms = {name: limits.number(name) for name in limits.values}
@@ -164,13 +165,13 @@ class OnnxModel:
         if self.fixed_size in (None, shape):
             return self._predict(images), []
         fits = shape[0] <= self.fixed_size[0] and shape[1] <= self.fixed_size[1]
-        inner = self.fixed_size if self.settings["stretch"] else shape if fits else fitted_size(shape, self.fixed_size)
+        inner = self.fixed_size if self.prepared.stretch else shape if fits else fitted_size(shape, self.fixed_size)
         return predict_at(lambda x: (self._predict(self._padded(x)),), images, *inner), []
 
     def _padded(self, images: Tensor) -> Tensor:
         """Gray on the right and below, where it moves no box."""
         height, width = self.fixed_size
-        gray = FILL / 127.5 - 1 if self.settings["maxabs"] else FILL / 255
+        gray = FILL / 127.5 - 1 if self.prepared.maxabs else FILL / 255
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), value=gray)
 
     def _predict(self, images: Tensor) -> Tensor:
@@ -234,7 +235,7 @@ def load_detector(
     size = img_size if img_size is not None else max(model.size)
     check_img_size(size, model.max_stride)
     names = data.names if data else model.names
-    fields = Checkpoint(settings=model.settings, conf_thres=model.conf_thres)
+    fields = Checkpoint(settings=model.prepared.to_settings(), conf_thres=model.conf_thres)
     return Loaded(model, names, size, fields, LoadReport(_limits(model)), model.fixed_size)
 
 

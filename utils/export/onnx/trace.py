@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.detection.threshold import CONF_THRES, USUAL
 from utils.export.onnx.graph import add_nms, name_dimensions, tidy
 from utils.export.onnx.int8 import to_integers
@@ -177,26 +178,26 @@ def _silence() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def finish(graph: ir.Model, loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: str) -> ir.Model:
+def finish(graph: ir.Model, loaded: Loaded, plan: Plan, prepared: Preparation, precision: str) -> ir.Model:
     """Add NMS where the plan wants it, names of dimensions, and the metadata.
 
-    settings: how pictures have to be prepared: gray, maxabs, stretch; precision: fp32 or int8.
+    prepared: how pictures have to be prepared; precision: fp32 or int8.
     """
     if plan.outputs == "nms":
         add_nms(graph.graph, plan.conf_thres, plan.iou_thres, plan.max_det)
     name_dimensions(graph.graph, ("batch", "channels", "height", "width"), DIMENSIONS[plan.outputs])
-    graph.metadata_props.update(metadata(loaded, plan, settings, precision))
+    graph.metadata_props.update(metadata(loaded, plan, prepared, precision))
     return graph
 
 
-def metadata(loaded: Loaded, plan: Plan, settings: dict[str, bool], precision: str) -> dict[str, str]:
+def metadata(loaded: Loaded, plan: Plan, prepared: Preparation, precision: str) -> dict[str, str]:
     """What detect.py, test.py and other programs need to use the graph; values that aren't words are JSON."""
     model = loaded.model
     name = model.defs.name.encode(errors="backslashreplace").decode()  # ONNX knows no names of files that aren't UTF-8
     facts: dict[str, Any] = {
         "format": "darkedge", "cfg": write_cfg(model.defs), "cfg_name": name, "precision": precision,
         "outputs": plan.outputs, "names": loaded.names, "img_size": plan.size, "stride": model.max_stride,
-        "dynamic_size": plan.dynamic, "heads": heads(model), "settings": settings,
+        "dynamic_size": plan.dynamic, "heads": heads(model), "settings": prepared.to_settings(),
     }  # fmt: skip
     if loaded.conf_thres is not None:
         facts[CONF_THRES] = loaded.conf_thres

@@ -1,0 +1,31 @@
+"""How pictures become a network's input: decided once, and the same in training, evaluation, detection and export."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """gray: one channel instead of RGB; maxabs: values in -1..1 instead of 0..1; stretch: resized as Darknet does, instead of
+    letterboxed.
+
+    >>> Preparation.of({"img_size": 416, "stretch": True})
+    Preparation(gray=False, maxabs=False, stretch=True)
+    """
+
+    gray: bool = False
+    maxabs: bool = False
+    stretch: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """As the settings of a checkpoint or an ONNX file tell it; what they don't tell is taken for False."""
+        return cls(**{name: bool(settings.get(name)) for name in PREPARATION})
+
+    def to_settings(self) -> dict[str, bool]:
+        """What `of` reads."""
+        return asdict(self)
+
+
+PREPARATION = tuple(field.name for field in fields(Preparation))
