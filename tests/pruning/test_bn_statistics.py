@@ -46,3 +46,20 @@ def test_a_batch_of_one_picture_is_left_out():
     assert recalibrate(network(RESIDUAL), [*batches(1, 4), *batches(1, 1)], torch.device("cpu")) == 4
     with pytest.raises(UserError, match="at least 2 pictures"):
         recalibrate(network(RESIDUAL), batches(3, 1), torch.device("cpu"))
+
+
+def test_nothing_drops_out_and_each_batch_counts_the_same():
+    cfg = RESIDUAL.replace("[shortcut]", "[dropout]\nprobability=0.9\n[shortcut]", 1).replace("from=-3", "from=-4", 1)
+    model, plain = network(cfg), network(cfg)
+    plain.load_state_dict(model.state_dict())
+    norms = [m for m in plain.eval().modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in batches(3, 4):
+            plain(batch.images.float() / 255)
+    recalibrate(model, batches(3, 4), torch.device("cpu"))
+    assert any(isinstance(m, torch.nn.Dropout) for m in model.modules())
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in model.state_dict().items())

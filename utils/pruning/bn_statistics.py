@@ -4,10 +4,11 @@ Removing channels changes what the next layers see; their running means and vari
 One pass over training pictures measures them again (Li et al. 2020, EagleEye).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from utils.core.errors import UserError
@@ -15,28 +16,41 @@ from utils.data.batch import Batch, normalise
 from utils.network.darknet import Darknet
 
 
-@torch.no_grad()
+class _OnlyNorms(nn.Module):
+    """A network of which `train` reaches the batch normalisations alone: nothing drops out, heads decode as in eval mode."""
+
+    def __init__(self, network: Darknet) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> "_OnlyNorms":
+        super().train(False)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> object:
+        return self.network(images)
+
+
 def recalibrate(model: Darknet, batches: Iterable[Batch], device: torch.device, maxabs: bool = False) -> int:
     """Replace, in place, all running means and variances by their averages over `batches`; returns the number of pictures.
 
-    Each batch counts the same (momentum None). Weights and everything that isn't a batch normalisation stay as they are.
-    Raises UserError when no batch has two pictures or more.
+    Each batch counts the same. Weights and everything that isn't a batch normalisation stay as they are. Raises UserError when
+    no batch has two pictures or more.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta, images = [m.momentum for m in norms], 0
+    counts: list[int] = []
+
+    def inputs() -> Iterator[Tensor]:
+        for batch in tqdm(batches, desc="batch normalisation", unit="batch", leave=False):
+            if len(batch.images) > 1:  # a 1x1 map of a single picture has no variance
+                counts.append(len(batch.images))
+                yield normalise(batch.images, device, maxabs=maxabs)
+
     home, training = next(model.parameters()).device, model.training
-    model.to(device).eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for batch in tqdm(batches, desc="batch normalisation", unit="batch", leave=False):
-        if len(batch.images) > 1:  # a 1x1 map of a single picture has no variance
-            model(normalise(batch.images, device, maxabs=maxabs))
-            images += len(batch.images)
-    if not images:
+    update_bn(inputs(), _OnlyNorms(model.to(device)).eval())
+    if not counts:
         raise UserError("--bn-recal: statistics need batches of at least 2 pictures; raise --bn-recal or --batch-size")
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     model.to(home).train(training)
-    return images
+    return sum(counts)
