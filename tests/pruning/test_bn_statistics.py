@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import RESIDUAL, network
 from utils.core.errors import UserError
-from utils.data.batch import Batch
+from utils.data.batch import Batch, normalise
 from utils.pruning.bn_statistics import recalibrate
 
 
@@ -59,7 +59,7 @@ def test_nothing_drops_out_and_each_batch_counts_the_same():
         norm.train()
     with torch.no_grad():
         for batch in batches(3, 4):
-            plain(batch.images.float() / 255)
+            plain(normalise(batch.images, torch.device("cpu")))
     recalibrate(model, batches(3, 4), torch.device("cpu"))
     assert any(isinstance(m, torch.nn.Dropout) for m in model.modules())
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in model.state_dict().items())
