@@ -245,6 +245,11 @@ def test_what_a_teacher_cannot_see_is_refused(tmp_path):
         ("--KDstr 3", "--KDstr 3 needs a trained teacher: --t_weights"),
         ("--t_weights t.pt", "needs --KDstr: 1 whole vectors, 2 bounded boxes"),
         ("--t_cfg t.cfg", "needs the teacher's weights"),
+        (
+            "--t_weights t.pt --KDstr 7 --kd-small 4",
+            "--kd-small 4 weighs the positions of feature maps for --KDstr 6; add that",
+        ),
+        ("--kd-small 4", "--kd-small 4 weighs the positions"),
     ],
 )
 def test_arguments_that_make_no_sense(flags, message):

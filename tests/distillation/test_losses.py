@@ -21,6 +21,7 @@ from utils.distillation.losses import (
     encoded,
     near_objects,
     objectness_and_classes,
+    size_weights,
 )
 from utils.network.definitions import Yolo
 from utils.network.heads import YoloHead
@@ -154,6 +155,39 @@ def test_6_compares_each_channels_distribution_over_positions():
     assert KDSTR[6](o)["kd_feat"].item() == pytest.approx(CHANNELS * expected, rel=1e-5)
     o = replace(o, maps=[(2 * student, 2 * teacher)], temperature=2.0)
     assert KDSTR[6](o)["kd_feat"].item() == pytest.approx(CHANNELS * 4 * expected, rel=1e-5)
+
+
+SIZED = [  # on 128 x 128 pixels: 100 x 100, 50 x 50 and 4 x 4 pixels in the same picture, and nothing else
+    [0, 0, 78 / 128, 78 / 128, 100 / 128, 100 / 128],
+    [0, 0, 92 / 128, 92 / 128, 50 / 128, 50 / 128],
+    [0, 0, 112 / 128, 16 / 128, 4 / 128, 4 / 128],
+]
+
+
+def test_cells_of_small_and_medium_objects_count_more():
+    o = replace(observed([[[[T]]]], targets=SIZED), image_size=(128, 128), small=9.0)
+    # cells of 32 pixels; the medium box reaches from 67 to 117, so over the cells from 64 on; the small one lies within one
+    expected = [[1, 1, 1, 9], [1, 1, 1, 1], [1, 1, 3, 3], [1, 1, 3, 3]]
+    assert size_weights(o, 4, 4, 2).tolist() == [expected, [[1] * 4] * 4]
+    medium_as_well = replace(o, targets=torch.cat((o.targets, torch.tensor([[0, 0, 112 / 128, 0.25, 20 / 128, 62 / 128]]))))
+    assert size_weights(medium_as_well, 4, 4, 1)[0].tolist() == [[1, 1, 1, 9], [1, 1, 1, 3], *expected[2:]]
+    for side, weight in ((31.9, 9), (32, 3), (95.9, 3), (96, 1)):
+        one = replace(o, targets=torch.tensor([[0, 0, 0.5, 0.5, side / 128, side / 128]]))
+        assert size_weights(one, 1, 1, 1).item() == weight
+
+
+def test_6_counts_positions_of_small_objects_more_often():
+    """Two positions, of which a small object has the second: at W = 3 the teacher's 1/4, 3/4 become 1/10, 9/10 and the student's
+    1/2, 1/2 become 1/4, 3/4."""
+    maps = (torch.tensor([[[[0.0, 0.0]]]]), torch.tensor([[[[0.0, math.log(3)]]]]))
+    o = replace(observed([[[[T]]]], maps=[maps], targets=[[0, 0, 0.75, 0.5, 0.25, 0.5]]), temperature=1.0, small=3.0)
+    o = replace(o, image_size=(16, 32))
+    expected = 0.1 * math.log(0.1 / 0.25) + 0.9 * math.log(0.9 / 0.75)
+    assert KDSTR[6](o)["kd_feat"].item() == pytest.approx(CHANNELS * expected, rel=1e-5)
+    even = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    for plain in (replace(o, small=1.0), replace(o, targets=torch.zeros(0, 6))):
+        assert KDSTR[6](plain)["kd_feat"].item() == pytest.approx(CHANNELS * even, rel=1e-5)
+    assert KDSTR[6](replace(o, maps=[(maps[1], maps[1])]))["kd_feat"].item() == pytest.approx(0, abs=1e-7)
 
 
 def test_7_is_one_less_the_correlation_of_channels():

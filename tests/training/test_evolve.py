@@ -208,6 +208,33 @@ def in_row(text: str, column: str, value: str) -> str:
     return "\n".join([*text.splitlines()[:-1], " ".join(last)]) + "\n"
 
 
+def without_columns(text: str, names: set[str]) -> str:
+    """An evolve.txt of a version that didn't know these hyper-parameters."""
+    note, *table = text.splitlines()
+    rows = [line.split() for line in table]
+    places = [i for i, name in enumerate(rows[0]) if name not in names]
+    return "\n".join([note, *(" ".join(row[i] for i in places) for row in rows)]) + "\n"
+
+
+def test_numbers_that_are_newer_than_the_file_had_their_defaults(here):  # noqa: F811
+    evolve(arguments("--evolve 3 --name whole"), Trainer())
+    whole, new = Path("evolve_whole.txt").read_text(), {"dfl_box", "dfl_cls", "dfl", "close_mosaic"}
+    old = without_columns(whole, new)
+    assert set(whole.splitlines()[1].split()) - set(old.splitlines()[1].split()) == new
+    Path("evolve.txt").write_text(old)
+    trainer = Trainer()
+    evolve(arguments("--evolve 3"), trainer)
+    assert not trainer.calls
+    evolve(arguments("--evolve 4"), trainer)
+    assert len(trainer.calls) == 1
+    evolve(arguments("--evolve 4 --name whole"), Trainer())
+    assert Path("evolve.txt").read_text() == Path("evolve_whole.txt").read_text()
+    Path("evolve.txt").write_text(old)
+    Path("h.txt").write_text("dfl: 2\n")
+    with pytest.raises(UserError, match=r"began with dfl=1.5, but --hyp says 2"):
+        evolve(arguments("--evolve 4 --hyp h.txt"), Trainer())
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -220,6 +247,8 @@ def in_row(text: str, column: str, value: str) -> str:
         lambda text: in_row(text, "close_mosaic", "1.5"),
         lambda text: in_row(text, "fitness", "nan"),
         lambda text: in_row(text, "map50", "1e9"),
+        lambda text: without_columns(text, {"map50"}),
+        lambda text: without_columns(text, set(BASE_HYP)),
     ],
 )
 def test_what_is_no_evolve_txt_is_refused(here, damage):  # noqa: F811

@@ -34,6 +34,9 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--KDstr", type=int, choices=list(KDSTR), help=f"what to distil: {STRATEGIES}")
     parser.add_argument("--kd-weight", type=POSITIVE, default=1.0, help="what the distillation terms are multiplied with")
     parser.add_argument("--kd-temperature", type=POSITIVE, help="of the softened distributions; default: 3, for --KDstr 6: 1")
+    parser.add_argument("--kd-small", type=POSITIVE, default=1.0, metavar="W",
+                        help="--KDstr 6: how much more the positions of small objects (less than 32 x 32 pixels of the input) "
+                        "count; those of medium ones (96 x 96) count sqrt(W) times")  # fmt: skip
 
 
 def check_distillation_arguments(args: argparse.Namespace) -> None:
@@ -42,6 +45,10 @@ def check_distillation_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--KDstr {args.KDstr} needs a trained teacher: --t_weights FILE.pt, or --t_cfg FILE --t_weights FILE")
     if args.t_weights and not args.KDstr:
         raise UserError(f"--t_weights needs --KDstr: {STRATEGIES}")
+    if args.kd_small != 1 and not (args.KDstr and KDSTR[args.KDstr].sized):
+        numbers = " or ".join(str(n) for n, strategy in KDSTR.items() if strategy.sized)
+        raise UserError(f"--kd-small {args.kd_small:g} weighs the positions of feature maps for --KDstr {numbers}; "
+                        f"add that, or leave out --kd-small")  # fmt: skip
     if args.t_cfg and not args.t_weights:
         raise UserError(f"--t_cfg {args.t_cfg} needs the teacher's weights: --t_weights FILE")
 
@@ -99,8 +106,8 @@ class Distiller:
     """
 
     def __init__(self, teacher: Teacher, number: int, weight: float, temperature: float | None, device: torch.device,
-                 seed: int = 0, dtype: torch.dtype | None = None) -> None:  # fmt: skip
-        self.strategy, self.weight = KDSTR[number], weight
+                 seed: int = 0, dtype: torch.dtype | None = None, small: float = 1.0) -> None:  # fmt: skip
+        self.strategy, self.weight, self.small = KDSTR[number], weight, small
         self.temperature = temperature or self.strategy.temperature
         self.heads, self.links, self.maxabs, self._parameters = teacher.heads, teacher.links, teacher.maxabs, teacher.parameters
         self.teacher = teacher.model.inference_copy(device, _precision(teacher.model, dtype))
@@ -146,7 +153,7 @@ class Distiller:
                     heads=loss.heads, student=[r.float() for r in raws], teacher=[outputs[i].float() for i in self.heads],
                     maps=self._pairs(theirs), targets=targets.to(images.device).float(), image_size=size,
                     weights=dict(zip(loss.parts, loss.weights(*size), strict=True)),
-                    temperature=self.temperature, assign=loss.assign,
+                    temperature=self.temperature, assign=loss.assign, small=self.small,
                 )  # fmt: skip
                 terms = {name: term * self.weight for name, term in self.strategy(observed).items()}
         self._maps.clear()

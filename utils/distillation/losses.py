@@ -22,6 +22,7 @@ NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a
 # Weights of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6 and of 7: as large a share of the loss as helped a
 # strongly pruned yolov3-tiny, or hurt it least (EXPERIMENTS.md): five times as much of 1 or 6 cost four and two points of mAP.
 VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 0.6, 5.0, 5.0, 2.0, 1.0
+SMALL, MEDIUM = 32**2, 96**2  # areas, in pixels, below which COCO calls objects small and medium
 TINY = 1e-12
 
 Assigner = Callable[[Tensor, Tensor, list[Grid]], list[Matches]]
@@ -35,7 +36,7 @@ class Observed:
     heads: the student's; student, teacher: a raw map each head, (batch, anchors, ny, nx, 5 + classes), the teacher's in
     the student's order. maps: pairs of feature maps (batch, channels, height, width) of the same height and width.
     targets (n, 6): picture, class, cx cy w h as shares of the input; image_size: (height, width) of the input in pixels.
-    weights: of the parts of the detection loss, by name; assign: what gives it its matches.
+    weights: of the parts of the detection loss, by name; assign: what gives it its matches. small: see size_weights.
     """
 
     heads: list[Head]
@@ -47,6 +48,7 @@ class Observed:
     weights: dict[str, float]
     temperature: float
     assign: Assigner
+    small: float = 1.0
 
     @property
     def boxes(self) -> Tensor:
@@ -210,13 +212,40 @@ def _overlaps(centres: Tensor, sides: Tensor, anchors: Tensor, stride: float, ce
 
 def channel_wise(o: Observed) -> Terms:
     """6: CWD, Shu et al. 2021, equations 3 and 4: each channel's softmax over the positions, KL from the teacher's to the
-    student's, tau^2 / (N C) times the sum over channels and positions; N pictures, C channels; mean over maps."""
+    student's, tau^2 / (N C) times the sum over channels and positions; N pictures, C channels; mean over maps.
+
+    With --kd-small a position i counts w_i times (size_weights): the distributions are w_i exp(F_i / tau) / sum_j w_j
+    exp(F_j / tau), which is softmax(F / tau + log w). So the divergence stays one, 0 where the maps agree; weights in its sum
+    alone would have another minimum. Sabaghian et al. 2025 (arXiv 2509.12918) weigh CWD by the sizes of objects, too; of their
+    formula no more than that is known here.
+    """
     parts = []
     for student, teacher in o.maps:
-        s, t = (f.float().flatten(2).div(o.temperature).log_softmax(-1) for f in (student, teacher))
-        divergence = F.kl_div(s, t, log_target=True, reduction="sum")
+        s, t = (f.float().flatten(2).div(o.temperature) for f in (student, teacher))
+        if o.small != 1:
+            shift = size_weights(o, *student.shape[-2:], len(student)).log().flatten(1)[:, None]
+            s, t = s + shift, t + shift
+        divergence = F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="sum")
         parts.append(divergence * o.temperature**2 / (s.shape[0] * s.shape[1]))
     return {"kd_feat": CHANNELS * torch.stack(parts).mean()}
+
+
+@torch.no_grad()
+def size_weights(o: Observed, rows: int, columns: int, batch: int) -> Tensor:
+    """(batch, rows, columns): `small` at positions whose cell a box of less than SMALL pixels of the input touches, its square
+    root at those that only boxes of less than MEDIUM touch, 1 elsewhere. The limits are COCO's."""
+    boxes, stride = o.boxes, o.image_size[0] / rows
+    cell = boxes.new_tensor([stride])
+    across = _overlaps(boxes[:, 0], boxes[:, 2], cell, stride, columns)[:, 0] > 0
+    down = _overlaps(boxes[:, 1], boxes[:, 3], cell, stride, rows)[:, 0] > 0
+    areas, images = boxes[:, 2:].prod(1), o.targets[:, 0].long()
+    weights = boxes.new_ones(batch, rows, columns)
+    for most, weight in ((MEDIUM, o.small**0.5), (SMALL, o.small)):  # where both are, the smaller object decides
+        for picture in images.unique().tolist():
+            chosen = (images == picture) & (areas < most)
+            touched = (down[chosen][:, :, None] & across[chosen][:, None, :]).any(0)
+            weights[picture][touched] = weight
+    return weights
 
 
 def centred(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +273,10 @@ def binary_classification(o: Observed) -> Terms:
     """8: BCKD, Yang et al. 2023 (arXiv 2308.14286), section 3: what heads of any kind have in common, scores and boxes. Each
     class of each prediction is a question of its own: sum of w BCE(s, t) over predictions and classes, w = |t - s|; and the
     boxes: sum of max w (1 - IoU) over predictions, the maximum over the classes. Both are divided by the sum of the teacher's
-    best scores, which the paper leaves to the detector, and weigh what their counterparts in the detection loss do."""
+    best scores, which the paper leaves to the detector, and weigh what their counterparts in the detection loss do, not what
+    the paper multiplies them with. That each class is a binary question with a weight of its own and that boxes are compared
+    by IoU is what its abstract and summaries say; its equations for w weren't at hand to compare these with. Where there is
+    objectness, which the paper's detectors lack, a score is its product with the class."""
     height = o.image_size[0]
     student, teacher = (
         torch.cat([head.decode(raw, height) for head, raw in zip(o.heads, raws, strict=True)], 1).flatten(0, 1)
@@ -261,7 +293,8 @@ def binary_classification(o: Observed) -> Terms:
 @dataclass(frozen=True)
 class Strategy:
     """A loss, the names of its terms, and what it looks at: outputs (the heads must agree), of heads with objectness and
-    anchors alone (`anchored`), maps, and whether their channels are compared one by one (`paired`)."""
+    anchors alone (`anchored`), maps, whether their channels are compared one by one (`paired`) and their positions weighed by
+    the sizes of objects (`sized`)."""
 
     loss: Callable[[Observed], Terms]
     terms: tuple[str, ...]
@@ -270,6 +303,7 @@ class Strategy:
     anchored: bool = True
     maps: bool = False
     paired: bool = False
+    sized: bool = False
 
     def __call__(self, observed: Observed) -> Terms:
         return self.loss(observed)
@@ -286,7 +320,7 @@ KDSTR: dict[int, Strategy] = {
     3: Strategy(teacher_boxes, _PARTS),
     4: Strategy(attention_transfer, (*_PARTS, "kd_feat"), maps=True),
     5: Strategy(fine_grained, (*_PARTS, "kd_feat"), maps=True),
-    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, anchored=False, maps=True, paired=True),
+    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, anchored=False, maps=True, paired=True, sized=True),
     7: Strategy(pearson, ("kd_feat",), outputs=False, anchored=False, maps=True, paired=True),
     8: Strategy(binary_classification, ("kd_cls", "kd_box"), anchored=False),
 }

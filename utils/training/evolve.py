@@ -257,7 +257,8 @@ def _text(past: list[Generation], args: argparse.Namespace) -> str:
 
 
 def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> list[Generation]:
-    """The generations of an evolve.txt, none if there is no such file.
+    """The generations of an evolve.txt, none if there is no such file. Hyper-parameters that an older version didn't know, and so
+    didn't write, had their defaults.
 
     Raises UserError for a file that isn't one, or whose trainings had other arguments or began with other numbers.
     """
@@ -269,7 +270,11 @@ def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> l
         known = dict(json.loads(lines[0].removeprefix("# ")))
         columns = lines[1].split()
         rows = [dict(zip(columns, line.split(), strict=True)) for line in lines[2:]]
-        past = [Generation({k: SHARE(row[k]) for k in FIGURES}, {k: LIMITS[k](row[k]) for k in base}) for row in rows]
+        if not base.keys() & set(columns):
+            raise ValueError("no hyper-parameters")
+        new = {k: value for k, value in dataclasses.asdict(Hyp()).items() if k not in columns}
+        hyps = [{k: new[k] if k in new else LIMITS[k](row[k]) for k in base} for row in rows]
+        past = [Generation({k: SHARE(row[k]) for k in FIGURES}, hyp) for row, hyp in zip(rows, hyps, strict=True)]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError, argparse.ArgumentTypeError):
         raise UserError(f"{path}: not an evolve.txt of this version; move it away, or choose another --name") from None
     for name, value in _comparable(args).items():

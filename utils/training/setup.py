@@ -106,7 +106,7 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
             say("warning: directed sparsity takes away what a trained network can do without: begin with --weights of one")
         describe_steps(run, say)
     if teacher:
-        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype))
+        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype, args.kd_small))
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
