@@ -28,12 +28,12 @@ from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.class_term import CLASS_TERM
 from utils.network.darknet import Darknet
-from utils.quantized import calibrate as c
+from utils.quantized import calibrate
 from utils.quantized.observers import OBSERVERS
 from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
-from utils.scripts.evaluator import Judge
+from utils.scripts.evaluator import Evaluator
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # pictures on which raw maps are compared
@@ -75,11 +75,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.weights}: is quantized already ({loaded.model.quantization}); begin with float weights")
     if loaded.report.message:
         print(loaded.report.message)
-    judge = Judge(args, data, loaded)
-    before = judge.accuracy(loaded.model, "float")
-    job = Job(copy.deepcopy(loaded.model), settings, judge, args)
+    evaluator = Evaluator(args, data, loaded)
+    before = evaluator.accuracy(loaded.model, "float")
+    job = Job(copy.deepcopy(loaded.model), settings, evaluator, args)
     job.quantize()
-    after = judge.accuracy(job.model, "quantized")
+    after = evaluator.accuracy(job.model, "quantized")
     figures = {
         "settings": settings.to_dict(), "calib": job.pictures, "float": before, "quantized": after,
         "drop": before["map50"] - after["map50"], "raw_maps_db": job.db, "bias_correction": job.corrected, "sensitivity": None,
@@ -121,25 +121,25 @@ class Job:
 
     model: Darknet
     settings: Settings
-    judge: Judge
+    evaluator: Evaluator
     args: argparse.Namespace
     pictures: int = 0
     db: float = 0.0
     corrected: bool = False
     probes: list[Tensor] = field(default_factory=list)
-    wanted: list[c.Raws] = field(default_factory=list)
+    wanted: list[calibrate.Raws] = field(default_factory=list)
 
     def quantize(self) -> None:
         """Quantize the model, in place: ranges, then biases."""
-        quantize(self.model, self.settings).to(self.judge.device)
-        loader = self.judge.pictures(self.args.calib)
+        quantize(self.model, self.settings).to(self.evaluator.device)
+        loader = self.evaluator.pictures(self.args.calib)
         count = len(loader.dataset)
-        self.pictures = c.calibrate(self.model, self._images(loader), count)
+        self.pictures = calibrate.calibrate(self.model, self._images(loader), count)
         for images in self._images(loader):
             self.probes.append(images)
             if sum(map(len, self.probes)) >= PROBES:
                 break
-        self.wanted = c.raw_maps(self.model, self.probes, rounding=False)
+        self.wanted = calibrate.raw_maps(self.model, self.probes, rounding=False)
         if not all(raw.isfinite().all() for raws in self.wanted for raw in raws):
             raise UserError(f"{self.args.weights}: its raw maps of training pictures aren't finite, even in float: its "
                             "training diverged, so begin with other weights")  # fmt: skip
@@ -149,32 +149,32 @@ class Job:
 
     def _images(self, loader: DataLoader) -> Iterator[Tensor]:
         for batch in loader:
-            yield normalise(batch.images, self.judge.device, maxabs=self.judge.prepared.maxabs)
+            yield normalise(batch.images, self.evaluator.device, maxabs=self.evaluator.prepared.maxabs)
 
     def _nearness(self) -> float:
-        return c.signal_to_noise(c.raw_maps(self.model, self.probes, rounding=True), self.wanted)
+        return calibrate.signal_to_noise(calibrate.raw_maps(self.model, self.probes, rounding=True), self.wanted)
 
     def _correct(self, loader: DataLoader, count: int) -> None:
         """Correct the biases; take it back where it wasn't asked for and doesn't help."""
-        before = c.biases(self.model)
-        c.correct_biases(self.model, self._images(loader), count)
+        before = calibrate.biases(self.model)
+        calibrate.correct_biases(self.model, self._images(loader), count)
         db = self._nearness()
         self.corrected = bool(self.args.bias_correction) or db > self.db
         if self.corrected:
             self.db = db
         else:
-            c.restore_biases(self.model, before)
+            calibrate.restore_biases(self.model, before)
 
     def sensitivity(self) -> list[dict[str, Any]]:
         """A row for each layer, the worst first, printed too; the WORST ones with the mAP@0.5 that they alone leave."""
         rows = [
             {"layer": n.index, "kind": n.kind, "db": n.db, "map50": None}
-            for n in c.sensitivity(self.model, self.probes, self.wanted)
+            for n in calibrate.sensitivity(self.model, self.probes, self.wanted)
         ]
         layers = layer_quantizers(self.model)
         for row in rows[:WORST]:
             with switched(quantizers(self.model), False), switched(layers[row["layer"]], True):
-                row["map50"] = self.judge.accuracy(self.model, f"only layer {row['layer']}")["map50"]
+                row["map50"] = self.evaluator.accuracy(self.model, f"only layer {row['layer']}")["map50"]
         print("\neach layer alone quantized: raw maps over their error in dB, and mAP@0.5 of the worst")
         print(
             format_table(

@@ -26,7 +26,7 @@ from utils.distillation.distiller import add_distillation_arguments, check_disti
 from utils.pruning.sparsity import SCHEDULES, gamma_statistics
 from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
-from utils.quantized.settings import STRATEGIES, add_quantization_arguments, requested
+from utils.quantized.settings import SCHEMES, add_quantization_arguments, requested
 from utils.recipe import FEW
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
 from utils.scripts.cli import run as run_script
@@ -52,11 +52,11 @@ def get_parser() -> Parser:
     _add_recipe_arguments(parser)
     _add_sparsity_arguments(parser)
     add_distillation_arguments(parser)
-    kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in STRATEGIES.items())
+    kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in SCHEMES.items())
     parser.add_argument(
         "--quantized",
         type=int,
-        choices=list(STRATEGIES),
+        choices=list(SCHEMES),
         default=0,
         help=f"train a quantized network: {kinds}; from trained weights with small rates (utils.core.hyp.QUANTIZED)",
     )

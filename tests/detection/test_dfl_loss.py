@@ -15,7 +15,7 @@ from utils.core.hyp import Hyp
 from utils.detection.dfl_loss import TaskAlignedLoss, distribution_focal_loss
 from utils.detection.loss import DetectionLoss
 from utils.detection.losses import build_loss
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead
 
@@ -24,7 +24,7 @@ SURE = 30.0  # a logit that takes all of a distribution
 
 
 def heads(*reg_max: int, classes: int = 2) -> SimpleNamespace:
-    return SimpleNamespace(heads=[DflHead(c.Dfl(classes=classes, reg_max=r)) for r in reg_max])
+    return SimpleNamespace(heads=[DflHead(definitions.Dfl(classes=classes, reg_max=r)) for r in reg_max])
 
 
 def one_speaker(distances: list[int]) -> Tensor:

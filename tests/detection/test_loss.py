@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from utils.core.hyp import Hyp
-from utils.detection.loss import BOX_LOSSES, DetectionLoss, Grid, RatioAssigner, paired_iou
+from utils.detection.loss import BOX_LOSSES, DetectionLoss, HeadGrid, RatioAssigner, paired_iou
 from utils.network.darknet import Darknet
 from utils.network.decode import decode, to_corners
 
@@ -82,12 +82,12 @@ def test_paired_iou_is_the_diagonal_of_torchvisions() -> None:
 
 
 GRIDS = [
-    Grid(torch.tensor([[100.0, 100.0], [200.0, 100.0]]), 32, 4, 6, 0.0),
-    Grid(torch.tensor([[10.0, 10.0], [40.0, 40.0]]), 16, 8, 12, 0.0),
+    HeadGrid(torch.tensor([[100.0, 100.0], [200.0, 100.0]]), 32, 4, 6, 0.0),
+    HeadGrid(torch.tensor([[10.0, 10.0], [40.0, 40.0]]), 16, 8, 12, 0.0),
 ]
 
 
-def pairs(boxes: list[list[float]], grids: list[Grid] = GRIDS, **options: float) -> list[set[tuple[int, ...]]]:
+def pairs(boxes: list[list[float]], grids: list[HeadGrid] = GRIDS, **options: float) -> list[set[tuple[int, ...]]]:
     """(target, anchor, row, column) of each grid's matches."""
     images = torch.zeros(len(boxes), dtype=torch.long)
     matches = RatioAssigner(**options)(images, torch.tensor(boxes).reshape(-1, 4), grids)
@@ -132,9 +132,9 @@ def test_neighbours_only_where_their_boxes_can_reach() -> None:
     with scale 1.05, 0.025 cells: none."""
     anchor = torch.tensor([[32.0, 32.0]])
     box = [[2.3 * 32, 1.8 * 32, 32, 32]]
-    assert pairs(box, [Grid(anchor, 32, 4, 4, 0.5)]) == [{(0, 0, 1, 2), (0, 0, 1, 1), (0, 0, 2, 2)}]
-    assert pairs(box, [Grid(anchor, 32, 4, 4, 0.025)]) == [{(0, 0, 1, 2)}]
-    assert pairs([[0.3 * 32, 3.8 * 32, 32, 32]], [Grid(anchor, 32, 4, 4, 0.5)]) == [{(0, 0, 3, 0)}]  # no cell outside
+    assert pairs(box, [HeadGrid(anchor, 32, 4, 4, 0.5)]) == [{(0, 0, 1, 2), (0, 0, 1, 1), (0, 0, 2, 2)}]
+    assert pairs(box, [HeadGrid(anchor, 32, 4, 4, 0.025)]) == [{(0, 0, 1, 2)}]
+    assert pairs([[0.3 * 32, 3.8 * 32, 32, 32]], [HeadGrid(anchor, 32, 4, 4, 0.5)]) == [{(0, 0, 3, 0)}]  # no cell outside
 
 
 def objectness_gradient(raw: Tensor, targets: Tensor, **options) -> Tensor:
@@ -177,7 +177,7 @@ def test_squashed_values_cost_what_their_logits_cost() -> None:
     squashed = detection_loss(head([[32.0, 32.0]], scale=2.0, new_coords=True), ignore=False)
     _, parts = squashed([logits.sigmoid()], targets, (128, 128))
     scores = logits[..., 5:]
-    grid = Grid(torch.tensor([[32.0, 32.0]]), 32, 4, 4, 0.5)
+    grid = HeadGrid(torch.tensor([[32.0, 32.0]]), 32, 4, 4, 0.5)
     rows = RatioAssigner()(torch.tensor([0, 1]), targets[:, 2:] * 128, [grid])[0]
     wanted = F.one_hot(torch.tensor([1, 0]), 2).float()[rows.target]
     expected = F.binary_cross_entropy_with_logits(scores[rows.where], wanted) * HYP.cls * 3 * math.sqrt(2 / 80)

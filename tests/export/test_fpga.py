@@ -18,7 +18,7 @@ from utils.export.fpga.check import CPU, compare
 from utils.export.fpga.dump import Tiling, read, write
 from utils.export.fpga.integer import run, values
 from utils.export.fpga.lower import lower
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
@@ -74,7 +74,7 @@ def narrow(path: Path, factor: int = 8) -> Defs:
     defs = parse_cfg(path)
     heads = {s for i in defs.head_indices() for s in defs.feeding(i)}
     for index, d in enumerate(defs):
-        if isinstance(d, c.Convolutional) and index not in heads:
+        if isinstance(d, definitions.Convolutional) and index not in heads:
             d.filters //= factor
     return defs
 

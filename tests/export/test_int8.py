@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 
 from utils.export.onnx import check as onnx_check  # noqa: E402
 from utils.export.onnx import job as onnx_job  # noqa: E402
-from utils.export.onnx.trace import Plan  # noqa: E402
+from utils.export.onnx.trace import GraphPlan  # noqa: E402
 
 CPU = torch.device("cpu")
 HALVED = "[maxpool]\nsize=2\nstride=2\n"
@@ -157,7 +157,7 @@ def test_every_quantized_network(path: Path, kind: str, tmp_path: Path) -> None:
     changes, at most."""
     torch.manual_seed(0)
     model = calibrate(quantize(randomise(Darknet(path, 64)), KINDS[kind]))
-    plan, images = Plan((64, 64), outputs="raw"), [pictures(1)]
+    plan, images = GraphPlan((64, 64), outputs="raw"), [pictures(1)]
     written(model, tmp_path / "x.onnx", outputs="raw")
     found = [result.maps for result in onnx_check.run_graph(tmp_path / "x.onnx", plan, images)]
     expected = onnx_check.run_torch(model.inference_copy(CPU), plan, images)

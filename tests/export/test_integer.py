@@ -18,7 +18,7 @@ from utils.export.fpga import dump as integer_dump
 from utils.export.fpga import integer
 from utils.export.fpga.dump import Tiling, pack, read, tile, unpack, untile, write
 from utils.export.fpga.integer import MOVES, SUMS, Grid, Network, Step, finish, requantise, round_shift, run
-from utils.network import layers as l
+from utils.network import layers
 from utils.network.cfg import parse_cfg
 
 BYTES = Grid(0, -128, 127)
@@ -88,7 +88,7 @@ def pool(**options) -> Step:
 def test_maximum_against_the_float_layer(size, strides, padding):
     x = integers(2, 3, 7, 10)
     text = f"[maxpool]\nsize={size}\nstride_y={strides[0]}\nstride_x={strides[1]}\npadding={padding}\n"
-    expected = l.build_layer(parse_cfg(NET + text), 0, 3)(torch.from_numpy(x).float())
+    expected = layers.build_layer(parse_cfg(NET + text), 0, 3)(torch.from_numpy(x).float())
     found = MOVES["maxpool"](pool(size=size, strides=strides, padding=padding), x)
     assert np.array_equal(found, expected.numpy())
 
@@ -100,7 +100,7 @@ def test_maximum_against_the_float_layer(size, strides, padding):
 ])  # fmt: skip
 def test_moves_against_the_float_layers(kind, text, options):
     x = integers(2, 8, 4, 6)
-    expected = l.build_layer(parse_cfg(NET.replace("channels=3", "channels=8") + text), 0, 8)(torch.from_numpy(x).float())
+    expected = layers.build_layer(parse_cfg(NET.replace("channels=3", "channels=8") + text), 0, 8)(torch.from_numpy(x).float())
     assert np.array_equal(MOVES[kind](step(kind, options=options), x), expected.numpy())
 
 

@@ -31,7 +31,7 @@ ir = pytest.importorskip("onnx_ir")
 from utils.export.onnx import check as onnx_check  # noqa: E402
 from utils.export.onnx import job as onnx_job  # noqa: E402
 from utils.export.onnx import trace as onnx_export  # noqa: E402
-from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
+from utils.export.onnx.trace import GraphPlan, build, finish  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = sorted(p for p in (ROOT / "cfg").glob("*/*.cfg") if "_" not in p.parent.name)
@@ -47,7 +47,7 @@ def session(path: Path, optimised: Path | None = None) -> "ort.InferenceSession"
 
 
 def written(model: Darknet, path: Path, **plan: object) -> "ort.InferenceSession":
-    ir.save(build(model, Plan((64, 64), **plan)), path)
+    ir.save(build(model, GraphPlan((64, 64), **plan)), path)
     onnx.checker.check_model(str(path))
     return session(path)
 
@@ -115,7 +115,7 @@ def test_pruned_network_of_another_shape(tmp_path: Path) -> None:
     model = network(CSP)
     pruner = Pruner(model, "normal", Limits())
     small = pruner.compact(pruner.choose(Amount(0.5)))
-    ir.save(build(small, Plan((32, 96), dynamic=False)), tmp_path / "x.onnx")
+    ir.save(build(small, GraphPlan((32, 96), dynamic=False)), tmp_path / "x.onnx")
     assert small.defs != model.defs
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert_equal(small, session(tmp_path / "x.onnx"), pictures(2, 32, 96))
@@ -136,7 +136,7 @@ def test_raw_maps_of_one_size_and_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_det", [5, 1000])  # fewer than NMS leaves, and more than there are boxes
 def test_nms_in_the_graph_equals_ours(max_det: int, tmp_path: Path) -> None:
     """Of the same boxes: those of PyTorch may differ in their last bits, and come in another order."""
-    model, plan = network(RESIDUAL), Plan((64, 64), True, outputs="nms", conf_thres=0.2, iou_thres=0.4, max_det=max_det)
+    model, plan = network(RESIDUAL), GraphPlan((64, 64), True, outputs="nms", conf_thres=0.2, iou_thres=0.4, max_det=max_det)
     loaded = type("Loaded", (), {"model": model, "names": ["cat", "dog"], "conf_thres": None})
     ir.save(finish(build(model, plan), loaded, plan, SETTINGS, "fp32"), tmp_path / "x.onnx")
     images = pictures(3)
@@ -204,7 +204,7 @@ def test_a_graph_that_computes_something_else_is_not_left_behind(tmp_path: Path,
     weights = checkpoint(tmp_path / "x.pt", network(RESIDUAL))
     real = onnx_job.build
 
-    def wrong(model: Darknet, plan: Plan) -> object:
+    def wrong(model: Darknet, plan: GraphPlan) -> object:
         other = copy.deepcopy(model)
         other.module_list[0].conv.weight.data[0] *= 1.01
         return real(other, plan)
@@ -270,7 +270,7 @@ def test_what_pytorch_cannot_export_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(UserError, match=r"^cfg: PyTorch can't export it to opset 18 \(no such operator\); --static may help$"):
-        onnx_export.trace(network(RESIDUAL), Plan((64, 64)))
+        onnx_export.trace(network(RESIDUAL), GraphPlan((64, 64)))
 
 
 def test_errors_are_relative_beyond_one() -> None:

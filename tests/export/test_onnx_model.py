@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 
 from utils.export.onnx.model import OnnxModel, load_detector  # noqa: E402
-from utils.export.onnx.trace import Plan, build, finish  # noqa: E402
+from utils.export.onnx.trace import GraphPlan, build, finish  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAIN = {"gray": False, "maxabs": False, "stretch": False}
@@ -33,7 +33,7 @@ PLAIN = {"gray": False, "maxabs": False, "stretch": False}
 
 def write(model: Darknet, path: Path, settings: dict = PLAIN, size: tuple[int, int] = (64, 64), **plan: object) -> Path:
     """What export.py writes, without its checks."""
-    chosen = Plan(size, **plan)
+    chosen = GraphPlan(size, **plan)
     loaded = type("Loaded", (), {"model": model, "names": ["red", "blue"], "conf_thres": None})
     ir.save(finish(build(model, chosen), loaded, chosen, Preparation.of(settings), "fp32"), path)
     return path

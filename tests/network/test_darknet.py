@@ -11,8 +11,7 @@ import torch.nn.functional as F
 
 from tests.tiny import NET, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.core.errors import UserError
-from utils.network import definitions as c
-from utils.network import layers as l
+from utils.network import definitions, layers
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
 
@@ -133,23 +132,23 @@ def test_image_size_must_fit_the_stride(size):
 )
 def test_max_pool_sizes_are_darknets(length, size, stride, expected):
     x = torch.rand(1, 2, length, length)
-    pool = l.MaxPool(c.MaxPool(size=size, stride=stride))
+    pool = layers.MaxPool(definitions.MaxPool(size=size, stride=stride))
     assert pool(x).shape[-2:] == (expected, expected)
 
 
 def test_max_pool_2_1_adds_a_row_below_and_a_column_right():
     x = torch.arange(9.0).view(1, 1, 3, 3)
-    assert l.MaxPool(c.MaxPool(size=2, stride=1))(x).flatten().tolist() == [4, 5, 5, 7, 8, 8, 7, 8, 8]
+    assert layers.MaxPool(definitions.MaxPool(size=2, stride=1))(x).flatten().tolist() == [4, 5, 5, 7, 8, 8, 7, 8, 8]
 
 
 def test_local_average_counts_only_the_inside():
     x = torch.ones(1, 1, 4, 4)
-    assert torch.equal(l.LocalAvgPool(c.LocalAvgPool(size=3, stride=1))(x), x)
+    assert torch.equal(layers.LocalAvgPool(definitions.LocalAvgPool(size=3, stride=1))(x), x)
 
 
 def test_reorg3d_by_hand():
     x = torch.arange(8.0).view(1, 2, 2, 2)  # channel 0: 0 1 / 2 3, channel 1: 4 5 / 6 7
-    assert l.Reorg3d(c.Reorg3d(stride=2))(x).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert layers.Reorg3d(definitions.Reorg3d(stride=2))(x).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 def test_reorg_follows_the_index_arithmetic_of_yolov2():
@@ -163,20 +162,22 @@ def test_reorg_follows_the_index_arithmetic_of_yolov2():
                 offset = k // small
                 source = (i * s + offset % s) + w * s * ((j * s + offset // s) + h * s * (k % small))
                 out[i + w * (j + h * k)] = flat[source]
-    assert torch.equal(l.Reorg(c.Reorg(stride=s))(x).flatten(), out)
+    assert torch.equal(layers.Reorg(definitions.Reorg(stride=s))(x).flatten(), out)
 
 
 @pytest.mark.parametrize(("normalization", "expected"), [("none", [2.0, -1.0]), ("relu", [2 / 2.0011, 0.001 / 2.0011]),
                                                          ("softmax", [1 / 1.0498871, 0.0497871 / 1.0498871])])  # fmt: skip
 def test_weighted_shortcut(normalization, expected):
-    shortcut = l.Shortcut(c.Shortcut(from_=(-2,), weights_type="per_feature", weights_normalization=normalization), 3)
+    shortcut = layers.Shortcut(
+        definitions.Shortcut(from_=(-2,), weights_type="per_feature", weights_normalization=normalization), 3
+    )
     shortcut.weights.data = torch.tensor([[2.0], [-1.0]])
     a, b = torch.rand(1, 3, 2, 2), torch.rand(1, 3, 2, 2)
     torch.testing.assert_close(shortcut(a, b), a * expected[0] + b * expected[1], rtol=1e-4, atol=1e-5)
 
 
 def test_shortcut_of_unequal_channels_adds_the_common_ones():
-    shortcut = l.Shortcut(c.Shortcut(from_=(-2,)), 3)
+    shortcut = layers.Shortcut(definitions.Shortcut(from_=(-2,)), 3)
     a, narrow, wide = torch.rand(1, 3, 2, 2), torch.rand(1, 2, 2, 2), torch.rand(1, 5, 2, 2)
     assert torch.equal(shortcut(a, narrow), a + F.pad(narrow, (0, 0, 0, 0, 0, 1)))
     assert torch.equal(shortcut(a, wide), a + wide[:, :3])
@@ -184,7 +185,7 @@ def test_shortcut_of_unequal_channels_adds_the_common_ones():
 
 def test_max_pool_depth():
     x = torch.tensor([1.0, 5, 3, 4]).view(1, 4, 1, 1)
-    assert l.build_layer(_defs("[maxpool]\nmaxpool_depth=1\nout_channels=2\n"), 0, 4)(x).flatten().tolist() == [3, 5]
+    assert layers.build_layer(_defs("[maxpool]\nmaxpool_depth=1\nout_channels=2\n"), 0, 4)(x).flatten().tolist() == [3, 5]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_max_pool_depth():
      ("relie", -1.0, -0.01), ("hardtan", 3.0, 1.0), ("elu", -1.0, -0.6321206), ("logistic", 0.0, 0.5)],
 )  # fmt: skip
 def test_activations(name, x, y):
-    assert l.activation(name)(torch.tensor([x])).item() == pytest.approx(y, rel=1e-5)
+    assert layers.activation(name)(torch.tensor([x])).item() == pytest.approx(y, rel=1e-5)
 
 
 def test_unsupported_options_name_the_layer():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import TOPOLOGIES, network
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network import fast_cpu as cpu_inference
 from utils.network.activations import ACTIVATIONS
 from utils.network.fast_cpu import FUSED, PackedConvolution, PairwiseMaxPool, packs
@@ -27,7 +27,7 @@ def test_a_copy_computes_what_the_network_computes(name: str) -> None:
 
 def layer(activation: str, **options: int) -> Convolution:
     torch.manual_seed(0)
-    d = c.Convolutional(filters=6, size=3, stride=1, pad=1, batch_normalize=0, activation=activation, **options)
+    d = definitions.Convolutional(filters=6, size=3, stride=1, pad=1, batch_normalize=0, activation=activation, **options)
     module = Convolution(d, 4).eval().requires_grad_(False)
     module.conv.bias.normal_()
     return module
@@ -46,7 +46,7 @@ def test_packed_convolutions_apply_every_activation(activation: str) -> None:
 @pytest.mark.parametrize("options", [{"groups": 2}, {"stride": 2}, {"dilation": 2}])
 def test_packed_convolutions_keep_their_geometry(options: dict[str, int]) -> None:
     torch.manual_seed(1)
-    d = c.Convolutional(**{"filters": 6, "size": 3, "stride": 1, "pad": 1, "activation": "leaky"} | options)
+    d = definitions.Convolutional(**{"filters": 6, "size": 3, "stride": 1, "pad": 1, "activation": "leaky"} | options)
     module, x = Convolution(d, 4).eval().requires_grad_(False), torch.randn(2, 4, 12, 10)
     torch.testing.assert_close(PackedConvolution(module, [2, 4, 12, 10])(x), module(x), rtol=1e-4, atol=1e-5)
 
@@ -55,7 +55,7 @@ def test_packed_convolutions_keep_their_geometry(options: dict[str, int]) -> Non
     ("size", "stride", "rows", "columns"), [(2, 2, 12, 8), (2, 2, 11, 7), (2, 1, 8, 8), (3, 2, 9, 9), (5, 1, 8, 8)]
 )
 def test_pairwise_pooling_equals_max_pooling(size: int, stride: int, rows: int, columns: int) -> None:
-    module = MaxPool(c.MaxPool(size=size, stride=stride))
+    module = MaxPool(definitions.MaxPool(size=size, stride=stride))
     x = torch.randn(2, 5, rows, columns).to(memory_format=torch.channels_last)
     found = PairwiseMaxPool(module)(x)
     assert torch.equal(found, module(x))

@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import DFL, NET, conv, dfl_head, network
 from utils.core.errors import UserError
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, YoloHead
@@ -46,7 +46,7 @@ def test_a_network_decodes_as_the_formula_says(size):
 
 
 def test_raw_values_are_the_channels_of_the_map_that_it_reads():
-    head = DflHead(c.Dfl(classes=3, reg_max=2))
+    head = DflHead(definitions.Dfl(classes=3, reg_max=2))
     x = torch.arange(11 * 6.0).view(1, 11, 2, 3)
     raw = head(x)
     assert raw.shape == (1, 1, 2, 3, 11)

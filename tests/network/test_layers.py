@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from tests.network.test_darknet import assert_equals_opencv
 from tests.tiny import NET, conv, head, network
 from utils.core.errors import UserError
-from utils.network import definitions
-from utils.network import layers as l
+from utils.network import definitions, layers
 from utils.network.activations import ACTIVATIONS, activation
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.darknet import Darknet
@@ -26,7 +25,7 @@ def last_map(text: str, *maps: torch.Tensor) -> torch.Tensor:
     """What the last layer of a cfg makes of the maps that it reads; its size must be the one that utils.network.shapes
     foretells."""
     defs = parse_cfg(text)
-    out = l.build_layer(defs, len(defs) - 1, maps[0].shape[1])(*maps)
+    out = layers.build_layer(defs, len(defs) - 1, maps[0].shape[1])(*maps)
     shapes = output_shapes(defs, *maps[0].shape[-2:]) if len(defs) == 1 else None
     assert shapes is None or tuple(out.shape[1:]) == shapes[-1]
     return out
@@ -81,7 +80,7 @@ def convolved(x: torch.Tensor, **options: int) -> tuple[torch.Tensor, torch.Tens
         net(x.shape[1]) + "[convolutional]\nactivation=linear\nfilters=2\n" + "".join(f"{k}={v}\n" for k, v in options.items())
     )
     defs = parse_cfg(text)
-    layer = l.build_layer(defs, 0, x.shape[1])
+    layer = layers.build_layer(defs, 0, x.shape[1])
     layer.conv.bias.data.zero_()
     out = layer(x).detach()
     assert tuple(out.shape[1:]) == output_shapes(defs, *x.shape[-2:])[0]
@@ -290,7 +289,7 @@ def test_net_needs_a_size(line):
 
 def test_depthwise_kernels_learn_in_float32_under_the_cpu_s_autocast():
     torch.manual_seed(0)
-    layer = l.Convolution(
+    layer = layers.Convolution(
         definitions.Depthwise(size=3, stride=2, pad=1, filters=6, activation="linear", batch_normalize=0), 6
     ).train()
     x = torch.randn(2, 6, 9, 9, requires_grad=True)

@@ -18,7 +18,7 @@ from utils.core.errors import UserError
 from utils.loading import load_model
 from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.darknet import Darknet
-from utils.quantized import calibrate as c
+from utils.quantized import calibrate
 from utils.quantized.config import QuantizerConfig
 from utils.quantized.layers import QuantConv2d
 from utils.quantized.settings import Settings
@@ -57,7 +57,7 @@ def ptq(text: str, base: str = BASE) -> dict:
 def calibrated(settings: Settings, name: str = "residual") -> tuple[Darknet, list[torch.Tensor]]:
     batches = [torch.rand(4, 3, 64, 64) for _ in range(2)]
     model = quantize(network(TOPOLOGIES[name]), settings)
-    assert c.calibrate(model, iter(batches), 8) == 8
+    assert calibrate.calibrate(model, iter(batches), 8) == 8
     return model, batches
 
 
@@ -123,7 +123,7 @@ def test_biases_make_up_for_rounded_kernels():
     step of the integer sums, in which biases come."""
     model, batches = calibrated(Settings(1, w_bit=3))
     layer = next(m for m in model.module_list if isinstance(m, QuantConv2d))
-    before = [b.clone() for b in c.biases(model)]
+    before = [b.clone() for b in calibrate.biases(model)]
     images = torch.cat(batches)
     x = model.input_quantizer(images)
     factor = layer.BatchNorm2d.weight / (layer.BatchNorm2d.running_var + 1e-5).sqrt()
@@ -132,23 +132,23 @@ def test_biases_make_up_for_rounded_kernels():
         (0, 2, 3)
     ) + shift
     off = (layer.convolve(x).mean((0, 2, 3)) - wanted).abs().max()
-    changes = c.correct_biases(model, iter(batches), 8)
+    changes = calibrate.correct_biases(model, iter(batches), 8)
     assert off > 0.01
     step = layer.deployed().scale * model.input_quantizer.qparams()[0]
     assert ((layer.convolve(x).mean((0, 2, 3)) - wanted).abs() < step / 2 + 1e-5).all()
     assert step.max() < off / 3
     assert set(changes) == {i for i, m in enumerate(model.module_list) if isinstance(m, QuantConv2d)}
-    assert not torch.equal(before[0], c.biases(model)[0])
-    c.restore_biases(model, before)
-    assert all(torch.equal(a, b) for a, b in zip(before, c.biases(model), strict=True))
+    assert not torch.equal(before[0], calibrate.biases(model)[0])
+    calibrate.restore_biases(model, before)
+    assert all(torch.equal(a, b) for a, b in zip(before, calibrate.biases(model), strict=True))
 
 
 @torch.no_grad()
 def test_signal_to_noise_by_hand():
     wanted = [[torch.full((2, 5), 3.0)], [torch.full((1, 4), 1.0)]]
     found = [[torch.full((2, 5), 3.3)], [torch.full((1, 4), 1.0)]]
-    assert c.signal_to_noise(found, wanted) == pytest.approx(10 * np.log10(94 / 0.9), rel=1e-4)
-    assert c.signal_to_noise(wanted, wanted) == np.inf
+    assert calibrate.signal_to_noise(found, wanted) == pytest.approx(10 * np.log10(94 / 0.9), rel=1e-4)
+    assert calibrate.signal_to_noise(wanted, wanted) == np.inf
 
 
 @pytest.mark.parametrize("settings", [Settings(1), Settings(1, fpga=True)], ids=str)
@@ -158,12 +158,12 @@ def test_sensitivity_finds_the_layer_that_hurts(settings):
     guilty = 3
     layer = model.module_list[guilty]
     layer.weight_quant.config = QuantizerConfig(2, narrow=True, power_of_two=settings.fpga, dynamic=True)
-    wanted = c.raw_maps(model, batches, rounding=False)
-    found = c.sensitivity(model, batches, wanted)
+    wanted = calibrate.raw_maps(model, batches, rounding=False)
+    found = calibrate.sensitivity(model, batches, wanted)
     assert found[0].index == guilty
     assert str(found[0]) == "layer 3 [convolutional]"
     with switched(quantizers(model), False), switched(quantizers(layer), True):
-        alone = c.signal_to_noise(c.raw_maps(model, batches, rounding=True), wanted)
+        alone = calibrate.signal_to_noise(calibrate.raw_maps(model, batches, rounding=True), wanted)
     assert found[0].db == pytest.approx(alone)
     assert all(q.enabled for q in quantizers(model))
 

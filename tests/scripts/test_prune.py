@@ -18,7 +18,7 @@ from utils.pruning.graph import ChannelGraph
 from utils.pruning.pruner import STRATEGIES
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
-from utils.scripts.evaluator import Judge
+from utils.scripts.evaluator import Evaluator
 
 GROUPED = NET + conv(8) + conv(16) + conv(16, groups=2) + conv(8) + conv(8) + head()
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_had_is_refused_and_nothing_is_written(here, strategy, op
 @pytest.mark.parametrize("strategy", ["layer", "layer_channel"])
 def test_layer_pruning_without_blocks_is_refused_before_data_is_loaded(here, strategy, monkeypatch):
     write(CSP)
-    monkeypatch.setattr(Judge, "_loader", lambda *_: pytest.fail("data were loaded"))
+    monkeypatch.setattr(Evaluator, "_loader", lambda *_: pytest.fail("data were loaded"))
     with pytest.raises(UserError, match=r"net.cfg: has no residual blocks that could be dropped; use normal"):
         prune(strategy, "--data d.data")
 
@@ -214,13 +214,13 @@ def test_max_drop_takes_the_largest_amount_that_keeps_the_accuracy(here, strateg
         fallen = amount.get("--percent", 0) > 0.375 or amount.get("--shortcuts", 0) > 1
         return {"map50": 0.5 if fallen else 0.9, "map": 0.4}
 
-    monkeypatch.setattr(Judge, "accuracy", accuracy)
+    monkeypatch.setattr(Evaluator, "accuracy", accuracy)
     assert prune(strategy, "--data d.data --max-drop 0.01")["requested"] == expected
 
 
 def test_max_drop_that_the_smallest_amount_exceeds(here, monkeypatch):
     write(RESIDUAL)
-    monkeypatch.setattr(Judge, "accuracy", lambda self, model, what: {"map50": 0.1 if "--" in what else 0.9, "map": 0.4})
+    monkeypatch.setattr(Evaluator, "accuracy", lambda self, model, what: {"map50": 0.1 if "--" in what else 0.9, "map": 0.4})
     with pytest.raises(UserError, match=r"--percent 0.01 already leaves an mAP@0.5 under 0.890; train sparse"):
         prune("slim", "--data d.data --max-drop 0.01")
     assert prune("slim", "--data d.data --max-drop 0.01 --force")["requested"] == 0.01
@@ -228,7 +228,8 @@ def test_max_drop_that_the_smallest_amount_exceeds(here, monkeypatch):
 
 def test_a_dead_network_is_called_out_before_it_is_written(here, monkeypatch, capsys):
     write(RESIDUAL)
-    monkeypatch.setattr(Judge, "accuracy", lambda self, model, what: {"map50": 0.9 if what == "original" else 0.01, "map": 0.1})
+    maps = {"original": 0.9}
+    monkeypatch.setattr(Evaluator, "accuracy", lambda self, model, what: {"map50": maps.get(what, 0.01), "map": 0.1})
     monkeypatch.setattr("utils.scripts.prune.save", lambda *_: print("SAVED"))
     prune("slim", "--data d.data")
     said = capsys.readouterr().out

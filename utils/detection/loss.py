@@ -20,7 +20,7 @@ LOGIT_EPS = 1e-6  # probabilities that a new_coords head gives are kept this far
 
 
 @dataclass
-class Grid:
+class HeadGrid:
     """A head as the assignment sees it: its anchors (anchors, 2) in pixels, its cells, and how far a cell can reach.
 
     reach: share of a cell by which a centre may leave the cell that predicts it, (scale_x_y - 1) / 2.
@@ -60,7 +60,7 @@ class RatioAssigner:
     def __init__(self, anchor_t: float = Hyp.anchor_t, most: int = Hyp.most_anchors) -> None:
         self.anchor_t, self.most = anchor_t, most
 
-    def __call__(self, images: Tensor, boxes: Tensor, grids: list[Grid]) -> list[Matches]:
+    def __call__(self, images: Tensor, boxes: Tensor, grids: list[HeadGrid]) -> list[Matches]:
         """images (n,): each target's picture; boxes (n, 4): cx cy w h in pixels. Returns the matches of each grid."""
         anchors = torch.cat([g.anchors for g in grids])
         ratio = boxes[:, None, 2:] / anchors
@@ -73,7 +73,7 @@ class RatioAssigner:
         return [_cells(images, boxes, part, grid) for part, grid in zip(parts, grids, strict=True)]
 
 
-def _cells(images: Tensor, boxes: Tensor, chosen: Tensor, grid: Grid) -> Matches:
+def _cells(images: Tensor, boxes: Tensor, chosen: Tensor, grid: HeadGrid) -> Matches:
     """The cells of one grid that predict each (target, anchor) pair set in `chosen` (targets, anchors)."""
     target, anchor = chosen.nonzero(as_tuple=True)
     centre = boxes[target, :2] / grid.stride
@@ -129,7 +129,7 @@ class DetectionLoss(HeadLoss):
     def _parts(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Tensor:
         height, _ = image_size
         grids = [
-            Grid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
+            HeadGrid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
             for h, r in zip(self.heads, raws, strict=True)
         ]
         images, labels = targets[:, 0].long(), targets[:, 1].long()
@@ -156,7 +156,7 @@ class DetectionLoss(HeadLoss):
         return self.hyp.box * heads, self.hyp.obj * heads * height * width / 640**2, self.hyp.cls * heads * classes
 
     def _head_loss(
-        self, index: int, raw: Tensor, grid: Grid, matches: Matches, images: Tensor, boxes: Tensor, labels: Tensor
+        self, index: int, raw: Tensor, grid: HeadGrid, matches: Matches, images: Tensor, boxes: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(box loss summed over matches, objectness loss averaged over the map, class loss summed over matches)."""
         head = self.heads[index]
@@ -174,7 +174,7 @@ class DetectionLoss(HeadLoss):
         box = self.box_losses[index](predicted, wanted).sum()
         return box, obj.mean(), self._class_loss(scores[..., 1:][matches.where], labels[matches.target])
 
-    def _matched_boxes(self, head: YoloHead, raw: Tensor, grid: Grid, m: Matches) -> Tensor:
+    def _matched_boxes(self, head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches) -> Tensor:
         cells = torch.stack((m.column, m.row), 1)
         return decode_boxes(
             raw[m.where], cells, grid.anchors[m.anchor], grid.stride, head.scale_x_y, head.new_coords, bounded=True
@@ -189,7 +189,7 @@ class DetectionLoss(HeadLoss):
         return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
 
     @torch.no_grad()
-    def _overlapping(self, head: YoloHead, raw: Tensor, grid: Grid, images: Tensor, boxes: Tensor) -> Tensor:
+    def _overlapping(self, head: YoloHead, raw: Tensor, grid: HeadGrid, images: Tensor, boxes: Tensor) -> Tensor:
         """(batch, anchors, ny, nx): whether a prediction overlaps a target of its picture by more than ignore_thresh."""
         predicted = to_corners(decode_map(raw, grid.anchors, grid.stride, head.scale_x_y, head.new_coords)).flatten(1, 3)
         corners = to_corners(boxes)

@@ -25,13 +25,13 @@ from utils.distillation.losses import KDSTR, Observed
 from utils.distillation.teacher import Teacher
 from utils.network.darknet import Darknet
 
-STRATEGIES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())
+KD_CHOICES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())
 
 
 def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--t_cfg", default="", help="teacher's .cfg; not needed with a .pt checkpoint, which carries its own")
     parser.add_argument("--t_weights", default="", help="teacher's .weights or .pt: distil from it")
-    parser.add_argument("--KDstr", type=int, choices=list(KDSTR), help=f"what to distil: {STRATEGIES}")
+    parser.add_argument("--KDstr", type=int, choices=list(KDSTR), help=f"what to distil: {KD_CHOICES}")
     parser.add_argument("--kd-weight", type=POSITIVE, default=1.0, help="what the distillation terms are multiplied with")
     parser.add_argument("--kd-temperature", type=POSITIVE, help="of the softened distributions; default: 3, for --KDstr 6: 1")
     parser.add_argument("--kd-small", type=POSITIVE, default=1.0, metavar="W",
@@ -44,7 +44,7 @@ def check_distillation_arguments(args: argparse.Namespace) -> None:
     if args.KDstr and not args.t_weights:
         raise UserError(f"--KDstr {args.KDstr} needs a trained teacher: --t_weights FILE.pt, or --t_cfg FILE --t_weights FILE")
     if args.t_weights and not args.KDstr:
-        raise UserError(f"--t_weights needs --KDstr: {STRATEGIES}")
+        raise UserError(f"--t_weights needs --KDstr: {KD_CHOICES}")
     if args.kd_small != 1 and not (args.KDstr and KDSTR[args.KDstr].sized):
         numbers = " or ".join(str(n) for n, strategy in KDSTR.items() if strategy.sized)
         raise UserError(f"--kd-small {args.kd_small:g} weighs the positions of feature maps for --KDstr {numbers}; "

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.shapes import output_shapes
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.lineage import origin_of, surviving_ids
 
 COARSE = 8  # stride from which on backbone maps count: heads read no finer ones, and they would cost the most
+_HALVING = (definitions.Convolutional, definitions.MaxPool, definitions.Reorg)  # kinds of layers that may make a map smaller
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Reading:
     branch: int
 
 
-def readings(defs: c.Defs, size: int) -> list[Reading]:
+def readings(defs: definitions.Defs, size: int) -> list[Reading]:
     """The maps before the heads (read by the convolutions that feed them) and, before the first of those or the first
     upsampling, those that a layer of the backbone halves. size: side of the input, a multiple of the largest stride.
     """
     heights = [shape[1] for shape in output_shapes(defs, size, size)]
-    neck = min(i for i, d in enumerate(defs) if isinstance(d, c.Upsample | c.Head))
+    neck = min(i for i, d in enumerate(defs) if isinstance(d, definitions.Upsample | definitions.Head))
     heads = {s: branch for i in defs.head_indices() for branch, s in enumerate(defs.feeding(i), 1)}
-    halving = [i for i, d in enumerate(defs) if i < neck and isinstance(d, c.Convolutional | c.MaxPool | c.Reorg)]
+    halving = [i for i, d in enumerate(defs) if i < neck and isinstance(d, _HALVING)]
     found: dict[int, Reading] = {}
     for index in (*heads, *halving):
         source = defs.sources(index)[0]
@@ -59,7 +60,7 @@ def readings(defs: c.Defs, size: int) -> list[Reading]:
     return list(found.values())
 
 
-def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
+def links(student: definitions.Defs, teacher: definitions.Defs, size: int) -> list[Link]:
     """The maps that student and teacher have in common.
 
     A pruned student says in its cfg which layers and channels it kept (utils.pruning.lineage): its map is what the teacher's
@@ -82,7 +83,7 @@ def links(student: c.Defs, teacher: c.Defs, size: int) -> list[Link]:
     return [Link(s, t, None, w if w[0] != w[1] else None) for (s, t), w in zip(pairs, widths, strict=True)]
 
 
-def _surviving(student: c.Defs, teacher: c.Defs) -> tuple[ChannelGraph, np.ndarray] | None:
+def _surviving(student: definitions.Defs, teacher: definitions.Defs) -> tuple[ChannelGraph, np.ndarray] | None:
     """The teacher's graph and the ids that the student kept; None where the student wasn't pruned from this teacher."""
     origins = [origin_of(student, i) for i in range(len(student))]
     if any(o >= len(teacher) or type(teacher[o]) is not type(d) for o, d in zip(origins, student, strict=True)):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
 from utils.detection.boxes import paired_iou
-from utils.detection.loss import LOGIT_EPS, Grid, Matches
+from utils.detection.loss import LOGIT_EPS, HeadGrid, Matches
 from utils.network.decode import MAX_EXPONENT, MIN_SHARE, to_corners
 from utils.network.heads import Head, YoloHead
 
@@ -25,7 +25,7 @@ VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 0.6, 5.0, 5.0, 2.0, 1.0
 SMALL, MEDIUM = 32**2, 96**2  # areas, in pixels, below which COCO calls objects small and medium
 TINY = 1e-12
 
-Assigner = Callable[[Tensor, Tensor, list[Grid]], list[Matches]]
+Assigner = Callable[[Tensor, Tensor, list[HeadGrid]], list[Matches]]
 Terms = dict[str, Tensor]
 
 
@@ -61,9 +61,9 @@ class Observed:
         return [self.image_size[0] / r.shape[2] for r in self.student]
 
     @property
-    def grids(self) -> list[Grid]:
+    def grids(self) -> list[HeadGrid]:
         return [
-            Grid(h.anchors.to(r.device), stride, r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
+            HeadGrid(h.anchors.to(r.device), stride, r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
             for h, r, stride in zip(self.heads, self.student, self.strides, strict=True)
         ]
 
@@ -291,7 +291,7 @@ def binary_classification(o: Observed) -> Terms:
 
 
 @dataclass(frozen=True)
-class Strategy:
+class KDStrategy:
     """A loss, the names of its terms, and what it looks at: outputs (the heads must agree), of heads with objectness and
     anchors alone (`anchored`), maps, whether their channels are compared one by one (`paired`) and their positions weighed by
     the sizes of objects (`sized`)."""
@@ -314,13 +314,15 @@ class Strategy:
 
 
 _PARTS = ("kd_cls", "kd_obj", "kd_box")
-KDSTR: dict[int, Strategy] = {
-    1: Strategy(whole_vectors, ("kd_out",)),
-    2: Strategy(bounded_boxes, _PARTS),
-    3: Strategy(teacher_boxes, _PARTS),
-    4: Strategy(attention_transfer, (*_PARTS, "kd_feat"), maps=True),
-    5: Strategy(fine_grained, (*_PARTS, "kd_feat"), maps=True),
-    6: Strategy(channel_wise, ("kd_feat",), temperature=1.0, outputs=False, anchored=False, maps=True, paired=True, sized=True),
-    7: Strategy(pearson, ("kd_feat",), outputs=False, anchored=False, maps=True, paired=True),
-    8: Strategy(binary_classification, ("kd_cls", "kd_box"), anchored=False),
+KDSTR: dict[int, KDStrategy] = {
+    1: KDStrategy(whole_vectors, ("kd_out",)),
+    2: KDStrategy(bounded_boxes, _PARTS),
+    3: KDStrategy(teacher_boxes, _PARTS),
+    4: KDStrategy(attention_transfer, (*_PARTS, "kd_feat"), maps=True),
+    5: KDStrategy(fine_grained, (*_PARTS, "kd_feat"), maps=True),
+    6: KDStrategy(
+        channel_wise, ("kd_feat",), temperature=1.0, outputs=False, anchored=False, maps=True, paired=True, sized=True
+    ),
+    7: KDStrategy(pearson, ("kd_feat",), outputs=False, anchored=False, maps=True, paired=True),
+    8: KDStrategy(binary_classification, ("kd_cls", "kd_box"), anchored=False),
 }

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from utils.core.errors import UserError
 from utils.distillation.links import Link, links
-from utils.distillation.losses import KDSTR, Strategy
+from utils.distillation.losses import KDSTR, KDStrategy
 from utils.loading import Loaded, load_model
 from utils.network.darknet import Darknet
 from utils.network.file_kind import NoCfgError, is_checkpoint
 from utils.network.shapes import output_shapes
 
 
-def _numbers(chosen: Callable[[Strategy], bool]) -> str:
+def _numbers(chosen: Callable[[KDStrategy], bool]) -> str:
     """Those of the strategies, in words."""
     *most, last = (str(n) for n, strategy in KDSTR.items() if chosen(strategy))
     return f"{', '.join(most)} and {last}"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.shapes import Shape
 
 
@@ -40,7 +40,7 @@ class Blur(nn.Module):
     1: the 3x3 binomial kernel, zero-padded by one; 2: the mean of 2x2, not padded.
     """
 
-    def __init__(self, d: c.Convolutional | c.MaxPool) -> None:
+    def __init__(self, d: definitions.Convolutional | definitions.MaxPool) -> None:
         super().__init__()
         self.strides, self.taps = d.strides, {1: (0.25, 0.5, 0.25), 2: (0.5, 0.5)}[d.antialiasing]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.block import Block
 from utils.network.decode import decode
 from utils.network.dfl import decode_dfl
@@ -20,7 +20,7 @@ class Head(Block):
 
     predictions = 1
 
-    def __init__(self, d: c.Head) -> None:
+    def __init__(self, d: definitions.Head) -> None:
         super().__init__()
         self.definition, self.classes = d, d.classes
 
@@ -49,7 +49,7 @@ class YoloHead(Head):
     """[yolo]: boxes relative to anchors. anchors (anchors, 2): width and height in pixels of the input; scale_x_y and
     new_coords: see utils.network.decode.decode_boxes. Values of a prediction: x y w h, objectness, classes."""
 
-    def __init__(self, d: c.Yolo) -> None:
+    def __init__(self, d: definitions.Yolo) -> None:
         super().__init__(d)
         self.scale_x_y, self.new_coords, self.predictions = d.scale_x_y, bool(d.new_coords), len(d.mask)
         self.register_buffer("anchors", torch.tensor(d.anchor_sizes(), dtype=torch.float32), persistent=False)
@@ -81,7 +81,7 @@ class DflHead(Head):
     """[dfl]: distances to the four sides as distributions, without anchors and objectness (see utils.network.dfl). Values of a
     prediction: reg_max logits each for left, top, right and bottom, then the classes' logits."""
 
-    def __init__(self, d: c.Dfl) -> None:
+    def __init__(self, d: definitions.Dfl) -> None:
         super().__init__(d)
         self.reg_max = d.reg_max
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.core.errors import UserError
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.activations import activation
 from utils.network.block import Block, Blur
 from utils.network.heads import DflHead, YoloHead
@@ -27,9 +27,9 @@ BN_MOMENTUM = 0.03
 class Convolution(Block):
     """[convolutional] and [depthwise]: convolution, batch normalisation, activation."""
 
-    def __init__(self, d: c.Convolutional, channels: int) -> None:
+    def __init__(self, d: definitions.Convolutional, channels: int) -> None:
         super().__init__()
-        self.is_depthwise = isinstance(d, c.Depthwise)
+        self.is_depthwise = isinstance(d, definitions.Depthwise)
         groups = channels if self.is_depthwise else d.groups
         strides = (1, 1) if d.antialiasing else d.strides
         conv = nn.Conv2d(channels, d.filters, d.size, strides, d.zero_padding, d.dilation, groups, bias=not d.batch_normalize)
@@ -93,7 +93,7 @@ def _bn_tensors(bn: nn.BatchNorm2d) -> Iterator[Tensor]:
 class SqueezeExcite(Block):
     """[se]: x * hard_sigmoid(W2 relu(W1 mean(x))), the mean over positions (MobileNetV3, Howard et al. 2019)."""
 
-    def __init__(self, d: c.SqueezeExcite, channels: int) -> None:
+    def __init__(self, d: definitions.SqueezeExcite, channels: int) -> None:
         super().__init__()
         hidden = d.inner_width(channels)
         self.se = nn.Module()
@@ -114,7 +114,7 @@ class SqueezeExcite(Block):
 class BatchNorm(Block):
     """[batchnorm]: batch normalisation alone."""
 
-    def __init__(self, d: c.BatchNorm, channels: int) -> None:
+    def __init__(self, d: definitions.BatchNorm, channels: int) -> None:
         super().__init__()
         self.BatchNorm2d = nn.BatchNorm2d(channels, BN_EPSILON, BN_MOMENTUM)
 
@@ -128,7 +128,7 @@ class BatchNorm(Block):
 class Pool(Block):
     """Windows as Darknet places them: the smaller half of the padding left and above, and only as much as is used."""
 
-    def __init__(self, d: c.MaxPool) -> None:
+    def __init__(self, d: definitions.MaxPool) -> None:
         super().__init__()
         self.size, self.before, self.total = d.window, d.total_padding // 2, d.total_padding
         self.strides = (1, 1) if d.antialiasing else d.strides
@@ -166,7 +166,7 @@ class LocalAvgPool(Pool):
 class MaxPoolDepth(Block):
     """[maxpool] with maxpool_depth=1: output channel k is the maximum of the channels k, k + n, k + 2n, ..."""
 
-    def __init__(self, d: c.MaxPool) -> None:
+    def __init__(self, d: definitions.MaxPool) -> None:
         super().__init__()
         self.out_channels = d.out_channels
 
@@ -184,7 +184,7 @@ class AvgPool(Block):
 class Upsample(Block):
     """[upsample]: nearest neighbour, times `scale`."""
 
-    def __init__(self, d: c.Upsample) -> None:
+    def __init__(self, d: definitions.Upsample) -> None:
         super().__init__()
         self.factor, self.scale = d.stride, d.scale
 
@@ -196,7 +196,7 @@ class Upsample(Block):
 class Route(Block):
     """[route]: concatenation; with groups, of group number group_id of each map."""
 
-    def __init__(self, d: c.Route) -> None:
+    def __init__(self, d: definitions.Route) -> None:
         super().__init__()
         self.groups, self.group_id = d.groups, d.group_id
 
@@ -213,7 +213,7 @@ class Shortcut(Block):
     Darknet does: relu: max(w, 1e-3) / sum; softmax over the maps; both with 1e-4 added to the sum.
     """
 
-    def __init__(self, d: c.Shortcut, channels: int) -> None:
+    def __init__(self, d: definitions.Shortcut, channels: int) -> None:
         super().__init__()
         columns = {"none": 0, "per_feature": 1, "per_layer": 1, "per_channel": channels}
         if d.weights_type not in columns or d.weights_normalization not in ("none", "relu", "avg_relu", "softmax"):
@@ -256,7 +256,7 @@ def _add_common(a: Tensor, b: Tensor) -> Tensor:
 class Product(Block):
     """[scale_channels] and [sam]: the `from` map times the map before this layer (1x1 or of the same size)."""
 
-    def __init__(self, d: c.ScaleChannels) -> None:
+    def __init__(self, d: definitions.ScaleChannels) -> None:
         super().__init__()
         self.activation = activation(d.activation)
 
@@ -267,7 +267,7 @@ class Product(Block):
 class Reorg(Block):
     """[reorg]: YOLOv2's reorganisation, which reads the map as (c/s^2, h*s, w*s) before it cuts s x s blocks."""
 
-    def __init__(self, d: c.Reorg) -> None:
+    def __init__(self, d: definitions.Reorg) -> None:
         super().__init__()
         self.stride = d.stride
 
@@ -291,7 +291,7 @@ def space_to_depth(x: Tensor, s: int) -> Tensor:
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(b, s * s * channels, h // s, w // s)
 
 
-def _max_pool(d: c.MaxPool, channels: int) -> Block:
+def _max_pool(d: definitions.MaxPool, channels: int) -> Block:
     return MaxPoolDepth(d) if d.maxpool_depth else MaxPool(d)
 
 
@@ -320,11 +320,11 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 class Dropout(Block, nn.Dropout):
     """[dropout]: drops values while training, passes them through otherwise."""
 
-    def __init__(self, d: c.Dropout) -> None:
+    def __init__(self, d: definitions.Dropout) -> None:
         nn.Dropout.__init__(self, d.probability)
 
 
-def build_layer(defs: c.Defs, index: int, channels: int) -> nn.Module:
+def build_layer(defs: definitions.Defs, index: int, channels: int) -> nn.Module:
     """The module of layer `index`, reading `channels` channels; UserError naming the layer for what isn't supported."""
     d = defs[index]
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.network import layers as l
+from utils.network import layers
 from utils.network.darknet import Darknet
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.residual_blocks import Block
@@ -38,7 +38,7 @@ def layer_constants(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropp
         inputs = [image if s < 0 else constants[s] for s in model.sources[index]]
         rule = next((r for kind, r in _RULES if isinstance(module, kind)), _same)
         carried = rule(module, inputs)
-        if isinstance(module, l.Convolution | l.BatchNorm):  # these absorb what reaches the channels that stay
+        if isinstance(module, layers.Convolution | layers.BatchNorm):  # these absorb what reaches the channels that stay
             stays = torch.zeros_like(carried)
         else:
             stays = carried - rule(module, [torch.zeros_like(c) for c in inputs])
@@ -46,7 +46,7 @@ def layer_constants(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropp
     return constants
 
 
-def kernel_shift(module: "l.Convolution", constant: Tensor) -> Tensor:
+def kernel_shift(module: "layers.Convolution", constant: Tensor) -> Tensor:
     """(filters,) float64: what a constant input map, (channels,), adds to a convolution's sums away from borders."""
     taps = module.conv.weight.detach().sum((2, 3), dtype=torch.float64).cpu()
     groups = module.conv.groups
@@ -58,50 +58,50 @@ def _act(module: nn.Module, x: Tensor) -> Tensor:
     return module.activation(x.clone())
 
 
-def _convolution(module: "l.Convolution", inputs: list[Tensor]) -> Tensor:
+def _convolution(module: "layers.Convolution", inputs: list[Tensor]) -> Tensor:
     if module.BatchNorm2d is not None:
         return _act(module, module.BatchNorm2d.bias.detach().double().cpu())
     bias = module.conv.bias.detach().double().cpu()
     return _act(module, bias + (kernel_shift(module, inputs[0]) if module.conv.groups > 1 else 0))
 
 
-def _batch_norm(module: "l.BatchNorm", inputs: list[Tensor]) -> Tensor:
+def _batch_norm(module: "layers.BatchNorm", inputs: list[Tensor]) -> Tensor:
     return module.BatchNorm2d.bias.detach().double().cpu()
 
 
-def _route(module: "l.Route", inputs: list[Tensor]) -> Tensor:
+def _route(module: "layers.Route", inputs: list[Tensor]) -> Tensor:
     return torch.cat([c.chunk(module.groups)[module.group_id] for c in inputs])
 
 
-def _shortcut(module: "l.Shortcut", inputs: list[Tensor]) -> Tensor:
+def _shortcut(module: "layers.Shortcut", inputs: list[Tensor]) -> Tensor:
     return copy.deepcopy(module).cpu()(*(c.view(1, -1, 1, 1) for c in inputs)).view(-1)
 
 
-def _squeeze_excite(module: "l.SqueezeExcite", inputs: list[Tensor]) -> Tensor:
+def _squeeze_excite(module: "layers.SqueezeExcite", inputs: list[Tensor]) -> Tensor:
     return inputs[0] * 0.5
 
 
-def _product(module: "l.Product", inputs: list[Tensor]) -> Tensor:
+def _product(module: "layers.Product", inputs: list[Tensor]) -> Tensor:
     factor, scaled = inputs
     return _act(module, factor * scaled)
 
 
-def _upsample(module: "l.Upsample", inputs: list[Tensor]) -> Tensor:
+def _upsample(module: "layers.Upsample", inputs: list[Tensor]) -> Tensor:
     return inputs[0] * module.scale
 
 
-def _reorg3d(module: "l.Reorg3d", inputs: list[Tensor]) -> Tensor:
+def _reorg3d(module: "layers.Reorg3d", inputs: list[Tensor]) -> Tensor:
     return inputs[0].repeat(module.stride**2)
 
 
-def _reorg(module: "l.Reorg", inputs: list[Tensor]) -> Tensor:
+def _reorg(module: "layers.Reorg", inputs: list[Tensor]) -> Tensor:
     """The channels of a block are mixed, so they carry its mean."""
     s2 = module.stride**2
     means = inputs[0].view(-1, s2).mean(1)
     return means.repeat(s2).repeat_interleave(s2)
 
 
-def _max_pool_depth(module: "l.MaxPoolDepth", inputs: list[Tensor]) -> Tensor:
+def _max_pool_depth(module: "layers.MaxPoolDepth", inputs: list[Tensor]) -> Tensor:
     return torch.zeros(module.out_channels, dtype=torch.float64)
 
 
@@ -111,14 +111,14 @@ def _same(module: nn.Module, inputs: list[Tensor]) -> Tensor:
 
 # Everything that isn't listed passes a constant on: pooling, dropout, avgpool, yolo.
 _RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
-    (l.Convolution, _convolution),
-    (l.BatchNorm, _batch_norm),
-    (l.Route, _route),
-    (l.Shortcut, _shortcut),
-    (l.SqueezeExcite, _squeeze_excite),
-    (l.Product, _product),
-    (l.Upsample, _upsample),
-    (l.Reorg3d, _reorg3d),
-    (l.Reorg, _reorg),
-    (l.MaxPoolDepth, _max_pool_depth),
+    (layers.Convolution, _convolution),
+    (layers.BatchNorm, _batch_norm),
+    (layers.Route, _route),
+    (layers.Shortcut, _shortcut),
+    (layers.SqueezeExcite, _squeeze_excite),
+    (layers.Product, _product),
+    (layers.Upsample, _upsample),
+    (layers.Reorg3d, _reorg3d),
+    (layers.Reorg, _reorg),
+    (layers.MaxPoolDepth, _max_pool_depth),
 )

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.core.errors import UserError
-from utils.network import definitions as c
-from utils.network import layers as l
+from utils.network import definitions, layers
 from utils.network.darknet import Darknet
 from utils.pruning.absorb import kernel_shift, layer_constants
 from utils.pruning.graph import ChannelGraph
@@ -17,7 +16,7 @@ from utils.pruning.lineage import note_origin
 from utils.pruning.residual_blocks import Block, surviving_layers, without_blocks
 
 
-def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> c.Defs:
+def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> definitions.Defs:
     """The definitions of the network that keeps only the ids in `keep`, (graph.count,) bool, and not the blocks `dropped`.
 
     Each layer records where in the unpruned network it comes from (see utils.pruning.lineage).
@@ -29,11 +28,11 @@ def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Bloc
             note_origin(d, new, old, kept)
         except UserError as error:
             raise UserError(f"{graph.defs.where(old)}: {error}") from None
-        if isinstance(d, c.Convolutional):
+        if isinstance(d, definitions.Convolutional):
             if d.groups > 1 and graph.is_depthwise(old):
                 d.groups = int(kept.sum())
             d.filters = int(kept.sum())
-        elif isinstance(d, c.SqueezeExcite):
+        elif isinstance(d, definitions.SqueezeExcite):
             d.hidden = d.inner_width(len(kept))
             d.filters = int(kept.sum())
     return defs
@@ -65,14 +64,14 @@ def compact_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped
         kept_in = torch.from_numpy(keep[graph.inputs(index)])
         source = model.sources[index][0]
         constant = constants[source] if source >= 0 else torch.zeros(len(kept_in), dtype=torch.float64)
-        if isinstance(module, l.Convolution):
+        if isinstance(module, layers.Convolution):
             _copy_convolution(module, target, kept_in, kept_out, constant)
-        elif isinstance(module, l.SqueezeExcite):
+        elif isinstance(module, layers.SqueezeExcite):
             target.se.fc[0].weight.copy_(module.se.fc[0].weight[:, kept_in])
             target.se.fc[2].weight.copy_(module.se.fc[2].weight[kept_out])
-        elif isinstance(module, l.BatchNorm):
+        elif isinstance(module, layers.BatchNorm):
             _copy_batch_norm(module.BatchNorm2d, target.BatchNorm2d, kept_out, constant)
-        elif isinstance(module, l.Shortcut) and module.weights is not None:
+        elif isinstance(module, layers.Shortcut) and module.weights is not None:
             per_channel = module.weights.shape[1] > 1
             target.weights.copy_(module.weights[:, kept_out] if per_channel else module.weights)
     small.seen = model.seen
@@ -80,7 +79,7 @@ def compact_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped
 
 
 def _copy_convolution(
-    module: l.Convolution, target: l.Convolution, kept_in: Tensor, kept_out: Tensor, constant: Tensor
+    module: layers.Convolution, target: layers.Convolution, kept_in: Tensor, kept_out: Tensor, constant: Tensor
 ) -> None:
     """Copy the kept filters and absorb the constant that the inputs carried: the mean falls or the bias rises."""
     shift = kernel_shift(module, constant)

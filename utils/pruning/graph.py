@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.activations import ACROSS_CHANNELS
 from utils.network.shapes import input_channels, output_shapes
 
@@ -42,7 +42,7 @@ class ChannelGraph:
     a grouped route). grouped: indices of the ordinary grouped convolutions, which are left whole.
     """
 
-    def __init__(self, defs: c.Defs) -> None:
+    def __init__(self, defs: definitions.Defs) -> None:
         self.defs = defs
         shapes = output_shapes(defs)
         self._parent: list[int] = []
@@ -74,11 +74,11 @@ class ChannelGraph:
     def is_depthwise(self, index: int) -> bool:
         """Whether layer `index` filters each channel by itself, so that its output has its input's ids."""
         d = self.defs[index]
-        return isinstance(d, c.Convolutional) and _is_depthwise(d, len(self.inputs(index)))
+        return isinstance(d, definitions.Convolutional) and _is_depthwise(d, len(self.inputs(index)))
 
     def convolutions(self) -> list[int]:
         """Indices of the convolutions, depthwise ones included."""
-        return [i for i, d in enumerate(self.defs) if isinstance(d, c.Convolutional)]
+        return [i for i, d in enumerate(self.defs) if isinstance(d, definitions.Convolutional)]
 
     def gammas(self) -> list[int]:
         """Indices of the layers with a batch normalisation."""
@@ -106,16 +106,16 @@ class ChannelGraph:
     def _freeze(self, ids: Ids) -> None:
         self._frozen.update(ids.tolist())
 
-    def _same(self, d: c.LayerDef, sources: list[Ids]) -> Ids:
+    def _same(self, d: definitions.LayerDef, sources: list[Ids]) -> Ids:
         return sources[0]
 
-    def _convolution(self, d: c.Convolutional, sources: list[Ids]) -> Ids:
+    def _convolution(self, d: definitions.Convolutional, sources: list[Ids]) -> Ids:
         if _is_depthwise(d, self._channels[0]):
             return sources[0]
         ids = self._new(d.filters)
         if d.batch_normalize:
             self._with_gamma.update(ids.tolist())
-        if d.groups > 1 or isinstance(d, c.Depthwise):
+        if d.groups > 1 or isinstance(d, definitions.Depthwise):
             self.grouped.append(self._index)
             self._freeze(ids)
             self._freeze(sources[0])
@@ -123,7 +123,7 @@ class ChannelGraph:
             self._freeze(ids)
         return ids
 
-    def _shortcut(self, d: c.Shortcut, sources: list[Ids]) -> Ids:
+    def _shortcut(self, d: definitions.Shortcut, sources: list[Ids]) -> Ids:
         for ids in sources:
             self._freeze(np.array([i for i in ids.tolist() if i not in self._with_gamma], dtype=int))
         for other in sources[1:]:
@@ -132,7 +132,7 @@ class ChannelGraph:
             self._united.update(sources[0][:common].tolist())
         return sources[0]
 
-    def _product(self, d: c.ScaleChannels, sources: list[Ids]) -> Ids:
+    def _product(self, d: definitions.ScaleChannels, sources: list[Ids]) -> Ids:
         factor, scaled = sources
         if len(factor) == len(scaled):
             self._unite(scaled, factor)
@@ -140,14 +140,14 @@ class ChannelGraph:
             self._freeze(factor)
         return scaled
 
-    def _route(self, d: c.Route, sources: list[Ids]) -> Ids:
+    def _route(self, d: definitions.Route, sources: list[Ids]) -> Ids:
         if d.groups == 1:
             return np.concatenate(sources)
         parts = [np.split(ids, d.groups) for ids in sources]
         self._parts += parts
         return np.concatenate([p[d.group_id] for p in parts])
 
-    def _max_pool(self, d: c.MaxPool, sources: list[Ids]) -> Ids:
+    def _max_pool(self, d: definitions.MaxPool, sources: list[Ids]) -> Ids:
         if not d.maxpool_depth:
             return sources[0]
         self._freeze(sources[0])  # channels are compared with each other, so none can go alone
@@ -155,17 +155,17 @@ class ChannelGraph:
         self._freeze(ids)
         return ids
 
-    def _reorg3d(self, d: c.Reorg3d, sources: list[Ids]) -> Ids:
+    def _reorg3d(self, d: definitions.Reorg3d, sources: list[Ids]) -> Ids:
         return np.tile(sources[0], d.stride**2)
 
-    def _reorg(self, d: c.Reorg, sources: list[Ids]) -> Ids:
+    def _reorg(self, d: definitions.Reorg, sources: list[Ids]) -> Ids:
         """Blocks of stride^2 neighbouring channels are mixed with each other, so they stay or go together."""
         blocks = sources[0].reshape(-1, d.stride**2)
         for k in range(1, blocks.shape[1]):
             self._unite(blocks[:, 0], blocks[:, k])
         return np.repeat(np.tile(blocks[:, 0], d.stride**2), d.stride**2)
 
-    def _head(self, d: c.Head, sources: list[Ids]) -> Ids:
+    def _head(self, d: definitions.Head, sources: list[Ids]) -> Ids:
         self._freeze(sources[0])
         return sources[0]
 
@@ -188,24 +188,24 @@ class ChannelGraph:
         return flags
 
 
-def _is_depthwise(d: c.Convolutional, channels: int) -> bool:
-    groups = channels if isinstance(d, c.Depthwise) else d.groups
+def _is_depthwise(d: definitions.Convolutional, channels: int) -> bool:
+    groups = channels if isinstance(d, definitions.Depthwise) else d.groups
     return groups == channels == d.filters and groups > 1
 
 
-def _has_gamma(d: c.LayerDef) -> bool:
-    return isinstance(d, c.BatchNorm) or (isinstance(d, c.Convolutional) and bool(d.batch_normalize))
+def _has_gamma(d: definitions.LayerDef) -> bool:
+    return isinstance(d, definitions.BatchNorm) or (isinstance(d, definitions.Convolutional) and bool(d.batch_normalize))
 
 
 # Everything that isn't listed passes its (first) input's ids on.
-_RULES: tuple[tuple[type[c.LayerDef], Callable[..., Ids]], ...] = (
-    (c.Convolutional, ChannelGraph._convolution),
-    (c.Shortcut, ChannelGraph._shortcut),
-    (c.ScaleChannels, ChannelGraph._product),
-    (c.Route, ChannelGraph._route),
-    (c.LocalAvgPool, ChannelGraph._same),
-    (c.MaxPool, ChannelGraph._max_pool),
-    (c.Reorg3d, ChannelGraph._reorg3d),
-    (c.Reorg, ChannelGraph._reorg),
-    (c.Head, ChannelGraph._head),
+_RULES: tuple[tuple[type[definitions.LayerDef], Callable[..., Ids]], ...] = (
+    (definitions.Convolutional, ChannelGraph._convolution),
+    (definitions.Shortcut, ChannelGraph._shortcut),
+    (definitions.ScaleChannels, ChannelGraph._product),
+    (definitions.Route, ChannelGraph._route),
+    (definitions.LocalAvgPool, ChannelGraph._same),
+    (definitions.MaxPool, ChannelGraph._max_pool),
+    (definitions.Reorg3d, ChannelGraph._reorg3d),
+    (definitions.Reorg, ChannelGraph._reorg),
+    (definitions.Head, ChannelGraph._head),
 )

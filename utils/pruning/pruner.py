@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.pruning.compact import compact_defs, compact_model, mask_model
@@ -121,7 +121,7 @@ class Pruner:
         parts = criterion.parts(self.model, self.graph, self.evidence)
         return np.array([parts.scores(ends_of(self.graph, block, keep), 1)[0] for block in self.blocks])
 
-    def defs(self, choice: Choice) -> c.Defs:
+    def defs(self, choice: Choice) -> definitions.Defs:
         return compact_defs(self.graph, choice.mask.keep, choice.dropped)
 
     def masked(self, choice: Choice) -> Darknet:
@@ -133,7 +133,7 @@ class Pruner:
     def size(self, choice: Choice, img_size: int) -> dict[str, int]:
         """{params, macs, channels} of the compact network, without computing its weights."""
         defs = self.defs(choice)
-        channels = sum(d.filters for d in defs if isinstance(d, c.Convolutional))
+        channels = sum(d.filters for d in defs if isinstance(d, definitions.Convolutional))
         return network_size(type(self.model), defs, img_size) | {"channels": channels}
 
     def layer_counts(self, choice: Choice) -> list[dict[str, int]]:

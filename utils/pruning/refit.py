@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.network import definitions as c
-from utils.network import layers as l
+from utils.network import definitions, layers
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
 from utils.pruning.graph import ChannelGraph
@@ -100,7 +99,7 @@ def refit(model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray,
 def is_fitted(pair: Pair, index: int, other: tuple[int, int] | None) -> bool:
     """Whether layer `index` is a convolution that reads fewer channels than before, or makes up for what was lost elsewhere."""
     module = pair.original.module_list[index]
-    if not isinstance(module, l.Convolution) or module.conv.groups > 1:
+    if not isinstance(module, layers.Convolution) or module.conv.groups > 1:
         return False
     target = pair.small.module_list[pair.place[index]]
     changed = not pair.keep[pair.graph.inputs(index)].all() or (other is not None and not pair.keep.all())
@@ -111,18 +110,18 @@ def added_to(graph: ChannelGraph, index: int) -> tuple[int, int] | None:
     """(shortcut, which of its maps): the other map of a plain [shortcut] that alone reads convolution `index`; None where
     there is no such, or where it isn't known when the convolution is computed."""
     d, last = graph.defs[index], index
-    if not isinstance(d, c.Convolutional) or d.activation != "linear" or d.antialiasing:
+    if not isinstance(d, definitions.Convolutional) or d.activation != "linear" or d.antialiasing:
         return None
     while True:
         readers = [i for i in range(len(graph.defs)) if last in graph.defs.sources(i)]
         if len(readers) != 1:
             return None
         reader = graph.defs[readers[0]]
-        if not isinstance(reader, c.Dropout):
+        if not isinstance(reader, definitions.Dropout):
             break
         last = readers[0]
     sources = graph.defs.sources(readers[0])
-    if not isinstance(reader, c.Shortcut) or len(sources) != 2 or reader.activation != "linear":
+    if not isinstance(reader, definitions.Shortcut) or len(sources) != 2 or reader.activation != "linear":
         return None
     which = 1 - sources.index(last)
     plain = reader.weights_type == "none" and len(graph.out[sources[which]]) == len(graph.out[index])
@@ -153,7 +152,7 @@ def fit_convolution(pair: Pair, index: int, other: tuple[int, int] | None, gener
     return maps
 
 
-def choose_places(module: l.Convolution, x: Tensor, pictures: int, generator: torch.Generator) -> Tensor:
+def choose_places(module: layers.Convolution, x: Tensor, pictures: int, generator: torch.Generator) -> Tensor:
     """Random positions in the flattened output map, so many that all `pictures` together give enough samples."""
     positions = math.prod(output_size(module.conv, x))
     wanted = max(SAMPLES * module.conv.weight[0].numel(), LEAST_SAMPLES)
@@ -165,13 +164,13 @@ def _at(maps: Tensor, places: Tensor) -> Tensor:
     return maps.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
 
 
-def _mean(module: l.Convolution) -> Tensor:
+def _mean(module: layers.Convolution) -> Tensor:
     """(filters,) what batch normalisation takes away from the kernel's sums; a bias is in them already."""
     norm = module.BatchNorm2d
     return norm.running_mean if norm is not None else torch.zeros_like(module.conv.bias)
 
 
-def _inverse_factor(module: l.Convolution) -> Tensor:
+def _inverse_factor(module: layers.Convolution) -> Tensor:
     """(filters,) 1 / what batch normalisation multiplies by; 0 where that is next to nothing."""
     norm = module.BatchNorm2d
     if norm is None:

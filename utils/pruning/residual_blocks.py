@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.darknet import Darknet
 from utils.pruning.graph import ChannelGraph
 
@@ -35,7 +35,10 @@ class Block:
 
 
 # What stands between a branch's last batch normalisation and its shortcut without making new channels of its own.
-_PASSES = (c.Dropout, c.SqueezeExcite, c.ScaleChannels, c.Route, c.MaxPool, c.Upsample)
+_PASSES = (
+    definitions.Dropout, definitions.SqueezeExcite, definitions.ScaleChannels, definitions.Route, definitions.MaxPool,
+    definitions.Upsample,
+)  # fmt: skip
 
 
 def residual_blocks(graph: ChannelGraph) -> list[Block]:
@@ -51,7 +54,7 @@ def residual_blocks(graph: ChannelGraph) -> list[Block]:
         for source in defs.sources(index):
             if source >= 0:
                 readers[source].append(index)
-    found = [_block(graph, index, readers) for index, d in enumerate(defs) if isinstance(d, c.Shortcut)]
+    found = [_block(graph, index, readers) for index, d in enumerate(defs) if isinstance(d, definitions.Shortcut)]
     return [block for block in found if block is not None]
 
 
@@ -79,7 +82,7 @@ def _tail(graph: ChannelGraph, index: int) -> list[int]:
     if index < 0 or not isinstance(graph.defs[index], _PASSES):
         return []
     sources = graph.defs.sources(index)
-    if isinstance(graph.defs[index], c.ScaleChannels):
+    if isinstance(graph.defs[index], definitions.ScaleChannels):
         sources = sources[1:]  # the factors don't matter where the scaled map is silent
     tails = [_tail(graph, s) for s in sources]
     return sorted({index, *(layer for tail in tails for layer in tail)}) if all(tails) else []
@@ -115,7 +118,7 @@ def surviving_layers(count: int, dropped: Collection[Block]) -> list[int]:
     return [i for i in range(count) if i not in gone]
 
 
-def without_blocks(defs: c.Defs, dropped: Collection[Block]) -> c.Defs:
+def without_blocks(defs: definitions.Defs, dropped: Collection[Block]) -> definitions.Defs:
     """The definitions without the blocks; references lead where they led before, relative ones stay relative."""
     kept = surviving_layers(len(defs), dropped)
     stands_for = list(range(len(defs)))
@@ -127,11 +130,11 @@ def without_blocks(defs: c.Defs, dropped: Collection[Block]) -> c.Defs:
         layer = copy.deepcopy(defs[old])
         moved = tuple(_moved(r, old, new, place, stands_for) for r in layer.references())
         if moved:
-            setattr(layer, "layers" if isinstance(layer, c.Route) else "from_", moved)
+            setattr(layer, "layers" if isinstance(layer, definitions.Route) else "from_", moved)
         layers.append(layer)
-    return c.Defs(copy.deepcopy(defs.net), layers, defs.name)
+    return definitions.Defs(copy.deepcopy(defs.net), layers, defs.name)
 
 
 def _moved(reference: int, old: int, new: int, place: dict[int, int], stands_for: list[int]) -> int:
-    target = place[stands_for[c.absolute(reference, old)]]
+    target = place[stands_for[definitions.absolute(reference, old)]]
     return target - new if reference < 0 else target

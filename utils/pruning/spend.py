@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.network import layers as l
+from utils.network import layers
 from utils.network.darknet import Darknet
 from utils.network.shapes import output_shapes
 from utils.pruning.graph import ChannelGraph, Ids
@@ -49,7 +49,7 @@ def mac_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
 
     def positions(index: int) -> tuple[float, float]:
         module = model.module_list[index]
-        if not isinstance(module, l.Convolution):
+        if not isinstance(module, layers.Convolution):
             return 1.0, 0.0
         return module.macs(maps[model.sources[index][0]], maps[index]) / module.conv.weight.numel(), 0.0
 
@@ -63,14 +63,14 @@ def _products(model: Darknet, graph: ChannelGraph, price: Callable[[int], tuple[
     for index, module in enumerate(model.module_list):
         weight, other = price(index)
         outputs, inputs = graph.out[index], graph.inputs(index)
-        if isinstance(module, l.Convolution):
+        if isinstance(module, layers.Convolution):
             taps = module.conv.weight[0, 0].numel()
             more = other * sum(len(p) == len(outputs) and p.dim() == 1 for p in module.parameters())
             if module.conv.groups == 1:
                 found.append(Product(outputs, inputs, weight * taps, more))
             else:  # each filter reads a fixed number of channels
                 found.append(Product(outputs, nothing, 0.0, weight * module.conv.weight[0].numel() + more))
-        elif isinstance(module, l.SqueezeExcite):
+        elif isinstance(module, layers.SqueezeExcite):
             found.append(Product(outputs, nothing, 0.0, 2 * weight * module.se.fc[0].out_features))
         else:
             more = other * sum(p.shape[-1] == len(outputs) > 1 and p[..., 0].numel() for p in module.parameters())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.network import layers as l
+from utils.network import layers
 from utils.quantized.config import QuantizerConfig
 from utils.quantized.fake_quantize import FakeQuantize, MatrixQuantize
 from utils.quantized.rounding import onto_grid, power_of_two
@@ -35,7 +35,7 @@ class RoundedActivation(nn.Module):
         return self.function(self.pre_quant(x))
 
 
-class QuantLayer(l.Block):
+class QuantLayer(layers.Block):
     """What quantized layers have in common: the quantizer behind the activation, out_quant (None: absent).
 
     reads: the quantizers on whose grids the maps lie that this layer reads, in the order of its sources.
@@ -69,7 +69,7 @@ class Deployed:
     bias: Tensor
 
 
-class QuantConv2d(QuantLayer, l.Convolution):
+class QuantConv2d(QuantLayer, layers.Convolution):
     """[convolutional] and [depthwise], quantized.
 
     Training: the kernel is rounded as if the batch normalisation's factor gamma / sigma, sigma from the running variance,
@@ -190,7 +190,7 @@ def _values(folded: Deployed) -> Tensor:
     return kernel.contiguous(memory_format=torch.channels_last)
 
 
-class QuantShortcut(QuantLayer, l.Shortcut):
+class QuantShortcut(QuantLayer, layers.Shortcut):
     """[shortcut], quantized. way: see Settings.shortcut_way; bringing maps to a common scale rounds but cuts nothing off."""
 
     way: int
@@ -203,7 +203,7 @@ class QuantShortcut(QuantLayer, l.Shortcut):
         return super().forward(*maps)
 
 
-class QuantSqueezeExcite(QuantLayer, l.SqueezeExcite):
+class QuantSqueezeExcite(QuantLayer, layers.SqueezeExcite):
     """[se], quantized: the mean, both matrices, what is between them, the factor and the product."""
 
     def prepare(self, kernel: QuantizerConfig, activation: QuantizerConfig, pre: QuantizerConfig, where: str) -> None:
@@ -231,58 +231,58 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
 
 
-class QuantAvgPool(QuantLayer, l.AvgPool):
+class QuantAvgPool(QuantLayer, layers.AvgPool):
     """[avgpool], quantized."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out_quant(spatial_mean(x)[:, :, None, None])
 
 
-class QuantLocalAvgPool(QuantLayer, l.LocalAvgPool):
+class QuantLocalAvgPool(QuantLayer, layers.LocalAvgPool):
     """[local_avgpool], quantized."""
 
 
-class QuantMaxPool(QuantLayer, l.MaxPool):
+class QuantMaxPool(QuantLayer, layers.MaxPool):
     """[maxpool] with antialiasing, quantized."""
 
 
-class QuantBatchNorm(QuantLayer, l.BatchNorm):
+class QuantBatchNorm(QuantLayer, layers.BatchNorm):
     """[batchnorm], quantized: its output; it stays a float layer."""
 
 
-class QuantUpsample(QuantLayer, l.Upsample):
+class QuantUpsample(QuantLayer, layers.Upsample):
     """[upsample] with a scale, quantized."""
 
 
-class QuantRoute(QuantLayer, l.Route):
+class QuantRoute(QuantLayer, layers.Route):
     """[route] of several maps, quantized: they get one scale."""
 
 
-class QuantProduct(QuantLayer, l.Product):
+class QuantProduct(QuantLayer, layers.Product):
     """[scale_channels] and [sam], quantized."""
 
 
 # float layer -> quantized layer; what isn't listed gives its values on as they are.
-QUANTIZED: dict[type[l.Block], type[QuantLayer]] = {
-    l.Convolution: QuantConv2d,
-    l.Shortcut: QuantShortcut,
-    l.SqueezeExcite: QuantSqueezeExcite,
-    l.AvgPool: QuantAvgPool,
-    l.LocalAvgPool: QuantLocalAvgPool,
-    l.MaxPool: QuantMaxPool,
-    l.BatchNorm: QuantBatchNorm,
-    l.Upsample: QuantUpsample,
-    l.Route: QuantRoute,
-    l.Product: QuantProduct,
+QUANTIZED: dict[type[layers.Block], type[QuantLayer]] = {
+    layers.Convolution: QuantConv2d,
+    layers.Shortcut: QuantShortcut,
+    layers.SqueezeExcite: QuantSqueezeExcite,
+    layers.AvgPool: QuantAvgPool,
+    layers.LocalAvgPool: QuantLocalAvgPool,
+    layers.MaxPool: QuantMaxPool,
+    layers.BatchNorm: QuantBatchNorm,
+    layers.Upsample: QuantUpsample,
+    layers.Route: QuantRoute,
+    layers.Product: QuantProduct,
 }
 # Of those, what only gives values on unless this holds.
-ROUNDS: dict[type[l.Block], Callable[[nn.Module, int], bool]] = {
-    l.MaxPool: lambda module, sources: not isinstance(module.blur, nn.Identity),
-    l.Upsample: lambda module, sources: module.scale != 1,
-    l.Route: lambda module, sources: sources > 1,
+ROUNDS: dict[type[layers.Block], Callable[[nn.Module, int], bool]] = {
+    layers.MaxPool: lambda module, sources: not isinstance(module.blur, nn.Identity),
+    layers.Upsample: lambda module, sources: module.scale != 1,
+    layers.Route: lambda module, sources: sources > 1,
 }
 
 
-def rounds(module: l.Block, sources: int) -> bool:
+def rounds(module: layers.Block, sources: int) -> bool:
     """Whether a float layer's output needs a grid of its own."""
     return type(module) in QUANTIZED and ROUNDS.get(type(module), lambda m, s: True)(module, sources)

@@ -19,7 +19,7 @@ FEW_BITS = {"minmax": "mse", "moving": "mse", "percentile": "mse"}
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Scheme:
     """kernel, activation: what goes into the FakeQuantize of kernels and of maps. transform: of kernels before they are
     rounded, a name in utils.quantized.layers.TRANSFORMS. fold: whether kernels are rounded with their batch
     normalisation's factor in them. fused: activations that are applied to a convolution's sums as they are."""
@@ -33,17 +33,15 @@ class Strategy:
 
 
 KERNEL = QuantizerConfig(symmetric=True, narrow=True, dynamic=True)
-STRATEGIES = {
-    1: Strategy(
+SCHEMES = {
+    1: Scheme(
         "Google (Jacob et al. 2018)", replace(KERNEL, per_channel=True), QuantizerConfig(symmetric=False, observer="moving")
     ),
-    2: Strategy(
-        "DoReFa (Zhou et al. 2016)", KERNEL, QuantizerConfig(symmetric=False, observer="percentile"), "tanh", fold=False
-    ),
+    2: Scheme("DoReFa (Zhou et al. 2016)", KERNEL, QuantizerConfig(symmetric=False, observer="percentile"), "tanh", fold=False),
 }
 
 
-def on_fpga(strategy: Strategy) -> Strategy:
+def on_fpga(strategy: Scheme) -> Scheme:
     """The strategy in integers and shifts: one power-of-two scale a tensor, folded kernels, an integer leaky."""
     grid = {"symmetric": True, "power_of_two": True, "observer": "mse"}
     return replace(
@@ -56,7 +54,7 @@ def on_fpga(strategy: Strategy) -> Strategy:
 class Settings:
     """A quantized network's settings, which its checkpoint carries.
 
-    strategy: a key of STRATEGIES; a_bit, w_bit: bits of maps and kernels; keep_first_last: the first convolution, those
+    strategy: a key of SCHEMES; a_bit, w_bit: bits of maps and kernels; keep_first_last: the first convolution, those
     that feed heads and the maps that these read have 8 bits at least; shortcut_way: maps that a shortcut adds
     share the smaller (1) or the larger (2) of their scales, 0: each keeps its own; observer: of maps, "" for the
     strategy's own. Settings that differ in the observer alone are equal: they describe the same network.
@@ -77,8 +75,8 @@ class Settings:
                 raise UserError(f"{flag} {bits}: can be {', '.join(map(str, BITS[:-1]))}, or {OFF} for none")
             if self.fpga and bits == OFF:
                 raise UserError(f"{flag} {bits}: with --FPGA everything is an integer; give 2 to 8, or 16")
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"--quantized {self.strategy}: can be {', '.join(map(str, STRATEGIES))}")
+        if self.strategy not in SCHEMES:
+            raise UserError(f"--quantized {self.strategy}: can be {', '.join(map(str, SCHEMES))}")
         if self.observer and self.observer not in OBSERVERS:
             raise UserError(f"--observer {self.observer}: can be {', '.join(OBSERVERS)}")
         if self.shortcut_way not in (0, 1, 2):
@@ -107,9 +105,9 @@ class Settings:
         return ", ".join([self.plan.title, *extras])
 
     @property
-    def plan(self) -> Strategy:
+    def plan(self) -> Scheme:
         """The strategy with these settings in its configs, but for the bits."""
-        strategy = STRATEGIES[self.strategy]
+        strategy = SCHEMES[self.strategy]
         strategy = on_fpga(strategy) if self.fpga else strategy
         if not self.observer:
             return strategy
@@ -169,5 +167,5 @@ def requested(args: argparse.Namespace) -> Settings | None:
              "--shortcut_way": args.shortcut_way, "--observer": args.observer}  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
     if flags:
-        raise UserError(f"{' '.join(flags)} needs --quantized: {', '.join(f'{n} {s.title}' for n, s in STRATEGIES.items())}")
+        raise UserError(f"{' '.join(flags)} needs --quantized: {', '.join(f'{n} {s.title}' for n, s in SCHEMES.items())}")
     return None

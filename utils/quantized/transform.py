@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from utils.core.errors import UserError
-from utils.network import definitions as c
+from utils.network import definitions
 from utils.network.activations import ACROSS_CHANNELS
 from utils.network.darknet import Darknet
 from utils.quantized.fake_quantize import FakeQuantize
@@ -67,7 +67,7 @@ class _Places:
         owners = {-1: -1}  # layer -> the layer whose grid its output lies on
         for index, sources in enumerate(model.sources):
             owners[index] = index if self.rounds(index) else owners[sources[0]]
-        first = next(i for i, d in enumerate(model.defs) if isinstance(d, c.Convolutional))
+        first = next(i for i, d in enumerate(model.defs) if isinstance(d, definitions.Convolutional))
         keep = self.settings.keep_first_last
         self.whole_kernels = {first, *self.heads} if keep else set()
         self.whole_maps = {owners[model.sources[i][0]] for i in self.heads} if keep else set()
@@ -100,26 +100,26 @@ class _Places:
         module.out_quant = None if index in self.heads else FakeQuantize(activation, f"{where}: out_quant")
 
 
-def check_integer(defs: c.Defs) -> None:
+def check_integer(defs: definitions.Defs) -> None:
     """Raise UserError naming the first layer that integers and shifts can't compute."""
     for index, d in enumerate(defs):
         for reason in _not_integer(d):
             raise UserError(f"{defs.where(index)}: --FPGA: {reason}; train without --FPGA, or change the cfg")
 
 
-def _not_integer(d: c.LayerDef) -> Iterator[str]:
+def _not_integer(d: definitions.LayerDef) -> Iterator[str]:
     name = getattr(d, "activation", "linear")
     if name in ACROSS_CHANNELS:
         yield f"activation={name} divides by a sum over the channels"
     if getattr(d, "antialiasing", 0):
         yield f"antialiasing={d.antialiasing} isn't made for integers here"
-    if isinstance(d, c.LocalAvgPool):
+    if isinstance(d, definitions.LocalAvgPool):
         yield "its windows are divided by different counts"
-    if isinstance(d, c.BatchNorm):
+    if isinstance(d, definitions.BatchNorm):
         yield "a batch normalisation without convolution can't be folded into a kernel"
-    if isinstance(d, c.Shortcut) and d.weights_type != "none":
+    if isinstance(d, definitions.Shortcut) and d.weights_type != "none":
         yield f"weights_type={d.weights_type} multiplies maps by numbers that aren't powers of two"
-    if isinstance(d, c.Upsample) and d.scale != 1:
+    if isinstance(d, definitions.Upsample) and d.scale != 1:
         yield f"scale={d.scale:g} multiplies the map"
 
 

@@ -1,4 +1,4 @@
-"""Judge: what the networks of one pruning run are measured with."""
+"""Evaluator: what the networks of one pruning run are measured with."""
 
 import argparse
 from collections.abc import Collection
@@ -32,7 +32,7 @@ from utils.pruning.refit import bytes_per_picture, refit
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Measures models of one size on one device: mAP with a dataset, what they cost in any case."""
 
     args: argparse.Namespace

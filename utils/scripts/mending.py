@@ -6,7 +6,7 @@ from typing import Any
 from utils.core.ranges import whole
 from utils.network.darknet import Darknet
 from utils.pruning.pruner import Choice, Pruner
-from utils.scripts.evaluator import Judge
+from utils.scripts.evaluator import Evaluator
 
 STAGES = {"refit": "refitted", "bn_recal": "re-estimated"}  # option and key of --json -> what the network is then called
 
@@ -20,25 +20,27 @@ def add_mending_arguments(parser: argparse.ArgumentParser) -> None:
                        help="measure batch normalisation's statistics again on N training pictures")  # fmt: skip
 
 
-def mend(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice, small: Darknet, option: str) -> dict[str, Any]:
+def mend(
+    args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet, option: str
+) -> dict[str, Any]:
     """Do what `option`, a key of STAGES, asks for to the compact network `small`, in place; says on what: {images, ...}."""
     count = getattr(args, option)
     if option == "refit":
-        images, layers = judge.refit(pruner, choice, small, count)
+        images, layers = evaluator.refit(pruner, choice, small, count)
         return {"images": images, "layers": layers}
-    return {"images": judge.recalibrate(small, count)}
+    return {"images": evaluator.recalibrate(small, count)}
 
 
-def mended(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice) -> Darknet:
+def mended(args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice) -> Darknet:
     """The compact network as it would be written."""
     small = pruner.compact(choice)
     for option in STAGES:
         if getattr(args, option):
-            mend(args, judge, pruner, choice, small, option)
+            mend(args, evaluator, pruner, choice, small, option)
     return small
 
 
-def mend_and_measure(args: argparse.Namespace, judge: Judge, pruner: Pruner, choice: Choice, small: Darknet,
+def mend_and_measure(args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet,
                      after: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """Mend `small`, in place: {after, and for each stage {images, before{map50, map}, after{map50, map}} or None}. after: the
     figures of the compact network, of which the mAPs become those of the last stage."""
@@ -46,8 +48,8 @@ def mend_and_measure(args: argparse.Namespace, judge: Judge, pruner: Pruner, cho
     for option, name in STAGES.items():
         figures[option] = None
         if getattr(args, option):
-            what = mend(args, judge, pruner, choice, small, option)
-            found = judge.accuracy(small, name)
+            what = mend(args, evaluator, pruner, choice, small, option)
+            found = evaluator.accuracy(small, name)
             figures[option] = what | {"before": _maps(after), "after": _maps(found)}
             after = after | found
     return figures | {"after": after}

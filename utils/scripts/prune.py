@@ -24,7 +24,7 @@ from utils.pruning.masks import POLICIES, Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.recipe import count, finetuning_epochs
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
-from utils.scripts.evaluator import Judge
+from utils.scripts.evaluator import Evaluator
 from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 
@@ -103,32 +103,32 @@ def prune(args: argparse.Namespace) -> dict[str, Any]:
     amount = pruner.check(args.percent, getattr(args, "shortcuts", None), args.force)
     say_what_there_is(pruner)
     output_paths(args, loaded.model, amount)
-    judge = Judge(args, data, loaded)
+    evaluator = Evaluator(args, data, loaded)
     if args.dry_run:
-        return dry_run(args, limits, judge, pruner, amount)
-    before = judge.measure(loaded.model, "original")
+        return dry_run(args, limits, evaluator, pruner, amount)
+    before = evaluator.measure(loaded.model, "original")
     goal = goal_of(args, before)
-    name = choose_importance(args, pruner, judge, amount, goal)
+    name = choose_importance(args, pruner, evaluator, amount, goal)
     settle_spend(args, name, goal)
-    (pruner,) = rank(args, [name], limits, judge)
+    (pruner,) = rank(args, [name], limits, evaluator)
     if goal:
-        amount = settle(args, pruner, judge, amount, goal)
+        amount = settle(args, pruner, evaluator, amount, goal)
     targets = output_paths(args, loaded.model, amount)
     choice = pruner.choose(amount)
     say_choice(pruner, choice)
     masked = pruner.masked(choice)
-    masked_figures = judge.accuracy(masked, "masked")
+    masked_figures = evaluator.accuracy(masked, "masked")
     small = pruner.compact(choice)
     figures = {
         "strategy": args.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": args.spend,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
-        "after": judge.measure(small, "compact"), "layers": pruner.layer_counts(choice),
+        "after": evaluator.measure(small, "compact"), "layers": pruner.layer_counts(choice),
         "max_abs_diff": max_difference(masked, small, loaded.img_size),
     }  # fmt: skip
-    figures |= mend_and_measure(args, judge, pruner, choice, small, figures["after"])
+    figures |= mend_and_measure(args, evaluator, pruner, choice, small, figures["after"])
     warn_if_dead(before, figures["after"], amount)
     save(small, figures, targets)
-    report(figures, args, judge)
+    report(figures, args, evaluator)
     write_json(args.json, figures)
     return figures
 
@@ -172,35 +172,35 @@ def say_choice(pruner: Pruner, choice: Choice) -> None:
         print(f"warning: {warning}")
 
 
-def settle(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount, goal: Goal) -> Amount:
+def settle(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal) -> Amount:
     """The amount that reaches the goal; see utils.pruning.amounts."""
     if goal.kind != "map50":
-        return smallest_amount(pruner, base, goal, judge.loaded.img_size, args.force)
+        return smallest_amount(pruner, base, goal, evaluator.loaded.img_size, args.force)
 
     def accuracy(amount: Amount) -> float:
-        found = judge.accuracy(mended(args, judge, pruner, pruner.choose(amount)), str(amount))["map50"]
+        found = evaluator.accuracy(mended(args, evaluator, pruner, pruner.choose(amount)), str(amount))["map50"]
         print(f"{amount}: mAP@0.5 {found:.4f}")
         return found
 
     return largest_amount(pruner, base, goal, accuracy, args.force)
 
 
-def dry_run(args: argparse.Namespace, limits: Limits, judge: Judge, first: Pruner, base: Amount) -> dict[str, Any]:
+def dry_run(args: argparse.Namespace, limits: Limits, evaluator: Evaluator, first: Pruner, base: Amount) -> dict[str, Any]:
     """A table and a picture of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
-    model, size = first.model, judge.loaded.img_size
+    model, size = first.model, evaluator.loaded.img_size
     mending = args.refit or args.bn_recal
-    before = network_size(Darknet, model.defs, size) | judge.accuracy(model, "original")
-    names = args.importance if len(args.importance) > 1 else [choose_importance(args, first, judge, base, None)]
+    before = network_size(Darknet, model.defs, size) | evaluator.accuracy(model, "original")
+    names = args.importance if len(args.importance) > 1 else [choose_importance(args, first, evaluator, base, None)]
     settle_spend(args, names[0], None)
     rows = []
-    for pruner in rank(args, names, limits, judge):
+    for pruner in rank(args, names, limits, evaluator):
 
         def accuracy(amount: Amount, pruner: Pruner = pruner) -> float:
             choice = pruner.choose(amount)
-            network = mended(args, judge, pruner, choice) if mending else pruner.masked(choice)
-            return judge.accuracy(network, f"{pruner.importance} {amount}")["map50"]
+            network = mended(args, evaluator, pruner, choice) if mending else pruner.masked(choice)
+            return evaluator.accuracy(network, f"{pruner.importance} {amount}")["map50"]
 
-        found = sweep(pruner, base, size, accuracy if judge.loader else None)
+        found = sweep(pruner, base, size, accuracy if evaluator.loader else None)
         rows += [{"importance": pruner.importance} | row for row in found]
     what = "shortcuts" if base.shortcuts and not base.percent else "percent"
     picture = output_paths(args, model, None).picture
@@ -271,7 +271,7 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
     plot_channels(figures["layers"], targets.picture)
 
 
-def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> None:
+def report(figures: dict[str, Any], args: argparse.Namespace, evaluator: Evaluator) -> None:
     """The table before/after and the next command."""
     before, after = figures["before"], figures["after"]
     stages = [("masked", figures["masked"]), *stage_columns(figures)]
@@ -279,13 +279,13 @@ def report(figures: dict[str, Any], args: argparse.Namespace, judge: Judge) -> N
     rows = [[label, before[k], *(stage[k] for _, stage in stages), None] for label, k in _ACCURACIES]
     rows += [[label, before[k], None, *blank, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS]
     header = ["", "original", *(name for name, _ in stages), "saved"]
-    print(f"\n{args.strategy} pruning; latency: median, batch 1, {judge.device}, fused, --precision {args.precision}")
+    print(f"\n{args.strategy} pruning; latency: median, batch 1, {evaluator.device}, fused, --precision {args.precision}")
     print(format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
-    epochs = str(finetuning_epochs(count(judge.data))) if judge.data and judge.data.train else "..."
-    print(f"next:     {command('train.py', '-pt', '--finetune', *judge.loaded.flags, '--epochs', epochs, **files)}")
+    epochs = str(finetuning_epochs(count(evaluator.data))) if evaluator.data and evaluator.data.train else "..."
+    print(f"next:     {command('train.py', '-pt', '--finetune', *evaluator.loaded.flags, '--epochs', epochs, **files)}")
 
 
 _ACCURACIES = (("mAP@0.5", "map50"), ("mAP@0.5:0.95", "map"))

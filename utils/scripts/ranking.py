@@ -9,7 +9,7 @@ from utils.pruning.importance import CRITERIA, Evidence
 from utils.pruning.masks import Limits
 from utils.pruning.pruner import Amount, Pruner
 from utils.pruning.spend import COSTS, NOTHING
-from utils.scripts.evaluator import Judge
+from utils.scripts.evaluator import Evaluator
 
 AUTO, ALL = "auto", "all"
 
@@ -47,7 +47,7 @@ def check_ranking(args: argparse.Namespace) -> None:
         raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled pictures to take gradients from")
 
 
-def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: Judge, base: Amount, goal: Goal | None) -> str:
+def choose_importance(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal | None) -> str:
     """The criterion to prune by, which is said with its reason. pruner: one that ranks by gammas; base: the amount asked for,
     or where a goal is, what is tried first."""
     (name,) = args.importance
@@ -55,12 +55,12 @@ def choose_importance(args: argparse.Namespace, pruner: Pruner, judge: Judge, ba
         return name
     trial = base
     if goal and goal.kind != "map50":
-        trial = smallest_amount(pruner, base, goal, judge.loaded.img_size, force=True)
+        trial = smallest_amount(pruner, base, goal, evaluator.loaded.img_size, force=True)
     if not pruner.sparsity_warning(pruner.choose(trial)):
         name, why = "gamma", f"the gammas are sparse enough for {trial}"
-    elif judge.loader is not None and args.refit:
+    elif evaluator.loader is not None and args.refit:
         name, why = "obs", f"the gammas aren't sparse enough for {trial}, and --refit makes up for what goes"
-    elif judge.loader is not None:
+    elif evaluator.loader is not None:
         name, why = "taylor", f"the gammas aren't sparse enough for {trial}"
     else:
         name, why = "group-norm", f"the gammas aren't sparse enough for {trial}, and without --data there are no gradients"
@@ -78,13 +78,13 @@ def settle_spend(args: argparse.Namespace, name: str, goal: Goal | None) -> None
             print(f"spend: {args.spend}, as --target-{args.spend} limits them")
 
 
-def rank(args: argparse.Namespace, names: list[str], limits: Limits, judge: Judge) -> list[Pruner]:
+def rank(args: argparse.Namespace, names: list[str], limits: Limits, evaluator: Evaluator) -> list[Pruner]:
     """A pruner for each criterion; gradients are taken once for all of them."""
-    model, needs = judge.loaded.model, {CRITERIA[name].needs for name in names}
+    model, needs = evaluator.loaded.model, {CRITERIA[name].needs for name in names}
     first = Pruner(model, args.strategy, limits)
     evidence = Evidence()
     if needs - {""}:
-        evidence = judge.evidence(first, args.importance_images, needs)
+        evidence = evaluator.evidence(first, args.importance_images, needs)
         print(f"gradients of {evidence.pictures} training pictures taken")
-    cost = COSTS[args.spend](model, first.graph, judge.loaded.img_size) if args.spend in COSTS else None
+    cost = COSTS[args.spend](model, first.graph, evaluator.loaded.img_size) if args.spend in COSTS else None
     return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from utils.core.errors import UserError
 from utils.data.batch import normalise
 from utils.export.fpga.integer import Grid, Network, Step
-from utils.network import layers as l
+from utils.network import layers
 from utils.network.darknet import Darknet
 from utils.network.heads import DflHead, Head, YoloHead
 from utils.network.shapes import Shape, output_shapes
-from utils.quantized import layers as q
+from utils.quantized import layers as quantized_layers
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import RAW_BITS
 from utils.quantized.transform import SLOPE
@@ -145,7 +145,7 @@ class _Finish:
     function: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, name: str, module: q.QuantLayer) -> "_Finish":
+    def of(cls, name: str, module: quantized_layers.QuantLayer) -> "_Finish":
         return cls(name, module.out_quant, module.pre_quant, getattr(module.activation, "function", None))
 
     def at(self, exponent: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _exponent(scale: Tensor) -> int:
     return 1 - math.frexp(scale.item())[1]
 
 
-def _convolution(low: _Lowering, index: int, module: q.QuantConv2d) -> int:
+def _convolution(low: _Lowering, index: int, module: quantized_layers.QuantConv2d) -> int:
     conv, deployed = module.conv, module.deployed()
     (source,), exponent = low.sources(index), _exponent(deployed.scale)
     bias = deployed.bias.numpy().astype(np.float64) * 2.0 ** (low.grid(source).exponent + exponent)
@@ -186,7 +186,7 @@ def _convolution(low: _Lowering, index: int, module: q.QuantConv2d) -> int:
                            bias.astype(np.int32), options, _Finish.of(name, module), low.shapes[index])  # fmt: skip
 
 
-def _shortcut(low: _Lowering, index: int, module: q.QuantShortcut) -> int:
+def _shortcut(low: _Lowering, index: int, module: quantized_layers.QuantShortcut) -> int:
     sources = low.sources(index)
     grids = [low.grid(s) for s in sources]
     shared = (max if module.way == 1 else min)(g.exponent for g in grids)
@@ -196,7 +196,7 @@ def _shortcut(low: _Lowering, index: int, module: q.QuantShortcut) -> int:
     return low.add("shortcut", index, sources, low.shapes[index], align=align, exponents={"sums": shared}, bound=bound, **more)
 
 
-def _product(low: _Lowering, index: int, module: q.QuantProduct) -> int:
+def _product(low: _Lowering, index: int, module: quantized_layers.QuantProduct) -> int:
     finish = _Finish.of(low.model.defs[index].activation, module)
     return _times(low, index, low.sources(index), finish)
 
@@ -216,12 +216,12 @@ def _mean(low: _Lowering, index: int, source: int, out: FakeQuantize) -> int:
                    exponents={"sums": grid.exponent}, bound=grid.most * height * width)  # fmt: skip
 
 
-def _average(low: _Lowering, index: int, module: q.QuantAvgPool) -> int:
+def _average(low: _Lowering, index: int, module: quantized_layers.QuantAvgPool) -> int:
     (source,) = low.sources(index)
     return _mean(low, index, source, module.out_quant)
 
 
-def _squeeze_excite(low: _Lowering, index: int, module: q.QuantSqueezeExcite) -> int:
+def _squeeze_excite(low: _Lowering, index: int, module: quantized_layers.QuantSqueezeExcite) -> int:
     (source,) = low.sources(index)
     narrow, _, widen, sigmoid = module.se.fc
     relu = _Finish("relu", module.hidden_quant)
@@ -235,14 +235,14 @@ def _squeeze_excite(low: _Lowering, index: int, module: q.QuantSqueezeExcite) ->
     return _times(low, index, [number, source], _Finish("linear", module.out_quant))
 
 
-def _concatenation(low: _Lowering, index: int, module: q.QuantRoute) -> int:
+def _concatenation(low: _Lowering, index: int, module: quantized_layers.QuantRoute) -> int:
     sources, output = low.sources(index), grid_of(module.out_quant)
     align = [low.grid(s).exponent - output.exponent for s in sources]
     options = {"groups": module.groups, "group": module.group_id}
     return low.add("route", index, sources, low.shapes[index], output=output, align=align, options=options)
 
 
-def _route(low: _Lowering, index: int, module: l.Route) -> int:
+def _route(low: _Lowering, index: int, module: layers.Route) -> int:
     """A part of one map's channels, or all of them, which is no step; or the maps of a head's convolutions."""
     if len(low.sources(index)) > 1:
         return _joined(low, index)
@@ -262,25 +262,25 @@ def _joined(low: _Lowering, index: int) -> int:
     return low.add("route", index, sources, low.shapes[index], output=output, align=align, options={"groups": 1, "group": 0})
 
 
-def _max_pool(low: _Lowering, index: int, module: l.MaxPool) -> int:
+def _max_pool(low: _Lowering, index: int, module: layers.MaxPool) -> int:
     return low.move("maxpool", index, size=module.size, strides=list(module.strides), padding=module.total)
 
 
 # What a layer of a fused model becomes; returns the number of the step that makes its map.
 LOWER: dict[type[nn.Module], Callable[[_Lowering, int, Any], int]] = {
-    q.QuantConv2d: _convolution,
-    q.QuantShortcut: _shortcut,
-    q.QuantProduct: _product,
-    q.QuantAvgPool: _average,
-    q.QuantSqueezeExcite: _squeeze_excite,
-    q.QuantRoute: _concatenation,
-    l.Route: _route,
-    l.MaxPool: _max_pool,
-    l.MaxPoolDepth: lambda low, index, module: low.move("maxpool_depth", index, channels=module.out_channels),
-    l.Upsample: lambda low, index, module: low.move("upsample", index, stride=module.factor),
-    l.Reorg: lambda low, index, module: low.move("reorg", index, stride=module.stride),
-    l.Reorg3d: lambda low, index, module: low.move("reorg3d", index, stride=module.stride),
-    l.Dropout: lambda low, index, module: low.sources(index)[0],
+    quantized_layers.QuantConv2d: _convolution,
+    quantized_layers.QuantShortcut: _shortcut,
+    quantized_layers.QuantProduct: _product,
+    quantized_layers.QuantAvgPool: _average,
+    quantized_layers.QuantSqueezeExcite: _squeeze_excite,
+    quantized_layers.QuantRoute: _concatenation,
+    layers.Route: _route,
+    layers.MaxPool: _max_pool,
+    layers.MaxPoolDepth: lambda low, index, module: low.move("maxpool_depth", index, channels=module.out_channels),
+    layers.Upsample: lambda low, index, module: low.move("upsample", index, stride=module.factor),
+    layers.Reorg: lambda low, index, module: low.move("reorg", index, stride=module.stride),
+    layers.Reorg3d: lambda low, index, module: low.move("reorg3d", index, stride=module.stride),
+    layers.Dropout: lambda low, index, module: low.sources(index)[0],
     YoloHead: lambda low, index, module: low.sources(index)[0],
     DflHead: lambda low, index, module: low.sources(index)[0],
 }

@@ -16,14 +16,14 @@ from utils.data.batch import normalise
 from utils.data.datasets import DetectionDataset, Draw
 from utils.detection.boxes import nms
 from utils.export.onnx.model import open_session
-from utils.export.onnx.trace import Plan, given
+from utils.export.onnx.trace import GraphPlan, given
 
 LATENCY_SECONDS, LATENCY_RUNS, WARM_UP = 3.0, 50, 3
 REAL_PICTURES = 4
 CPU = torch.device("cpu")
 
 
-def sizes(plan: Plan, stride: int) -> list[tuple[int, tuple[int, int]]]:
+def sizes(plan: GraphPlan, stride: int) -> list[tuple[int, tuple[int, int]]]:
     """(batch, (height, width)) of the inputs to try: two batches, and a second shape, where the graph takes them."""
     height, width = plan.size
     other = (max(height - stride, stride), width + stride) if plan.dynamic else plan.size
@@ -31,7 +31,7 @@ def sizes(plan: Plan, stride: int) -> list[tuple[int, tuple[int, int]]]:
 
 
 def pictures(
-    plan: Plan, stride: int, channels: int, maxabs: bool = False, dataset: DetectionDataset | None = None
+    plan: GraphPlan, stride: int, channels: int, maxabs: bool = False, dataset: DetectionDataset | None = None
 ) -> list[Tensor]:
     """Inputs (batch, channels, height, width) to compare on: noise, and the first pictures of a data set."""
     random = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ class Outputs:
     rows: np.ndarray | None
 
 
-def run_graph(path: Path, plan: Plan, inputs: Sequence[Tensor]) -> list[Outputs]:
+def run_graph(path: Path, plan: GraphPlan, inputs: Sequence[Tensor]) -> list[Outputs]:
     """The graph's outputs for each input; of one with NMS also the boxes that went into it."""
     content = onnx.load(path)
     if plan.outputs == "nms":
@@ -110,7 +110,7 @@ def run_graph(path: Path, plan: Plan, inputs: Sequence[Tensor]) -> list[Outputs]
 
 
 @torch.inference_mode()
-def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Maps:
+def run_torch(model: nn.Module, plan: GraphPlan, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Maps:
     """What PyTorch gives in the place of the graph's maps, computed in `dtype`."""
     model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
     found = []
@@ -120,7 +120,7 @@ def run_torch(model: nn.Module, plan: Plan, inputs: Sequence[Tensor], dtype: tor
     return found
 
 
-def nms_difference(results: Sequence[Outputs], plan: Plan) -> float:
+def nms_difference(results: Sequence[Outputs], plan: GraphPlan) -> float:
     """Largest difference between NMS in the graph and utils.detection.boxes.nms of the same boxes; inf where they keep
     others."""
     worst = 0.0

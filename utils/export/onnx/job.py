@@ -23,7 +23,7 @@ from utils.detection.threshold import choose_threshold
 from utils.export.inputs import input_size
 from utils.export.onnx import check as check
 from utils.export.onnx.model import OnnxModel
-from utils.export.onnx.trace import OPSETS, OUTPUTS, Plan, build, finish
+from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
@@ -45,7 +45,7 @@ class Trial:
     args: argparse.Namespace
     loaded: Loaded
     data: DataConfig | None
-    plan: Plan
+    plan: GraphPlan
     prepared: Preparation
     reference: Darknet
 
@@ -100,7 +100,7 @@ def without_quantizers(model: Darknet) -> Darknet:
         return copy.deepcopy(model)
 
 
-def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
+def make_plan(args: argparse.Namespace, loaded: Loaded) -> GraphPlan:
     """What is asked for, in one piece; UserError for what doesn't go together."""
     if args.opset not in OPSETS:
         raise UserError(f"--opset {args.opset}: must be {OPSETS[0]} to {OPSETS[-1]}, which PyTorch's exporter can write")
@@ -109,7 +109,7 @@ def make_plan(args: argparse.Namespace, loaded: Loaded) -> Plan:
         raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
     if args.outputs == "nms":
         nms["conf_thres"] = choose_threshold(args.conf_thres, loaded.conf_thres, "checkpoint")
-    return Plan(input_size(args, loaded), not args.static, args.batch, args.opset, outputs(args, loaded), **nms)
+    return GraphPlan(input_size(args, loaded), not args.static, args.batch, args.opset, outputs(args, loaded), **nms)
 
 
 def outputs(args: argparse.Namespace, loaded: Loaded) -> str:
@@ -132,7 +132,7 @@ def target(args: argparse.Namespace) -> Path:
     return path
 
 
-def describe(path: Path, plan: Plan) -> dict[str, Any]:
+def describe(path: Path, plan: GraphPlan) -> dict[str, Any]:
     """{opset, size, outputs_are, inputs, outputs} of a written graph; shapes have names where any number will do."""
     session = check.open_session(path)
     ends = {side: {v.name: v.shape for v in values}

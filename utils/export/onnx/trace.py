@@ -34,7 +34,7 @@ INPUT, OUTPUT = "images", "detections"
 
 
 @dataclass(frozen=True)
-class Plan:
+class GraphPlan:
     """What the graph should take and give.
 
     size: (height, width) in pixels, also where any other size will do (dynamic); batch: None for any.
@@ -128,14 +128,14 @@ class Traced(nn.Module):
         return given(self.outputs, *self.model(images))
 
 
-def build(model: Darknet, plan: Plan) -> ir.Model:
+def build(model: Darknet, plan: GraphPlan) -> ir.Model:
     """The graph of a network, its batch normalisations folded, without metadata and NMS: in float, or in integers if it is
     quantized (and its quantizers are switched on)."""
     graph = tidy(trace(copy.deepcopy(model).eval().requires_grad_(False).fuse(), plan))
     return to_integers(graph) if model.quantization else graph
 
 
-def trace(model: nn.Module, plan: Plan) -> ir.Model:
+def trace(model: nn.Module, plan: GraphPlan) -> ir.Model:
     """The graph of `model` (eval mode, float32) as PyTorch's exporter makes it; UserError where that fails."""
     stride = model.max_stride
     shapes: dict[int, Any] = {} if plan.batch else {0: Dim("batch")}
@@ -178,7 +178,7 @@ def _silence() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def finish(graph: ir.Model, loaded: Loaded, plan: Plan, prepared: Preparation, precision: str) -> ir.Model:
+def finish(graph: ir.Model, loaded: Loaded, plan: GraphPlan, prepared: Preparation, precision: str) -> ir.Model:
     """Add NMS where the plan wants it, names of dimensions, and the metadata.
 
     prepared: how pictures have to be prepared; precision: fp32 or int8.
@@ -190,7 +190,7 @@ def finish(graph: ir.Model, loaded: Loaded, plan: Plan, prepared: Preparation, p
     return graph
 
 
-def metadata(loaded: Loaded, plan: Plan, prepared: Preparation, precision: str) -> dict[str, str]:
+def metadata(loaded: Loaded, plan: GraphPlan, prepared: Preparation, precision: str) -> dict[str, str]:
     """What detect.py, test.py and other programs need to use the graph; values that aren't words are JSON."""
     model = loaded.model
     name = model.defs.name.encode(errors="backslashreplace").decode()  # ONNX knows no names of files that aren't UTF-8
@@ -208,7 +208,7 @@ def metadata(loaded: Loaded, plan: Plan, prepared: Preparation, precision: str) 
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
 
-def for_ultralytics(loaded: Loaded, plan: Plan) -> dict[str, str]:
+def for_ultralytics(loaded: Loaded, plan: GraphPlan) -> dict[str, str]:
     """What their programs look for; values are Python's literals. `names` takes the place of this suite's own."""
     names, batch = dict(enumerate(loaded.names)), plan.batch or 1
     args = {"batch": batch, "dynamic": plan.dynamic, "half": False, "int8": False, "nms": False}
