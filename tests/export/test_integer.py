@@ -269,8 +269,8 @@ def test_damage_is_noticed(tmp_path, damage):
 def test_needs_no_torch(tmp_path):
     write(tmp_path, small_network(), Tiling(4, 4))
     code = (
-        "import sys; sys.modules['torch'] = None\nimport numpy as np\nfrom utils.quantized import integer, integer_dump\n"
-        f"network = integer_dump.read({str(tmp_path)!r})\n"
+        "import sys; sys.modules['torch'] = None\nimport numpy as np\nfrom utils.export.fpga import dump, integer\n"
+        f"network = dump.read({str(tmp_path)!r})\n"
         "print(integer.run(network, np.full((1, 1, 1, 1), 255, np.uint8)).maps[0].ravel().tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
