@@ -67,7 +67,7 @@ class Hyp:
     close_mosaic: int = 10  # the last epochs without mosaic
 
     @classmethod
-    def load(cls, path: str | Path | None, preset: dict[str, float] | None = None) -> "Hyp":
+    def load(cls, path: str | Path | None, preset: dict[str, Any] | None = None) -> "Hyp":
         """Defaults, overridden by the preset, overridden by the file; raises UserError for a name that isn't a
         hyper-parameter or a bad value."""
         hyp = cls(**(preset or {}))

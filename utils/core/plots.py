@@ -90,7 +90,7 @@ def plot_gammas(gammas: dict[str, np.ndarray], path: Path) -> None:
     for name, values in gammas.items():
         axes.hist(
             np.minimum(values, top),
-            bins=np.linspace(0, top, 61),
+            bins=np.linspace(0, top, 61).tolist(),
             alpha=0.6,
             label=f"{name}: {(values < 0.01).mean():.0%} under 0.01",
         )

@@ -18,7 +18,8 @@ from utils.core.errors import UserError
 
 _CHUNK = 64  # jobs handed over at a time
 _FEW = 200  # jobs that aren't worth a process
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
@@ -33,7 +34,8 @@ class Crew:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers, self.pool = workers, None
+        self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 """Darknet's activations by their cfg names."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,14 @@ class BFloat16Mish(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         wide = x.float()
         powers = wide.exp()
         return wide.div_(powers.addcmul_(powers, powers, value=0.5).reciprocal_().add_(1)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """d mish = 1 - 1 / d + x (e + e^2) / d^2, d = 1 + n."""
         wide = ctx.saved_tensors[0].float().clamp_(max=MISH_SATURATION)
         powers = wide.exp()

@@ -11,6 +11,7 @@ becomes the sections of a cfg that compute the same, and every convolution remem
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from utils.network.cfg import write_cfg
 from utils.network.definitions import Convolutional, Defs, Dfl, LayerDef, MaxPool, Net, Route, Shortcut, Upsample, Yolo
@@ -185,7 +186,7 @@ class _Builder:
         if source is not None:
             self._read(source)
         self.names[len(self.layers)] = name
-        padding = {"pad": 1} if size % 2 else {"padding": (size - 1) // 2}
+        padding: dict[str, Any] = {"pad": 1} if size % 2 else {"padding": (size - 1) // 2}
         normalised, unused = int(name not in self.found.biased), {"pad", "padding"} - padding.keys()
         return self._append(Convolutional(
             batch_normalize=normalised, filters=self.found.filters.get(name, filters), size=size, stride=stride, **padding,

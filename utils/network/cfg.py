@@ -58,7 +58,7 @@ def parse_cfg(source: str | Path) -> Defs:
     value of the wrong type, a reference to a layer that isn't there (or not yet).
     """
     is_text = isinstance(source, str) and "\n" in source
-    text, name = (source, "cfg") if is_text else (read_text(source, "cfg", comments="#;"), str(source))
+    text, name = (str(source), "cfg") if is_text else (read_text(source, "cfg", comments="#;"), str(source))
     repeated: list[str] = []
     sections = [_parse_section(*s, name) for s in _split_sections(text, name, repeated)]
     remark_repeated(name, repeated)

@@ -39,6 +39,8 @@ class Darknet(nn.Module):
     x: (batch, channels, height, width), RGB in 0..1, sides multiples of `max_stride`.
     """
 
+    module_list: Any  # an nn.ModuleList: by torch's types every attribute of a layer would be a Tensor or a Module
+
     def __init__(self, cfg: str | Path | Defs, img_size: int | tuple[int, int] = 416) -> None:
         super().__init__()
         self.defs = cfg if isinstance(cfg, Defs) else parse_cfg(cfg)

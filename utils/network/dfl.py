@@ -35,5 +35,6 @@ def decode_dfl(raw: Tensor, reg_max: int, stride: float) -> Tensor:
     """A raw map (batch, 1, ny, nx, 4 * reg_max + classes) -> (batch, ny * nx, 5 + classes): cx cy w h in pixels of the input,
     1 for the objectness that this head hasn't got, class probabilities."""
     sides, classes = raw[..., : 4 * reg_max], raw[..., 4 * reg_max :]
-    boxes = decode_sides(side_distances(sides, reg_max), cell_centres(*raw.shape[2:4], raw.device), stride)
+    centres = cell_centres(raw.shape[2], raw.shape[3], raw.device)
+    boxes = decode_sides(side_distances(sides, reg_max), centres, stride)
     return torch.cat((boxes, torch.ones_like(raw[..., :1]), classes.sigmoid()), -1).flatten(1, 3)
