@@ -1,9 +1,10 @@
 # make venv   the virtual environment that the others use; prints where it is
 # make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
 # make test   the tests
-# make lint   ruff, and which room imports which (tests/imports.py)
+# make lint   ruff, which room imports which (tests/imports.py), and mypy
 # make check  linter and tests
 # make test-all  also the slow tests: every network pruned in every way, as a printed matrix
+# make coverage  the tests, and which lines of utils/ none of them runs
 # All create the virtual environment first. It is shared by every clone with the same requirements:
 # override its place with `make VENV=/some/folder demo`.
 
@@ -13,7 +14,7 @@ VENV ?= $(HOME)/.cache/darkedge/venv-$(KEY)
 READY := $(VENV)/.complete
 RUN := $(VENV)/bin/python
 
-.PHONY: venv demo test test-all check lint clean
+.PHONY: venv demo test test-all coverage check lint clean
 
 venv: $(READY)
 	@echo $(VENV)
@@ -32,6 +33,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m tests.imports
+	$(RUN) -m mypy
+
+coverage: $(READY)
+	$(RUN) -m pytest --cov=utils --cov-report=term-missing:skip-covered
 
 check: lint test
 
@@ -42,4 +47,4 @@ $(READY): requirements.txt requirements-dev.txt
 	touch $(READY)
 
 clean:
-	rm -rf output runs data/shapes .pytest_cache .ruff_cache
+	rm -rf output runs data/shapes .pytest_cache .ruff_cache .mypy_cache .coverage
