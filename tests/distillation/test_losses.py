@@ -177,8 +177,8 @@ def test_cells_of_small_and_medium_objects_count_more():
 
 
 def test_6_counts_positions_of_small_objects_more_often():
-    """Two positions, of which a small object has the second: at W = 3 the teacher's 1/4, 3/4 become 1/10, 9/10 and the student's
-    1/2, 1/2 become 1/4, 3/4."""
+    """Two positions, of which a small object has the second: at W = 3 the teacher's 1/4, 3/4 become 1/10, 9/10 and the
+    student's 1/2, 1/2 become 1/4, 3/4."""
     maps = (torch.tensor([[[[0.0, 0.0]]]]), torch.tensor([[[[0.0, math.log(3)]]]]))
     o = replace(observed([[[[T]]]], maps=[maps], targets=[[0, 0, 0.75, 0.5, 0.25, 0.5]]), temperature=1.0, small=3.0)
     o = replace(o, image_size=(16, 32))

@@ -257,8 +257,8 @@ def _text(past: list[Generation], args: argparse.Namespace) -> str:
 
 
 def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> list[Generation]:
-    """The generations of an evolve.txt, none if there is no such file. Hyper-parameters that an older version didn't know, and so
-    didn't write, had their defaults.
+    """The generations of an evolve.txt, none if there is no such file. Hyper-parameters that an older version didn't know, and
+    so didn't write, had their defaults.
 
     Raises UserError for a file that isn't one, or whose trainings had other arguments or began with other numbers.
     """
