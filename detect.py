@@ -36,7 +36,7 @@ from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold
 from utils.export.onnx.model import OnnxModel, load_detector
 from utils.loading import Loaded
-from utils.network.darknet import Darknet
+from utils.network.detection_model import DetectionModel
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
@@ -110,7 +110,7 @@ class Detector:
     def __init__(self, loaded: Loaded, names: list[str], args: argparse.Namespace) -> None:
         self.names, self.args, self.shape = names, args, loaded.shape
         self.device = select_device(args.device)
-        self.network: Darknet = loaded.model.inference_copy(self.device, args.precision)
+        self.network: DetectionModel = loaded.model.inference_copy(self.device, args.precision)
         self.prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
         self.watch = Stopwatch(self.device)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from utils.core.commands import command
 from utils.core.errors import UserError
@@ -12,6 +12,7 @@ from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.definitions import Defs
+from utils.network.detection_model import DetectionModel
 from utils.network.file_kind import NoCfgError, is_checkpoint, is_onnx
 from utils.network.weights import LoadReport, checkpoint_classes, load_state, load_weights, refuse_broken
 from utils.quantized.settings import Settings
@@ -20,11 +21,14 @@ from utils.quantized.transform import quantize
 SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings of a checkpoint -> how to say them
 
 
-@dataclass
-class Loaded:
-    """A model ready to use, and what came with it."""
+Network = TypeVar("Network", bound=DetectionModel)
 
-    model: Darknet
+
+@dataclass
+class Loaded(Generic[Network]):
+    """A model ready to use, and what came with it: a Darknet, where it is to be changed, or any other that detects."""
+
+    model: Network
     names: list[str]
     img_size: int
     checkpoint: Checkpoint | None
@@ -69,7 +73,7 @@ def load_model(
     prefix: bool = False,
     gray: bool = False,
     unchecked: bool = False,
-) -> Loaded:
+) -> Loaded[Darknet]:
     """Build the network of `cfg` (or of the checkpoint's own cfg) in eval mode on the CPU, and load `weights` if given.
 
     img_size: None takes the size it was trained at, else the cfg's width. `pretrained` and `prefix`: see load_weights.
@@ -110,7 +114,7 @@ def load_model(
     return Loaded(model.eval(), names, size, checkpoint, report)
 
 
-def sees_gray(model: Darknet) -> bool:
+def sees_gray(model: DetectionModel) -> bool:
     """Whether a network reads one-channel pictures; UserError if it reads neither those nor colour."""
     channels = model.defs.net.channels
     if channels not in (1, 3):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.core.distributed import ProcessGroupBatchNorm2d, World, parallel
+from utils.core.distributed import ProcessGroupBatchNorm2d, World, normalise_together, parallel
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.network.checkpoint import Checkpoint
@@ -267,6 +267,21 @@ def test_batch_norm_over_processes_is_batch_norm(one_process):
     torch.testing.assert_close(shared.running_var, plain.running_var)
     assert shared.num_batches_tracked == plain.num_batches_tracked == 1
     torch.testing.assert_close(shared.eval()(inputs[0]), plain.eval()(inputs[0]))
+
+
+def test_on_cuda_nn_sync_batch_norm_takes_over_in_place():
+    model, plain = Darknet(CFG, 64).eval(), Darknet(CFG, 64).eval()
+    plain.load_state_dict(model.state_dict())
+    bn, gamma = model.module_list[0].BatchNorm2d, model.module_list[0].BatchNorm2d.weight
+    normalise_together(model, torch.device("cuda"))
+    assert isinstance(bn, nn.SyncBatchNorm)
+    assert isinstance(bn, nn.BatchNorm2d)  # freezing and fusing look for these
+    assert bn.weight is gamma
+    assert list(model.state_dict()) == list(plain.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model(x)[0], plain(x)[0])
+    assert torch.equal(model.train()(x)[0], plain.train()(x)[0])  # a process alone
+    assert torch.equal(bn.running_var, plain.module_list[0].BatchNorm2d.running_var)
 
 
 def test_parallel_converts_in_place_and_keeps_names(one_process):

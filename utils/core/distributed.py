@@ -66,21 +66,35 @@ def mean_with_gradient(tensor: Tensor) -> Tensor:
 def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
     """What to call for a forward pass: the model, or its wrapper that averages the gradients of all processes.
 
-    With several processes the model's batch normalisations are converted (see `ProcessGroupBatchNorm2d`): at the same
-    total batch they then see what one process would.
+    With several processes the model's batch normalisations are converted, to nn.SyncBatchNorm on CUDA and to
+    ProcessGroupBatchNorm2d on the CPU: at the same total batch they then see what one process would.
     """
     if world.size == 1:
         return model
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            # In place, as torch's lazy modules do it: whoever holds this module or its gamma keeps holding it.
-            module.__class__ = ProcessGroupBatchNorm2d
+    normalise_together(model, device)
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
+def normalise_together(model: nn.Module, device: torch.device) -> None:
+    """Make the batch normalisations of `model`, in place, those of all processes' batches together. State dicts stay the same.
+
+    nn.SyncBatchNorm.convert_sync_batchnorm would make new modules; the class is changed instead, as torch's lazy modules do it,
+    so that whoever holds a module or its gamma keeps holding it.
+    """
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d if device.type == "cuda" else ProcessGroupBatchNorm2d
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
+    """nn.SyncBatchNorm over all processes, which still counts as the nn.BatchNorm2d that it was made of."""
+
+    process_group = None  # all processes
+
+
 class ProcessGroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes together, on any device (nn.SyncBatchNorm needs CUDA).
+    """Batch normalisation over the batches of all processes together where nn.SyncBatchNorm, which needs CUDA, can't be used.
 
     Every process must have as many values a channel as the others. State dict and evaluation are nn.BatchNorm2d's.
     """

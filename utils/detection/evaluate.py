@@ -14,12 +14,12 @@ from utils.data.batch import normalise
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth
 from utils.detection.metrics import Evaluation, compute_metrics
-from utils.network.darknet import Darknet
+from utils.network.detection_model import DetectionModel
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Darknet,
+    model: DetectionModel,
     loader: DataLoader,
     names: list[str],
     *,

@@ -116,14 +116,14 @@ class Settings:
 
     def kernel(self, whole: bool) -> QuantizerConfig:
         """Of a convolution's kernel. whole: 8 bits at least."""
-        config, bits = self.plan.kernel, at_least(self.w_bit, WHOLE if whole else 0)
+        config, bits = self.plan.kernel, max(self.w_bit, WHOLE if whole else 0)
         if self.plan.transform == "tanh" and not self.fpga:
             return replace(config, bits=bits, observer="minmax", odd=bits < WHOLE)  # 8 bits of odd integers don't fit int8
         return self._of(config, bits)
 
     def activation(self, least: int = 0) -> QuantizerConfig:
         """Of a map; least: bits that it has at least."""
-        return self._of(self.plan.activation, at_least(self.a_bit, least))
+        return self._of(self.plan.activation, max(self.a_bit, least))
 
     def image(self) -> QuantizerConfig:
         """Of the input, whose range is that of all pictures."""
@@ -132,10 +132,6 @@ class Settings:
     def _of(self, config: QuantizerConfig, bits: int) -> QuantizerConfig:
         few = bits < WHOLE and not self.observer
         return replace(config, bits=bits, observer=FEW_BITS.get(config.observer, config.observer) if few else config.observer)
-
-
-def at_least(bits: int, least: int) -> int:
-    return max(bits, least)
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:

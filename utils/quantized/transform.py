@@ -158,15 +158,6 @@ def requantize(model: Darknet, settings: Settings, name: str = "") -> Darknet:
     return again.train(training)
 
 
-def float_copy(model: Darknet) -> Darknet:
-    """The network without quantizers, in eval mode: the same kernels and batch normalisations in float."""
-    state = model.state_dict()
-    copy = type(model)(model.defs, model.img_size)
-    copy.load_state_dict({name: state[name] for name in copy.state_dict()})
-    copy.seen = model.seen
-    return copy.eval()
-
-
 def freeze_epoch(epochs: int) -> int:
     """The epoch, counted from 1, before which `freeze` is due; trainings of less than 5 epochs never are."""
     return math.ceil(FREEZE * epochs) + 1

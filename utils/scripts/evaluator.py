@@ -37,7 +37,7 @@ class Evaluator:
 
     args: argparse.Namespace
     data: DataConfig | None
-    loaded: Loaded
+    loaded: Loaded[Darknet]
 
     def __post_init__(self) -> None:
         self.device = select_device(self.args.device)

@@ -27,6 +27,7 @@ from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
+from utils.network.detection_model import DetectionModel
 from utils.quantized.transform import quantizers, switched
 
 TOLERANCE = 1e-4  # of check.difference, for fp32
@@ -61,7 +62,7 @@ class Trial:
         channels = model.defs.net.channels
         return check.pictures(self.plan, model.max_stride, channels, self.prepared.maxabs, dataset)
 
-    def map50(self, network: Darknet | OnnxModel, what: str) -> float:
+    def map50(self, network: DetectionModel, what: str) -> float:
         """mAP@0.5 on the valid= pictures, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
         loader = evaluation_loader(
             self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, rect=False, workers=self.args.workers

@@ -25,6 +25,7 @@ from utils.detection.threshold import CONF_THRES
 from utils.loading import Loaded, load_model
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, picture_settings
+from utils.network.detection_model import DetectionModel
 from utils.network.file_kind import is_onnx
 from utils.network.layers import build_layer
 from utils.network.shapes import check_img_size
@@ -215,7 +216,7 @@ class OnnxModel:
 
 def load_detector(
     cfg: str | Path, weights: str | Path, img_size: int | None = None, data: DataConfig | None = None, *, gray: bool = False
-) -> Loaded:
+) -> Loaded[DetectionModel]:
     """load_model for scripts that only run networks: a .onnx will do, too, and needs no cfg.
 
     Raises UserError when the .onnx has other classes than `data`, another cfg, size or number of channels than asked for.
