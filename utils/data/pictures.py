@@ -23,7 +23,8 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _stderr = threading.RLock()  # there is one for all threads
 
 # what OpenCV's decoders warn of would stand among our own lines, which say what matters
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_silence = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # moved between 4.12 and 4.14
+_silence(0)
 
 
 def read_picture(path: str | Path, gray: bool = False) -> np.ndarray | None:
