@@ -1,11 +1,12 @@
 """Quantized layers: the float layers of utils.network.layers with FakeQuantize where an integer network rounds.
 
-`transform.quantize` makes them out of float layers in place (as torch's lazy modules change their class), so that names in
-state dicts and references to gammas stay. An output map lies on the grid of the layer's `grid`.
+`transform.quantize` puts them in the place of float layers, whose parameters they take over, so that names in state dicts and
+references to gammas stay. An output map lies on the grid of the layer's `grid`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,15 @@ class QuantLayer(layers.Block):
 
     out_quant: FakeQuantize | None
     reads: list[FakeQuantize]
+
+    @classmethod
+    def from_float(cls, layer: layers.Block, reads: list[FakeQuantize]) -> Self:
+        """The layer quantized, which takes over its parameters, buffers and parts themselves: optimizers and penalties that
+        hold them go on, and state dicts keep their names. The float layer isn't to be used any more."""
+        quantized = cls.__new__(cls)
+        quantized.__dict__.update(layer.__dict__)
+        quantized.reads = reads
+        return quantized
 
     @property
     def pre_quant(self) -> FakeQuantize | None:

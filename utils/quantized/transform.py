@@ -46,10 +46,10 @@ def quantize(model: Darknet, settings: Settings) -> Darknet:
         if not places.rounds(index):
             grids[index] = grids[sources[0]]
             continue
-        module.__class__ = QUANTIZED[type(module)]
-        module.reads = [grids[s] for s in sources]
-        places.fill(index, module)
-        grids[index] = module.grid
+        quantized = QUANTIZED[type(module)].from_float(module, [grids[s] for s in sources])
+        places.fill(index, quantized)
+        model.module_list[index] = quantized
+        grids[index] = quantized.grid
     model.quantization = settings
     return model.train(model.training)
 
