@@ -84,7 +84,7 @@ def test_an_interrupted_fix_leaves_nothing_and_can_be_run_again(copy, monkeypatc
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(copy, monkeypatch):
-    monkeypatch.setattr("check.read_subject", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr("utils.checking.report.read_subject", lambda *_, **__: pytest.fail("the work has begun"))
     with pytest.raises(UserError, match=r"bccd.data is no folder; choose another"):
         copy.check("--fix", "--out", "bccd.data/clean")
 

@@ -11,7 +11,7 @@ import pytest
 
 import convert_dataset
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_json, write_text
-from utils.converters import look, picture
+from utils.converters import examine, picture
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
 from utils.core.errors import UserError
@@ -180,14 +180,14 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     write_text(src / "Annotations" / "gone.xml", voc_file(BOX))
     report = convert("voc", src, tmp_path / "out")
     assert report.problems.counts == {
-        look.OUTSIDE: 2, NO_AREA: 2, SWAPPED: 1, DUPLICATE: 3, look.UNREADABLE: 1, "boxes without a name, left out": 1,
+        examine.OUTSIDE: 2, NO_AREA: 2, SWAPPED: 1, DUPLICATE: 3, examine.UNREADABLE: 1, "boxes without a name, left out": 1,
         "pictures annotated with width and height swapped, taken as they are": 1,
         "pictures of another size than annotated, boxes scaled": 1,
         "pictures without annotation, left out": 1, "annotations without picture, left out": 1,
     }  # fmt: skip
-    assert report.problems.first[look.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
+    assert report.problems.first[examine.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
     assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 6"
-    assert report.problems.first[look.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: cut short"
+    assert report.problems.first[examine.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: cut short"
     assert report.problems.first["pictures without annotation, left out"] == f"{src}/JPEGImages/alone.png"
     assert labels(tmp_path / "out", "a") == ["0 0.175000 0.300000 0.250000 0.400000"]
     assert labels(tmp_path / "out", "swapped") == ["0 0.175000 0.300000 0.250000 0.400000"]

@@ -16,9 +16,9 @@ from utils.converters.formats import FORMATS
 from utils.converters.picture import box_sides, choose_samples
 from utils.converters.tree import Pictures, nearest, split_of
 from utils.converters.write import Item, target_names
-from utils.core import workers as crew
+from utils.core import workers as pool
 from utils.core.errors import UserError
-from utils.core.workers import Crew
+from utils.core.workers import WorkerPool
 from utils.data.data_file import read_data, read_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,31 +88,31 @@ def fall(number: int) -> int:
 
 
 def test_many_processes_do_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(crew, "_FEW", 2)
+    monkeypatch.setattr(pool, "_FEW", 2)
     src = make_voc(tmp_path / "src", {"a": BOX, "b": voc_object("y", 5, 5, 5, 5), "c": BOX * 2}, train="a b", val="c")
     reports = [convert("voc", src, tmp_path / str(n) / "out", workers=n) for n in (1, 2)]
     assert snapshot(tmp_path / "1" / "out") == snapshot(tmp_path / "2" / "out")
     assert reports[0].problems == reports[1].problems
-    with Crew(2) as both:
+    with WorkerPool(2) as both:
         assert list(both.each(double, range(500), "x")) == list(range(0, 1000, 2))
 
 
 def test_a_killed_worker_is_named(monkeypatch):
     with (
         pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory; try --workers 1"),
-        Crew(2) as two,
+        WorkerPool(2) as two,
     ):
         list(two.each(fall, range(500), "x"))
 
 
 WORKERS = """
 import os, sys, time
-from utils.core.workers import Crew
+from utils.core.workers import WorkerPool
 def tell(n):
     open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
     time.sleep(60)
-with Crew(2) as crew:
-    list(crew.each(tell, range(300), "x"))
+with WorkerPool(2) as pool:
+    list(pool.each(tell, range(300), "x"))
 """
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_text
 from utils.converters.base import SWAPPED, Options
-from utils.converters.look import look
+from utils.converters.examine import examine
 from utils.converters.voc import parse_voc, read_dior, read_voc
 from utils.core.errors import UserError
 from utils.data.labels import NO_AREA
@@ -172,7 +172,7 @@ def test_readers_list_without_reading(tmp_path):
         (entry,) = read(src, Options()).entries
         assert (entry.image, entry.notes) == (f"{src}/JPEGImages/a.jpg", (f"{src}/Annotations/a.xml",))
         with pytest.raises(UserError, match="not valid XML"):
-            look(entry, "voc", Options())
+            examine(entry, "voc", Options())
 
 
 def test_bccd(tmp_path, shared):

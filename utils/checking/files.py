@@ -1,6 +1,6 @@
 """One pass over the pictures and label files of a split, in parallel: what of them can be used and what is wrong.
 
-    list or folder -> paths -> Crew: look(path) -> Split
+    list or folder -> paths -> WorkerPool: examine(path) -> Split
 
 Unlike utils.data.datasets.scan, which stops at the first row that training can't use, this goes on and counts.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.checking.findings import ERROR, NOTE, WARNING, Split
 from utils.core.errors import UserError
-from utils.core.workers import Crew
+from utils.core.workers import WorkerPool
 from utils.data.image_size import NO_END, CutShortError, measure
 from utils.data.labels import (
     CLIPPED,
@@ -80,7 +80,7 @@ NO_BOXES = np.zeros((0, 5), np.float32)
 
 
 @dataclass(slots=True)
-class Look:
+class Examined:
     """What was seen of one picture: (height, width), None where it can't be read; usable boxes (n, 5); the file's print
     (see file_print); what is wrong, and where."""
 
@@ -99,9 +99,9 @@ def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool
     split = Split(name, source)
     paths = image_paths(source, split.problems)
     shapes, prints = [], []
-    with Crew(workers) as crew:
-        looks = crew.each(functools.partial(look, classes=classes, decode=decode), paths, f"Checking {source}")
-        for path, seen in zip(paths, looks, strict=True):
+    with WorkerPool(workers) as pool:
+        examined = pool.each(functools.partial(examine, classes=classes, decode=decode), paths, f"Checking {source}")
+        for path, seen in zip(paths, examined, strict=True):
             for kind, where in seen.problems:
                 split.problems.add(kind, where)
             if seen.shape is not None:
@@ -114,13 +114,13 @@ def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool
     return split
 
 
-def look(path: str, classes: int, decode: bool) -> Look:
+def examine(path: str, classes: int, decode: bool) -> Examined:
     """One picture and its labels."""
     problems: list[tuple[str, str]] = []
     shape = _picture_shape(path, decode, problems)
     if shape is None:
-        return Look(None, NO_BOXES, 0, problems)
-    return Look(shape, _boxes(path, shape, classes, problems), file_print(path), problems)
+        return Examined(None, NO_BOXES, 0, problems)
+    return Examined(shape, _boxes(path, shape, classes, problems), file_print(path), problems)
 
 
 def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> tuple[int, int] | None:

@@ -4,6 +4,6 @@ A format is one entry of formats.FORMATS: `read` lists the pictures of a source 
 makes boxes of one annotation; everything else is the same for all:
 
     FORMATS[name].read(source, options) -> Annotations of Entry     which picture, which annotation, which splits
-    look(entry)                         -> Look                     in parallel: parse, measure the picture, clip, drop
+    examine(entry)                      -> Examined                 in parallel: parse, measure the picture, clip, drop
     write.convert                       -> Report                   class ids, links, labels, lists, .data
 """

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from utils.converters.base import SPLITS, TEST, TRAIN, VALID, Annotations, Entry, Options
+from utils.converters.examine import examine
 from utils.converters.formats import FORMATS
-from utils.converters.look import look
 from utils.converters.splits import completed
 from utils.converters.tree import merge_repeated, stem_of
 from utils.core.errors import UserError
 from utils.core.files import make_folder, replacing, write_text
-from utils.core.workers import Crew
+from utils.core.workers import WorkerPool
 from utils.data.labels import Problems
 
 _LEFTOVER = re.compile(r"^\..*\.tmp(\.\w+)?$")  # utils.core.files.replacing's, of a process that was killed
@@ -64,22 +64,22 @@ def convert(form: str, source: Path, out: Path, options: Options, *, copy: bool 
     """
     result = FORMATS[form].read(source, options)
     entries = merge_repeated(result.entries, result.problems)
-    with Crew(workers) as crew:
-        items, names = _look_through(form, entries, options, result, crew)
+    with WorkerPool(workers) as pool:
+        items, names = _look_through(form, entries, options, result, pool)
         for folder in (out, out / "images", out / "labels"):
             _remove_leftovers(make_folder(folder))
-        for _ in crew.each(functools.partial(_write, out=str(out), copy=copy), items, f"Writing {out}"):
+        for _ in pool.each(functools.partial(_write, out=str(out), copy=copy), items, f"Writing {out}"):
             pass
     return _write_lists(items, names, out, result)
 
 
 def _look_through(
-    form: str, entries: list[Entry], options: Options, result: Annotations, crew: Crew
+    form: str, entries: list[Entry], options: Options, result: Annotations, pool: WorkerPool
 ) -> tuple[list[Item], list[str]]:
     """Everything that will be written, and the class names."""
     readable, found, numbers = [], [], dict[str, int]()
-    looks = crew.each(functools.partial(look, form=form, options=options), entries, "Reading annotations")
-    for entry, seen in zip(entries, looks, strict=True):
+    examined = pool.each(functools.partial(examine, form=form, options=options), entries, "Reading annotations")
+    for entry, seen in zip(entries, examined, strict=True):
         result.problems.include(seen.problems)
         if seen.shape is None:
             continue

@@ -27,7 +27,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Crew:
+class WorkerPool:
     """A context in which `each` spreads work over `workers` processes; one works in this process.
 
     They end with this process, however it ends. Raises UserError when one of them is killed.

@@ -21,7 +21,7 @@ _UNIT = 1e-6  # of a label's numbers, which have six digits
 
 
 @dataclass(slots=True)
-class Look:
+class Examined:
     """What is left of an entry: names and `boxes` (n, 4) as cx, cy, w, h of the picture's sides.
 
     `shape`: the picture's (height, width), None where it can't be read.
@@ -47,12 +47,12 @@ def known_names(form: str, options: Options) -> Mapping[str, str] | None:
     return {spelling.casefold(): name for spelling, name in known.items()} | known
 
 
-def look(entry: Entry, form: str, options: Options) -> Look:
+def examine(entry: Entry, form: str, options: Options) -> Examined:
     """Read the annotations of a picture, measure the picture, clip the boxes and drop those that are of no use.
 
     Raises UserError for an annotation that cannot be understood.
     """
-    result, notes = Look(), [FORMATS[form].parse(note, options) for note in entry.notes]
+    result, notes = Examined(), [FORMATS[form].parse(note, options) for note in entry.notes]
     try:
         *shape, remark = measure(entry.image)
     except ValueError as error:
@@ -70,7 +70,7 @@ def look(entry: Entry, form: str, options: Options) -> Look:
     return result
 
 
-def _keep_known(found: Found, known: Mapping[str, str] | None, result: Look) -> None:
+def _keep_known(found: Found, known: Mapping[str, str] | None, result: Examined) -> None:
     """Drop boxes of other classes, and those without a name."""
     names = [known.get(n) or known.get(n.casefold()) for n in found.names] if known is not None else found.names
     if all(names):
@@ -85,7 +85,7 @@ def _keep_known(found: Found, known: Mapping[str, str] | None, result: Look) -> 
     found.corners = array("d", corners[keep].ravel())
 
 
-def _measure(found: Found, image: str, result: Look) -> tuple[int, int]:
+def _measure(found: Found, image: str, result: Examined) -> tuple[int, int]:
     """(width, height) in whose pixels the boxes are."""
     height, width = result.shape
     if not sizes_differ(found.size, (width, height)):
@@ -97,7 +97,7 @@ def _measure(found: Found, image: str, result: Look) -> tuple[int, int]:
     return size
 
 
-def _clean(found: Found, size: np.ndarray, result: Look) -> None:
+def _clean(found: Found, size: np.ndarray, result: Examined) -> None:
     """Clip the boxes, drop those without area or written before. size: width, height."""
     corners = np.frombuffer(found.corners).reshape(-1, 2, 2)
     if not np.isfinite(corners).all():
