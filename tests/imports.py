@@ -16,6 +16,7 @@ FLOORS = (
     ("loading", "recipe", "graph"),
     ("distillation", "checking", "export", "runtimes", "scripts"),
     ("training",),
+    ("compression",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,0 +1,74 @@
+"""What a compression is for: a budget of something that a network costs, or how much of mAP@0.5 it may lose."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from utils.core.errors import UserError
+from utils.core.ranges import SHARE
+from utils.pruning.amounts import Target
+
+MAX_DROP = 0.01  # of mAP@0.5, where no budget is given
+ALONG = "macs"  # what is reduced, step by step, where only accuracy limits it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Something that a network costs and a budget can limit. Its key in KINDS is the figure's name in test.py's and the
+    prune scripts' --json, and `--target-<key>` is the flag here as there."""
+
+    title: str
+    help: str
+
+
+KINDS = {
+    "macs": Kind("MACs", "at most F multiply-accumulates of one picture: a share (0.3) or a number (800M)"),
+    "params": Kind("parameters", "at most F parameters: a share (0.2) or a number (2.5M)"),
+}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """kind: a key of KINDS, along which networks get smaller. limit: the most that may be left of it, None if as little as
+    accuracy allows. max_drop: how much of mAP@0.5 may be lost, None where the limit alone counts."""
+
+    kind: str
+    limit: float | None
+    max_drop: float | None
+
+    def is_kept(self, before: dict[str, Any], after: dict[str, Any]) -> bool:
+        """Whether a network with these figures, {map50, params, macs}, is what was asked for."""
+        if self.limit is not None:
+            return after[self.kind] <= self.limit
+        return before["map50"] - after["map50"] <= self.max_drop + 1e-9
+
+    def __str__(self) -> str:
+        if self.limit is not None:
+            return f"at most {self.limit:,.0f} {KINDS[self.kind].title}"
+        return f"as few {KINDS[self.kind].title} as {self.max_drop:g} of mAP@0.5 allows"
+
+
+def add_aim_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the budget").add_mutually_exclusive_group()
+    for key, kind in KINDS.items():
+        group.add_argument(f"--target-{key}", type=Target, metavar="F", help=kind.help)
+    group.add_argument("--max-drop", type=SHARE, metavar="D",
+                       help=f"as small as costs at most D of mAP@0.5; without any budget {MAX_DROP:g}")  # fmt: skip
+
+
+def asked(args: argparse.Namespace) -> tuple[str, Target | None]:
+    """(key of KINDS, target) of the command line; the target is None where accuracy limits."""
+    found = [(key, target) for key in KINDS if (target := getattr(args, f"target_{key}")) is not None]
+    return found[0] if found else (ALONG, None)
+
+
+def aim_of(args: argparse.Namespace, before: dict[str, Any]) -> Aim:
+    """The aim for a network of {params, macs}; UserError for a budget that it keeps already."""
+    kind, target = asked(args)
+    if target is None:
+        return Aim(kind, None, MAX_DROP if args.max_drop is None else args.max_drop)
+    limit = target.of(before[kind])
+    if limit >= before[kind]:
+        raise UserError(f"--target-{kind} {target}: the network has {before[kind]:,} {KINDS[kind].title}, which is no more; "
+                        "give less, for example 0.3")  # fmt: skip
+    return Aim(kind, limit, None)

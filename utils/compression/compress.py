@@ -1,0 +1,80 @@
+"""compress.py's main: plan, job, delivery, report."""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.compression.aim import Aim
+from utils.compression.job import Job
+from utils.compression.outcome import TURNS, filters, machine, measure, some_pictures, versions
+from utils.compression.page import page
+from utils.compression.plan import Plan, command_of
+from utils.compression.search import Trial
+from utils.compression.state import State, lock
+from utils.core.commands import typed
+from utils.core.files import write_text
+from utils.core.tables import write_json
+from utils.data.pictures import read_picture
+from utils.loading import load_model
+
+
+def compress(args: argparse.Namespace) -> dict[str, Any]:
+    """Do, or go on with, what the command line asks for; returns the result, which compress.json and --json hold."""
+    plan = Plan.of(args)
+    state = State(Path(args.out), command_of(args))
+    handle = lock(state.work)
+    try:
+        state = State(Path(args.out), command_of(args))  # as whoever held the lock left it
+        print(plan.table(args))
+        job = Job(args, plan, state, handle)
+        aim, before, best = job.run()
+        result = finish(args, job, aim, before, best)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stood") from None
+    finally:
+        os.close(handle)
+    write_json(args.json, result)
+    return result
+
+
+def finish(args: argparse.Namespace, job: Job, aim: Aim, before: dict[str, Any], best: Trial | None) -> dict[str, Any]:
+    """Write the network and the report; without a trial that is what was asked for, the network stays as it came."""
+    state = job.state
+    weights = best.weights if best else job.weights
+    files = job.deliver(weights)
+    pictures = some_pictures(job.plan.data.source("valid"))
+    shown = [job.show(name, each, pictures) for name, each in (("pictures-before", job.weights), ("pictures-after", weights))]
+    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, args.device)
+    after = state.stages[best.figures]["figures"] if best else before
+    int8 = state.stages["int8"]["figures"].get("quantized") if args.bits == 8 else None
+    models = [load_model("", each).model for each in (job.weights, weights)]
+    report = state.folder / "report.html"
+    result = {
+        "title": f"{Path(args.weights).name}, compressed", "outcome": outcome_line(aim, before, after, best),
+        "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": costs,
+        "before": before | costs["before"], "after": after | costs["after"], "int8": int8, "trials": job.record(),
+        "layers": filters(*models), "files": files | {"report": str(report)}, "turns": TURNS,
+        "commands": [f"python {typed(stage['words'])}" for stage in state.stages.values()],
+        "versions": versions(), "machine": machine(args.device), "seed": args.seed, "training_seconds": job.clock.spent,
+        "seconds": sum(stage["seconds"] for stage in state.stages.values()),
+    }  # fmt: skip
+    pairs = [(path.name, read_picture(path), read_picture(other)) for path, other in zip(*shown, strict=True)]
+    write_text(report, page(result, pairs))
+    state.result = result
+    state.save()
+    print(f"\n{result['outcome']}")
+    for kind, path in result["files"].items():
+        print(f"{kind + ':':12}{path}")
+    return result
+
+
+def outcome_line(aim: Aim, before: dict[str, Any], after: dict[str, Any], best: Trial | None) -> str:
+    """What came of it, in a sentence."""
+    if best is None:
+        return (f"Nothing of what was tried is {aim}, so the network is as it came; allow a larger --max-drop, more --rounds "
+                "or more training (--hours, --epochs)")  # fmt: skip
+    params, macs = (100 * (1 - after[k] / before[k]) for k in ("params", "macs"))
+    return (f"{params:.1f} % of the parameters and {macs:.1f} % of the MACs are gone; mAP@0.5 {before['map50']:.4f} -> "
+            f"{after['map50']:.4f} ({aim}: kept)")  # fmt: skip

@@ -1,0 +1,203 @@
+"""The whole job: plan, measure, then rounds of sparse training, pruning and finetuning until the aim is kept."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from utils.compression.aim import Aim, aim_of
+from utils.compression.clock import SPARSE, Clock
+from utils.compression.plan import ONNX, STRATEGIES, Plan
+from utils.compression.search import Trial, best_of, next_target
+from utils.compression.share import share_to_go
+from utils.compression.stages import Stage, Stages
+from utils.compression.state import State
+from utils.core.commands import command
+from utils.core.errors import UserError
+from utils.core.files import replacing
+from utils.core.tables import format_table
+from utils.loading import load_model
+
+LEAST_MAP50 = 0.01  # of a network that is worth pruning
+
+
+class Job:
+    """One compression. `weights`: the network that came, as a checkpoint."""
+
+    def __init__(self, args: argparse.Namespace, plan: Plan, state: State, handle: int) -> None:
+        self.args, self.plan, self.state = args, plan, state
+        self.stages = Stages(state, handle)
+        self.clock = Clock(3600 * args.hours if args.hours else None)
+        self.weights = args.weights
+        self.trials: list[Trial] = []
+
+    @property
+    def work(self) -> Path:
+        return self.state.work
+
+    def run(self) -> tuple[Aim, dict[str, Any], Trial | None]:
+        """All rounds: (the aim, what test.py says of the network that came, the best trial)."""
+        self.take_in()
+        self.check()
+        before = self.test("baseline", self.weights)
+        if before["map50"] < LEAST_MAP50:
+            raise UserError(f"{self.args.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
+                            "train it for this data first (train.py)")  # fmt: skip
+        aim = aim_of(self.args, before)
+        if aim.limit is not None:
+            share_to_go(self.weights, self.args.strategy, aim, aim.limit)  # refuses a limit that can't be reached
+        self.measure_pace()
+        while (target := next_target(aim, before, self.trials, self.args.rounds)) is not None:
+            if self.trials and self.clock.epochs(2, 1.0) < 2:
+                print("no time is left for another round")
+                break
+            self.trials.append(self.round(aim, before, target))
+            print(f"\n{trials_table(before, self.trials, aim)}")
+        return aim, before, best_of(aim, self.trials)
+
+    def take_in(self) -> None:
+        """Weights from elsewhere, and Darknet's, become a checkpoint, which carries its own cfg."""
+        if self.plan.takes_in:
+            self.weights = str(self.work / "original.pt")
+            words = ["convert.py", "--weights", self.args.weights, "--out", self.weights]
+            self.stages.run(Stage("convert", words + (["--cfg", self.args.cfg] if self.args.cfg else []), measures=False))
+            load_model("", self.weights, None, self.plan.data)  # other classes than the data's end here
+
+    def check(self) -> None:
+        words = ["check.py", "--data", self.args.data, "--weights", self.weights]
+        found = self.stages.run(Stage("check", words, accepts=(0, 1)))["counts"]
+        if found["error"]:
+            self.state.stages.pop("check")  # to be run again once they are mended
+            self.state.save()
+            raise UserError(f"{self.args.data}: {found['error']} findings of check.py would break training or make its figures "
+                            f"wrong; {command('check.py', '--fix', data=self.args.data)} mends what can be")  # fmt: skip
+
+    def test(self, name: str, weights: str) -> dict[str, Any]:
+        return self.stages.run(Stage(name, ["test.py", "--data", self.args.data, "--weights", weights, *self.machine()]))
+
+    def machine(self) -> list[str]:
+        device = ["--device", self.args.device] if self.args.device else []
+        return [*device, "--workers", str(self.args.workers)]
+
+    def measure_pace(self) -> None:
+        """With --hours: how long an epoch takes, evaluation included."""
+        if self.clock.seconds is not None:
+            words = self.training("pace", self.weights, 1, ["--finetune"])
+            self.note(self.stages.run(Stage("pace", words)))
+
+    def training(self, name: str, weights: str, epochs: int, more: list[str]) -> list[str]:
+        work = str(self.work)
+        return ["train.py", "--data", self.args.data, "--weights", weights, *more, "--epochs", str(epochs), "--name", name,
+                "--weights-dir", work, "--results-dir", work, "--logdir", "", "--seed", str(self.args.seed),
+                *self.machine()]  # fmt: skip
+
+    def note(self, figures: dict[str, Any]) -> None:
+        if figures:
+            self.clock.note(figures["seconds"], figures["epochs"])
+
+    def train(self, name: str, weights: str, wanted: int, share: float, more: list[str], kind: str) -> str | None:
+        """Train for as many epochs as there is time for; the checkpoint, `last` or `best`, or None if there is no time."""
+        epochs = self.clock.epochs(wanted, share)
+        if epochs or self.is_known(name):
+            limit = self.clock.allowed(share)
+            words = self.training(name, weights, epochs, more)
+            self.note_stage(name, self.stages.run(Stage(name, words, limit=limit)))
+        found = [path for k in (kind, "last") if (path := self.work / f"{k}_{name}.pt").exists()]
+        return str(found[0]) if found else None
+
+    def is_known(self, name: str) -> bool:
+        """Whether a stage was begun before, with as many epochs as there was time for then."""
+        return name in self.state.stages or (self.state.running is not None and self.state.running["name"] == name)
+
+    def note_stage(self, name: str, figures: dict[str, Any]) -> None:
+        """A training that was ended at its limit has no figures; its time counts all the same."""
+        if figures:
+            self.note(figures)
+        else:
+            self.clock.note(self.state.stages[name]["seconds"], 0)
+
+    def round(self, aim: Aim, before: dict[str, Any], target: float) -> Trial:
+        """Sparse training of the smallest network that was kept (or the one that came), pruning to the target, finetuning."""
+        number = len(self.trials) + 1
+        kept = best_of(aim, self.trials)
+        start, title = (kept.weights if kept else self.weights), f"round{number}"
+        part = 1 / (self.args.rounds - number + 1) if aim.limit is None else 1.0
+        strategy, flags = self.args.strategy, load_model("", start).flags
+        share = share_to_go(start, strategy, aim, target)
+        sparse = None
+        if share:
+            more = ["--prune", str(STRATEGIES[strategy]), "--sparse-target", f"{share:g}"]
+            more += ["--max-drop", f"{aim.max_drop:g}"] if aim.max_drop and aim.max_drop > 0.02 else []
+            sparse = self.train(f"{title}-sparse", start, self.plan.epochs[0], SPARSE * part, more, "last")
+        pruned = self.prune(f"{title}-prune", sparse or start, aim, target)
+        more = ["--cfg", pruned["cfg"], "-pt", "--finetune", *flags]
+        more += ["--t_weights", self.weights, "--KDstr", "7"] if self.args.teacher else []
+        part = part if sparse is None else part * (1 - SPARSE) / (1 - SPARSE * part)
+        tuned = self.train(f"{title}-finetune", pruned["weights"], self.plan.epochs[1], part, more, "best")
+        tuned = tuned or self.as_checkpoint(f"{title}-convert", pruned)
+        after = self.test(f"{title}-test", tuned)
+        sizes = {k: after[k] for k in ("params", "macs", "map50", "map")}
+        return Trial(number, target, **sizes, is_kept=aim.is_kept(before, after), weights=tuned, figures=f"{title}-test")
+
+    def prune(self, name: str, weights: str, aim: Aim, target: float) -> dict[str, Any]:
+        words = [f"{self.args.strategy}_prune.py", "--data", self.args.data, "--weights", weights, f"--target-{aim.kind}",
+                 f"{target:.0f}", "--refit", str(self.args.refit), "--save-dir", str(self.work / name),
+                 *self.machine()]  # fmt: skip
+        return self.stages.run(Stage(name, words + ([] if aim.limit else ["--force"])))
+
+    def as_checkpoint(self, name: str, pruned: dict[str, Any]) -> str:
+        """A pruned network that there was no time to finetune."""
+        out = str(self.work / f"{name}.pt")
+        words = ["convert.py", "--cfg", pruned["cfg"], "--weights", pruned["weights"], "--out", out]
+        self.stages.run(Stage(name, words, measures=False))
+        return out
+
+    def deliver(self, weights: str) -> dict[str, str]:
+        """network.pt, .weights, .cfg, .onnx in the folder: {kind: path}."""
+        folder = self.state.folder
+        files = {kind: folder / f"network.{kind}" for kind in ("pt", "weights", "cfg")}
+        with replacing(files["pt"]) as temporary:
+            shutil.copyfile(weights, temporary)
+        if "deliver" not in self.state.stages:
+            files["cfg"].unlink(missing_ok=True)  # convert.py leaves one that is there as it is
+        words = ["convert.py", "--weights", str(files["pt"]), "--out", str(files["weights"])]
+        self.stages.run(Stage("deliver", words, measures=False))
+        files |= self.export("onnx", files["pt"])
+        if self.args.bits == 8:
+            files["int8.pt"] = folder / "network_int8.pt"
+            words = ["PTQ.py", "--data", self.args.data, "--weights", str(files["pt"]), "--out", str(files["int8.pt"])]
+            self.stages.run(Stage("int8", words + self.machine()))
+            files |= self.export("int8.onnx", files["int8.pt"])
+        return {kind: str(path) for kind, path in files.items()}
+
+    def export(self, kind: str, weights: Path) -> dict[str, Path]:
+        if not self.plan.has_onnx:
+            print(f"no ONNX file, which needs: pip install {' '.join(ONNX)}")
+            return {}
+        out = weights.with_suffix(".onnx")
+        words = ["export.py", "--data", self.args.data, "--weights", str(weights), "--out", str(out)]
+        self.stages.run(Stage(f"export-{kind}", [*words, "--workers", str(self.args.workers)]))
+        return {kind: out}
+
+    def show(self, name: str, weights: str, pictures: list[str]) -> list[Path]:
+        """The pictures with the boxes that a network finds, in their order."""
+        listed, out = self.work / "pictures.txt", self.work / name
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(out)
+        listed.write_text("".join(f"{os.path.abspath(p)}\n" for p in pictures), encoding="utf-8", errors="surrogateescape")
+        words = ["detect.py", "--weights", weights, "--source", str(listed), "--output", str(out)]
+        self.stages.run(Stage(name, words + (["--device", self.args.device] if self.args.device else [])))
+        return sorted(path for path in out.rglob("*") if path.is_file())
+
+    def record(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(trial) for trial in self.trials]
+
+
+def trials_table(before: dict[str, Any], trials: list[Trial], aim: Aim) -> str:
+    """What was tried so far."""
+    rows = [["as it came", before["params"], before["macs"], before["map50"], before["map"], ""]]
+    rows += [[f"round {t.round}", t.params, t.macs, t.map50, t.map, "yes" if t.is_kept else "no"] for t in trials]
+    return format_table(["", "parameters", "MACs", "mAP@0.5", "mAP@0.5:0.95", str(aim)], rows)
