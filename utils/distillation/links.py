@@ -64,17 +64,18 @@ def links(student: definitions.Defs, teacher: definitions.Defs, size: int) -> li
     """The maps that student and teacher have in common.
 
     A pruned student says in its cfg which layers and channels it kept (utils.pruning.lineage): its map is what the teacher's
-    same reader reads, so that dropped blocks don't matter. Otherwise maps of the same stride belong together.
+    same reader reads, so that dropped blocks don't matter; a map that parts of one reader read is linked once.
+    Otherwise maps of the same stride belong together.
     """
     kept = _surviving(student, teacher)
     if kept is not None:
         graph, keep = kept
-        found = []
+        found: dict[int, Link] = {}
         for r in readings(student, size):
             reader = origin_of(student, r.reader)
-            channels = np.flatnonzero(keep[graph.inputs(reader)])
-            found.append(Link(r.source, teacher.sources(reader)[0], channels))
-        return found
+            source = teacher.sources(reader)[0]
+            found.setdefault(source, Link(r.source, source, np.flatnonzero(keep[graph.inputs(reader)])))
+        return list(found.values())
     theirs = {(r.branch, r.stride): r.source for r in readings(teacher, size)}
     mine = {(r.branch, r.stride): r.source for r in readings(student, size)}
     counts = [[shape[0] for shape in output_shapes(defs, size, size)] for defs in (student, teacher)]
@@ -85,11 +86,17 @@ def links(student: definitions.Defs, teacher: definitions.Defs, size: int) -> li
 
 def _surviving(student: definitions.Defs, teacher: definitions.Defs) -> tuple[ChannelGraph, np.ndarray] | None:
     """The teacher's graph and the ids that the student kept; None where the student wasn't pruned from this teacher."""
-    origins = [origin_of(student, i) for i in range(len(student))]
-    if any(o >= len(teacher) or type(teacher[o]) is not type(d) for o, d in zip(origins, student, strict=True)):
+    if not all(_is_of(teacher, d, origin_of(student, index)) for index, d in enumerate(student)):
         return None
     graph = ChannelGraph(teacher)
     try:
         return graph, surviving_ids(graph, student)
     except UserError:
         return None
+
+
+def _is_of(teacher: definitions.Defs, d: definitions.LayerDef, origin: int | None) -> bool:
+    """Whether `d` can be the teacher's layer `origin`, or with None one that pruning added."""
+    if origin is None:
+        return isinstance(d, definitions.Route)
+    return origin < len(teacher) and type(teacher[origin]) is type(d)

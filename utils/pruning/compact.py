@@ -14,14 +14,20 @@ from utils.pruning.absorb import kernel_shift, layer_constants
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.lineage import note_origin
 from utils.pruning.residual_blocks import Block, surviving_layers, without_blocks
+from utils.pruning.split import moved_blocks, written, written_defs
 
 
 def compact_defs(graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block] = ()) -> definitions.Defs:
     """The definitions of the network that keeps only the ids in `keep`, (graph.count,) bool, and not the blocks `dropped`.
 
-    Each layer records where in the unpruned network it comes from (see utils.pruning.lineage).
+    Each layer records where in the unpruned network it comes from (see utils.pruning.lineage). A convolution of whose parts
+    `keep` leaves different numbers is written in parts (see utils.pruning.split).
     """
-    defs = without_blocks(graph.defs, dropped)
+    defs, split = written_defs(graph, keep)
+    if split is not None:
+        graph = ChannelGraph(defs)
+        dropped = moved_blocks(graph, split, dropped)
+    defs = without_blocks(defs, dropped)
     for new, old in enumerate(surviving_layers(len(graph.defs), dropped)):
         d, kept = defs[new], keep[graph.out[old]]
         try:
@@ -56,6 +62,7 @@ def compact_model(model: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped
 
     Equals mask_model's output to float precision; for where constants limit that, see utils.pruning.absorb.
     """
+    model, graph, dropped, _ = written(model, graph, keep, dropped)
     small = type(model)(compact_defs(graph, keep, dropped), model.img_size)
     constants = layer_constants(model, graph, keep, dropped)
     for target, index in zip(small.module_list, surviving_layers(len(graph.defs), dropped), strict=True):

@@ -39,7 +39,9 @@ class ChannelGraph:
     channels without a batch normalisation, ordinary grouped convolutions). united: (count,) bool, ids that a shortcut
     made one. raw_out[i]: the same channels before anything was united, so that a convolution's own filters can be told
     apart; label: raw id -> id. equal_parts: lists of id arrays of which equally many must be kept (the parts of
-    a grouped route). grouped: indices of the ordinary grouped convolutions, which are left whole.
+    a grouped route), cut_layers: for each of them the layer whose map it is. divisible: those of the cut layers that are
+    convolutions which can as well be written in parts, each with the channels at which parts begin and the last one ends
+    (see utils.pruning.split). grouped: indices of the ordinary grouped convolutions, which are left whole.
     """
 
     def __init__(self, defs: definitions.Defs) -> None:
@@ -50,6 +52,7 @@ class ChannelGraph:
         self._united: set[int] = set()
         self._with_gamma: set[int] = set()
         self._parts: list[list[Ids]] = []
+        self.cut_layers: list[int] = []
         self.grouped: list[int] = []
         self._image = self._new(defs.net.channels)
         self._freeze(self._image)
@@ -145,6 +148,7 @@ class ChannelGraph:
             return np.concatenate(sources)
         parts = [np.split(ids, d.groups) for ids in sources]
         self._parts += parts
+        self.cut_layers += self.defs.sources(self._index)
         return np.concatenate([p[d.group_id] for p in parts])
 
     def _max_pool(self, d: definitions.MaxPool, sources: list[Ids]) -> Ids:
@@ -181,6 +185,23 @@ class ChannelGraph:
         self.frozen = self._flags(self._frozen) | ~self._flags(self._with_gamma)
         self.united = self._flags(self._united)
         self.equal_parts = [[label[p] for p in parts] for parts in self._parts]
+        self.divisible = {i: self._cuts(i) for i in self.cut_layers if self._is_divisible(i)}
+
+    def part_ids(self, index: int) -> list[Ids]:
+        """The ids of each part of a divisible convolution."""
+        return np.split(self.out[index], self.divisible[index][1:-1])
+
+    def _is_divisible(self, index: int) -> bool:
+        """Whether layer `index` is an ordinary convolution; one that reads the image can't be divided, as no [route] brings a
+        later part the image."""
+        d = self.defs[index]
+        ordinary = type(d) is definitions.Convolutional and d.groups == 1 and d.activation not in ACROSS_CHANNELS
+        return ordinary and self.defs.sources(index)[0] >= 0
+
+    def _cuts(self, index: int) -> list[int]:
+        """The channels at which grouped routes cut the map of layer `index`, 0 and the number of channels among them."""
+        cut = zip(self.cut_layers, self.equal_parts, strict=True)
+        return sorted({0} | {k * len(parts[0]) for i, parts in cut if i == index for k in range(1, len(parts) + 1)})
 
     def _flags(self, raw_ids: set[int]) -> np.ndarray:
         flags = np.zeros(self.count, dtype=bool)

@@ -1,6 +1,7 @@
 """Where a pruned network's layers and channels come from: two keys in its .cfg that Darknet ignores.
 
-origin=12        this layer is number 12 of the unpruned network; left out where it still has its own number
+origin=12        this layer is number 12 of the unpruned network, or a part of it (see utils.pruning.split); left out where
+                 it still has its own number. none: a [route] that the unpruned network didn't need
 kept=0-3,7       the filters of the unpruned network's convolution that are left, in order; left out where all are
 
 Pruning a pruned network keeps counting in the first one. Distillation reads from a teacher what a student still has:
@@ -19,19 +20,26 @@ from utils.core.errors import UserError
 from utils.network.definitions import Convolutional, Defs, LayerDef
 from utils.pruning.graph import ChannelGraph
 
+NEW = "none"
+
 
 def note_origin(d: LayerDef, new: int, old: int, kept: np.ndarray) -> None:
     """Record in `d`, layer `new` of the smaller network, that it was layer `old` and kept the channels `kept`, (channels,)
     bool. What `d` says of an earlier pruning is composed with it."""
     origin = _number(d.extra.pop("origin", str(old)))
     if origin != new:
-        d.extra["origin"] = str(origin)
+        d.extra["origin"] = NEW if origin is None else str(origin)
     if isinstance(d, Convolutional) and not kept.all():
         d.extra["kept"] = format_ranges(np.array(kept_of(d, len(kept)))[kept].tolist())
 
 
-def origin_of(defs: Defs, index: int) -> int:
-    """The number that layer `index` has in the unpruned network."""
+def note_new(d: LayerDef) -> None:
+    """Record in `d` that the unpruned network has no such layer."""
+    d.extra["origin"] = NEW
+
+
+def origin_of(defs: Defs, index: int) -> int | None:
+    """The number that layer `index` has in the unpruned network, None for one that is new."""
     return _number(defs[index].extra.get("origin", str(index)))
 
 
@@ -47,7 +55,9 @@ def kept_of(d: Convolutional, filters: int) -> list[int]:
     return numbers
 
 
-def _number(text: str) -> int:
+def _number(text: str) -> int | None:
+    if text == NEW:
+        return None
     if not text.isdecimal() or len(text) > 18:
         raise UserError(f"origin={text[:40]}: expected the number of a layer")
     return int(text)
@@ -65,7 +75,8 @@ def surviving_ids(teacher: ChannelGraph, student: Defs) -> np.ndarray:
         if not isinstance(d, Convolutional):
             continue
         origin = origin_of(student, index)
-        ids = teacher.out[origin] if 0 <= origin < len(teacher.out) else np.zeros(0, dtype=int)
+        known = origin is not None and origin < len(teacher.out)
+        ids = teacher.out[origin] if known else np.zeros(0, dtype=int)
         kept = kept_of(d, d.filters if "kept" in d.extra else len(ids))
         if len(kept) != d.filters or (kept and max(kept) >= len(ids)):
             raise UserError(f"{student.where(index)}: was not pruned from layer {origin} of {teacher.defs.name}; "

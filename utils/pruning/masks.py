@@ -33,11 +33,16 @@ POLICIES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a layer must keep: at least `min_channels` and the share `layer_keep` of it, and a multiple of `round_to`."""
+    """What a layer must keep: at least `min_channels` and the share `layer_keep` of it, and a multiple of `round_to`.
+
+    split: the least share of its channels that a convolution must be spared by being written in parts, whose numbers may
+    differ then (see utils.pruning.split); 0: whatever it is spared, None: it stays one, with parts of equal width.
+    """
 
     min_channels: int = 1
     layer_keep: float = 0.0
     round_to: int = 1
+    split: float | None = None
 
     def required(self, kept: int, total: int) -> int:
         """Channels that a layer of `total` has to keep, if `kept` scored above the threshold."""
@@ -85,9 +90,24 @@ def global_mask(graph: ChannelGraph, scores: np.ndarray, policy: Policy, percent
 
 def complete(graph: ChannelGraph, scores: np.ndarray, keep: np.ndarray, limits: Limits) -> None:
     """Bring back, in place, the strongest removed ids until every layer meets the limits and the parts of grouped
-    routes keep equally many. It only ever adds, so it ends."""
+    routes keep equally many, but for those of convolutions that are worth being written in parts. It only ever adds, so it
+    ends."""
+    divided: set[int] = set()
+    if limits.split is not None and graph.divisible:
+        whole, parted = keep.copy(), keep.copy()
+        _restore_all(graph, scores, whole, limits, divided)
+        _restore_all(graph, scores, parted, limits, set(graph.divisible))
+        counts = {i: [int(k[np.unique(graph.out[i])].sum()) for k in (whole, parted)] for i in graph.divisible}
+        divided = {i for i, (one, many) in counts.items() if many < one and one - many >= limits.split * one}
+    _restore_all(graph, scores, keep, limits, divided)
+
+
+def _restore_all(graph: ChannelGraph, scores: np.ndarray, keep: np.ndarray, limits: Limits, divided: set[int]) -> None:
+    """Bring back what `complete` says, where the convolutions `divided`, and no others, are written in parts."""
+    parts = [np.unique(ids) for i in sorted(divided) for ids in graph.part_ids(i)]
     layers = list(_layers(graph))
-    convolutions = [np.unique(graph.out[i]) for i in graph.convolutions()]
+    convolutions = [np.unique(graph.out[i]) for i in graph.convolutions() if i not in divided] + parts
+    equal = [p for i, p in zip(graph.cut_layers, graph.equal_parts, strict=True) if i not in divided]
     nonempty = Limits(limits.min_channels)
     before = -1
     while before != keep.sum():
@@ -96,9 +116,9 @@ def complete(graph: ChannelGraph, scores: np.ndarray, keep: np.ndarray, limits: 
             _restore(scores, keep, ids, nonempty.required(int(keep[ids].sum()), len(ids)))
         for ids in convolutions:
             _restore(scores, keep, ids, limits.required(int(keep[ids].sum()), len(ids)))
-        for parts in graph.equal_parts:
-            most = max(int(keep[p].sum()) for p in parts)
-            for p in parts:
+        for cut in equal:
+            most = max(int(keep[p].sum()) for p in cut)
+            for p in cut:
                 _restore(scores, keep, p, most)
 
 

@@ -15,6 +15,7 @@ from utils.pruning.importance import CRITERIA, Evidence, channel_scores
 from utils.pruning.masks import POLICIES, Limits, Mask, candidates, global_mask
 from utils.pruning.residual_blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
 from utils.pruning.spend import Cost, removal_order
+from utils.pruning.split import uneven
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
 
@@ -130,6 +131,11 @@ class Pruner:
     def compact(self, choice: Choice) -> Darknet:
         return compact_model(self.model, self.graph, choice.mask.keep, choice.dropped)
 
+    def divided(self, choice: Choice) -> list[int]:
+        """The convolutions that are written in parts (see utils.pruning.split)."""
+        gone = {layer for block in choice.dropped for layer in block.layers}
+        return [i for i in uneven(self.graph, choice.mask.keep) if i not in gone]
+
     def size(self, choice: Choice, img_size: int) -> dict[str, int]:
         """{params, macs, channels} of the compact network, without computing its weights."""
         defs = self.defs(choice)
@@ -167,7 +173,7 @@ class Pruner:
 
     def summary(self, choice: Choice) -> dict[str, Any]:
         """What --json says of the choice: {importance{name, images}, requested, achieved, limit, shortcuts{requested, achieved,
-        limit, layers}}."""
+        limit, layers}, divided: layers}."""
         shortcuts = {
             "requested": choice.amount.shortcuts, "achieved": len(choice.dropped), "limit": len(self.blocks),
             "layers": [b.shortcut for b in choice.dropped],
@@ -176,4 +182,5 @@ class Pruner:
         counts = {k: shortcuts[k] for k in channels}
         images = self.evidence.pictures if CRITERIA[self.importance].needs else 0
         amounts = channels if choice.amount.percent or not choice.amount.shortcuts else counts
-        return {"importance": {"name": self.importance, "images": images}, **amounts, "shortcuts": shortcuts}
+        importance = {"name": self.importance, "images": images}
+        return {"importance": importance, **amounts, "shortcuts": shortcuts, "divided": self.divided(choice)}

@@ -23,6 +23,7 @@ from utils.network.shapes import output_shapes
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.least_squares import NormalEquations, output_size, windows
 from utils.pruning.residual_blocks import Block, surviving_layers
+from utils.pruning.split import written
 
 SAMPLES, LEAST_SAMPLES = 8, 5000  # positions that a layer is fitted at: this many a weight of a filter, and at least
 WIDEST = 9216  # weights of a filter above which its normal equations take gigabytes: such layers are left as they are
@@ -83,6 +84,7 @@ def refit(model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray,
     Returns the indices in `model` of the layers that were fitted.
     """
     home, training = next(small.parameters()).device, small.training
+    model, graph, dropped, numbers = written(model, graph, keep, dropped)
     pair = Pair(model, small, graph, keep, dropped, batches)
     generator, fitted = torch.Generator().manual_seed(0), []
     for index in tqdm(range(len(graph.defs)), desc="refit", unit="layer", leave=False):
@@ -90,10 +92,10 @@ def refit(model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray,
         known = None
         if index in pair.place and is_fitted(pair, index, other):
             known = fit_convolution(pair, index, other, generator)
-            fitted.append(index)
+            fitted.append(numbers[index])
         pair.step(index, known)
     small.to(home).train(training)
-    return fitted
+    return sorted(set(fitted))  # of the parts of a layer each was fitted
 
 
 def is_fitted(pair: Pair, index: int, other: tuple[int, int] | None) -> bool:

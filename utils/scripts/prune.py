@@ -28,6 +28,7 @@ from utils.scripts.evaluator import Evaluator
 from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 
+WORTH_SPLITTING = 0.1  # share of its channels that a convolution has to be spared to be written in parts
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
 NOTES = """\
 Which strategy (measured on BCCD, see EXPERIMENTS.md): normal first: yolov3-tiny at --percent 0.7 keeps 9 % of its parameters
@@ -62,6 +63,10 @@ def prune_parser(strategy: str, description: str) -> Parser:
     limits.add_argument("--min-channels", type=whole(1, 65536), default=1, help="channels that every layer keeps at least")
     limits.add_argument("--round-to", type=whole(1, 1024), default=POLICIES[defaults.policy].round_to, metavar="N",
                         help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware")  # fmt: skip
+    limits.add_argument("--split-halves", action=argparse.BooleanOptionalAction, default=None,
+                        help="where a route with groups= cuts the map of a convolution (YOLOv8's C2f, CSP), write that as one "
+                        "for each part, so that parts may keep different numbers of channels: wherever that spares any, or "
+                        "nowhere (default: where it spares a tenth of the convolution's)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
     parser.add_argument("--force", action="store_true",
@@ -145,7 +150,8 @@ def check_arguments(args: argparse.Namespace) -> Limits:
     check_ranking(args)
     if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
         raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
-    return Limits(args.min_channels, args.layer_keep, args.round_to)
+    split = {None: WORTH_SPLITTING, True: 0.0, False: None}[args.split_halves]
+    return Limits(args.min_channels, args.layer_keep, args.round_to, split)
 
 
 def say_what_there_is(pruner: Pruner) -> None:
@@ -164,6 +170,9 @@ def say_choice(pruner: Pruner, choice: Choice) -> None:
               f"requested {amount.percent:g}, achieved {mask.achieved:.3f}")  # fmt: skip
     if amount.percent > mask.limit:
         print(f"warning: above {mask.limit:.3f} whole layers would be empty; their strongest channels stay")
+    divided = pruner.divided(choice)
+    if divided:
+        print(f"written in parts, which keep different numbers of channels: layers {', '.join(map(str, divided))}")
     if choice.dropped:
         print(f"dropped: {len(choice.dropped)} of {len(pruner.blocks)} residual blocks, those that end in the shortcuts "
               f"{', '.join(str(b.shortcut) for b in choice.dropped)}")  # fmt: skip
