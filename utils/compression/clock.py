@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 SPARSE = 4 / 7  # of a round's epochs: 40 of sparse training and 30 of finetuning are what README's figures were made with
 
@@ -9,21 +10,23 @@ SPARSE = 4 / 7  # of a round's epochs: 40 of sparse training and 30 of finetunin
 @dataclass
 class Clock:
     """seconds: that all trainings together may take, None without a limit. spent: what they took so far. pace: seconds an
-    epoch, of the last training; None before the first."""
+    epoch of the last training, evaluation included, None before the first; start: seconds before its first epoch."""
 
     seconds: float | None
     spent: float = 0.0
     pace: float | None = None
+    start: float = 0.0
 
     @property
     def left(self) -> float:
         return math.inf if self.seconds is None else max(self.seconds - self.spent, 0.0)
 
-    def note(self, seconds: float, epochs: int) -> None:
-        """A training of so many epochs took so long."""
-        self.spent += seconds
-        if epochs:
-            self.pace = seconds / epochs
+    def note(self, spent: float, figures: dict[str, Any]) -> None:
+        """A training took `spent` seconds. figures: {seconds, epochs} that it measured itself; {} if it was ended early."""
+        self.spent += spent
+        if figures:
+            self.pace = figures["seconds"] / figures["epochs"]
+            self.start = max(spent - figures["seconds"], 0.0)
 
     def allowed(self, share: float) -> float | None:
         """Seconds of a training that may take this share of what is left; None without a limit."""
@@ -35,6 +38,6 @@ class Clock:
         >>> Clock(seconds=1000, spent=100, pace=15.0).epochs(40, 0.5)
         30
         """
-        if self.seconds is None:
+        if self.seconds is None or self.pace is None:
             return wanted
-        return min(wanted, int(share * self.left / self.pace)) if self.pace else wanted
+        return min(wanted, max(int((share * self.left - self.start) / self.pace), 0))

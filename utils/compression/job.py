@@ -86,7 +86,7 @@ class Job:
         """With --hours: how long an epoch takes, evaluation included."""
         if self.clock.seconds is not None:
             words = self.training("pace", self.weights, 1, ["--finetune"])
-            self.note(self.stages.run(Stage("pace", words)))
+            self.run_training(Stage("pace", words))
 
     def training(self, name: str, weights: str, epochs: int, more: list[str]) -> list[str]:
         work = str(self.work)
@@ -94,9 +94,10 @@ class Job:
                 "--weights-dir", work, "--results-dir", work, "--logdir", "", "--seed", str(self.args.seed),
                 *self.machine()]  # fmt: skip
 
-    def note(self, figures: dict[str, Any]) -> None:
-        if figures:
-            self.clock.note(figures["seconds"], figures["epochs"])
+    def run_training(self, stage: Stage) -> None:
+        """Run it and take its time; one that was ended at its limit has no figures."""
+        figures = self.stages.run(stage)
+        self.clock.note(self.state.stages[stage.name]["seconds"], figures)
 
     def train(self, name: str, weights: str, wanted: int, share: float, more: list[str], kind: str) -> str | None:
         """Train for as many epochs as there is time for; the checkpoint, `last` or `best`, or None if there is no time."""
@@ -104,20 +105,13 @@ class Job:
         if epochs or self.is_known(name):
             limit = self.clock.allowed(share)
             words = self.training(name, weights, epochs, more)
-            self.note_stage(name, self.stages.run(Stage(name, words, limit=limit)))
+            self.run_training(Stage(name, words, limit=limit))
         found = [path for k in (kind, "last") if (path := self.work / f"{k}_{name}.pt").exists()]
         return str(found[0]) if found else None
 
     def is_known(self, name: str) -> bool:
         """Whether a stage was begun before, with as many epochs as there was time for then."""
         return name in self.state.stages or (self.state.running is not None and self.state.running["name"] == name)
-
-    def note_stage(self, name: str, figures: dict[str, Any]) -> None:
-        """A training that was ended at its limit has no figures; its time counts all the same."""
-        if figures:
-            self.note(figures)
-        else:
-            self.clock.note(self.state.stages[name]["seconds"], 0)
 
     def round(self, aim: Aim, before: dict[str, Any], target: float) -> Trial:
         """Sparse training of the smallest network that was kept (or the one that came), pruning to the target, finetuning."""

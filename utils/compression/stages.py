@@ -33,7 +33,10 @@ class Stage:
 
 
 class Stages:
-    """Runs stages once: what compress.json says is done isn't run again, and a training that was interrupted is resumed."""
+    """Runs stages once: what compress.json says is done isn't run again, and a training that was interrupted is resumed.
+
+    Files of a stage lie in the state's `work` folder: NAME.json, and of a training last_NAME.pt and best_NAME.pt.
+    """
 
     def __init__(self, state: State, handle: int) -> None:
         """handle: what every process inherits, see utils.compression.state.lock."""
@@ -48,12 +51,13 @@ class Stages:
         figures_file = self.state.work / f"{stage.name}.json"
         words = stage.words + (["--json", str(figures_file)] if stage.measures else [])
         was_running = self.state.running is not None and self.state.running["name"] == stage.name
+        worked = 0.0
         if was_running:
-            words = self.state.running["words"]
+            words, worked = self.state.running["words"], self._worked(stage)
         else:
             figures_file.unlink(missing_ok=True)
-            self.state.begin(stage.name, words, time.time())
-        start = time.perf_counter()
+        self.state.begin(stage.name, words, time.time() - worked)
+        start = time.perf_counter() - worked
         ended = self._resume(stage, words) if was_running and _is_training(words) else False
         if not ended or (stage.measures and not figures_file.exists()):
             self._call(stage, words)
@@ -62,9 +66,17 @@ class Stages:
         self.state.finish(stage.name, words, seconds, figures)
         return figures
 
+    def _worked(self, stage: Stage) -> float:
+        """Seconds of an interrupted training up to the last epoch that it saved, which needn't be done again."""
+        last = self._last(stage)
+        return max(last.stat().st_mtime - self.state.running["since"], 0.0) if last.exists() else 0.0
+
+    def _last(self, stage: Stage) -> Path:
+        return self.state.work / f"last_{stage.name}.pt"
+
     def _resume(self, stage: Stage, words: list[str]) -> bool:
         """Go on with a training that was interrupted, if it has saved an epoch; says whether it did."""
-        if not (self.state.work / f"last_{stage.name}.pt").exists():
+        if not self._last(stage).exists():
             return False
         self._call(stage, [*words, "--resume"])
         return True
@@ -99,7 +111,10 @@ def launch(words: list[str], limit: float | None, handle: int) -> tuple[int, str
         finally:
             for timer in timers:
                 timer.cancel()
-    return (0, "") if late.is_set() else (status, line if status else _shown(line))
+    if late.is_set() or not status:
+        _show(line)
+        return 0, ""
+    return status, line
 
 
 def _interrupt(process: subprocess.Popen, late: threading.Event) -> None:
@@ -108,10 +123,9 @@ def _interrupt(process: subprocess.Popen, late: threading.Event) -> None:
         process.send_signal(signal.SIGINT)
 
 
-def _shown(line: str) -> str:
+def _show(line: str) -> None:
     if line:
         print(line, file=sys.stderr)
-    return ""
 
 
 def forward(pipe: IO[bytes], script: str) -> str:
@@ -123,6 +137,7 @@ def forward(pipe: IO[bytes], script: str) -> str:
         for line in lines:
             text = line.decode("utf-8", "backslashreplace")
             if text.startswith(f"{script}: ") and not text.startswith(f"{script}: warning:"):
+                _show(held)
                 held = text.strip()
             else:
                 sys.stderr.write(text)

@@ -54,6 +54,7 @@ class State:
             raise UserError(f"{self.path}: belongs to another command ({flag}: {what}); name another folder with --out")
         self.stages = {name: fields.fields("stages").fields(name).values for name in fields.fields("stages").values}
         self.running = fields.fields("running").values or None
+        self.result = fields.fields("result").values
 
     def save(self) -> None:
         values = {"format": FORMAT, "command": self.command, "running": self.running, "stages": self.stages,
