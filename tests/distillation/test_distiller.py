@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
-from tests.tiny import DFL, NET, conv, head, network
+from tests.tiny import CSP, DFL, NET, conv, head, network
 from utils.core.errors import UserError
-from utils.distillation.distiller import KDSTR, Distiller, check_distillation_arguments
+from utils.distillation.distiller import KDSTR, Distiller, check_distillation_arguments, listening
 from utils.distillation.links import Link, links, readings
 from utils.distillation.teacher import load_teacher
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
+from utils.pruning.masks import Limits
+from utils.pruning.pruner import Amount, Pruner
 from utils.training.run import Run
 
 TARGETS = torch.tensor([[0, 1, 0.4, 0.4, 0.2, 0.2], [1, 0, 0.6, 0.5, 0.3, 0.25]])
@@ -255,3 +257,25 @@ def test_what_a_teacher_cannot_see_is_refused(tmp_path):
 def test_arguments_that_make_no_sense(flags, message):
     with pytest.raises(UserError, match=message):
         check_distillation_arguments(train_arguments(flags))
+
+
+@pytest.mark.parametrize("cfg", [CSP, DFL])
+def test_a_student_with_convolutions_in_parts_learns_from_the_same_channels(cfg):
+    """Without constants, each linked map of the student is the masked teacher's in the channels that are left."""
+    teacher = network(cfg, beta=0.0)
+    teacher.module_list[1].BatchNorm2d.weight.data[:6] *= 1e-3
+    pruner = Pruner(teacher, "slim", Limits(split=0.0))
+    choice = pruner.choose(Amount(0.3))
+    assert pruner.divided(choice) == [1]
+    student, masked = pruner.compact(choice).double(), pruner.masked(choice).double()
+    found = links(student.defs, teacher.defs, 512)
+    assert [link.teacher for link in found] == [r.source for r in readings(teacher.defs, 512)]
+    maps: tuple[dict, dict] = {}, {}
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    places = [link.student for link in found], [link.teacher for link in found]
+    with torch.no_grad(), listening(student, places[0], maps[0]), listening(masked, places[1], maps[1]):
+        student(image)
+        masked(image)
+    for link in found:
+        wanted = maps[1][link.teacher][:, torch.from_numpy(link.channels)]
+        torch.testing.assert_close(maps[0][link.student], wanted, rtol=1e-10, atol=1e-10)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.test_train import write_set
-from tests.tiny import CSP, DEPTHWISE, NET, RESIDUAL, SPP, conv, head, network
+from tests.tiny import CSP, DEPTHWISE, DFL, NET, RESIDUAL, SPP, conv, head, network
 from utils.core.errors import UserError
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import save_checkpoint
@@ -306,3 +306,21 @@ def test_help_states_the_rule_of_the_warning(capsys):
         text = " ".join(parser.format_help().split())
         assert "not sparse" in text
         assert "above 0.1 and above a tenth of the median" in text
+
+
+@pytest.mark.parametrize(("flag", "divided"), [("", [1]), ("--split-halves", [1]), ("--no-split-halves", [])])
+def test_halves_are_written_apart_where_that_spares_channels(here, capsys, flag, divided):
+    """The first half of a C2f block's convolution is weak, the second isn't."""
+    model = write(DFL)
+    model.module_list[1].BatchNorm2d.weight.data[:8] *= 1e-3
+    save_weights(model, "net.weights")
+    figures = prune("slim", f"--percent 0.15 --importance gamma {flag}")
+    assert figures["divided"] == divided
+    assert ("written in parts, which keep different numbers of channels: layers 1\n" in capsys.readouterr().out) == bool(
+        divided
+    )
+    assert figures["layers"][1]["after"] < 16 if divided else figures["layers"][1]["after"] == 16
+    small = Darknet(figures["cfg"], 64)
+    load_weights(small, figures["weights"], prefix=False)
+    assert figures["after"]["params"] == sum(p.numel() for p in small.parameters())
+    assert len(small.defs) == len(model.defs) + 2 * len(divided)
