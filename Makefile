@@ -11,7 +11,7 @@
 PYTHON ?= python3
 KEY := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-12)
 VENV ?= $(HOME)/.cache/darkedge/venv-$(KEY)
-READY := $(VENV)/.complete
+READY := $(VENV)/.complete-$(KEY)
 RUN := $(VENV)/bin/python
 
 .PHONY: venv demo test test-all coverage check lint clean
@@ -40,7 +40,7 @@ coverage: $(READY)
 
 check: lint test
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
