@@ -24,6 +24,7 @@ from utils.pruning.masks import Limits
 from utils.pruning.pruner import STRATEGIES, Choice, Pruner
 from utils.pruning.spend import COSTS
 from utils.pruning.surgeon import Factors, readers
+from utils.scripts.prune import WORTH_SPLITTING
 
 ROOT = Path(__file__).resolve().parents[1]
 PERCENTS = (0.3, 0.7)
@@ -76,7 +77,8 @@ def cells(model: Darknet, chosen: list[tuple[str, float]], folder: Path, importa
     total = sum(p.numel() for p in model.parameters())
     for strategy, percent in chosen:
         cell = Cell(strategy, percent)
-        limits = Limits(layer_keep=STRATEGIES[strategy].layer_keep, round_to=8 if strategy == "regular" else 1)
+        limits = Limits(layer_keep=STRATEGIES[strategy].layer_keep, round_to=8 if strategy == "regular" else 1,
+                        split=WORTH_SPLITTING)  # fmt: skip
         pruner = Pruner(model, strategy, limits, importance, evidence, cost)
         try:
             amount = pruner.check(0.0 if strategy == "layer" else percent, blocks_to_drop(pruner, percent))
