@@ -75,8 +75,7 @@ def surviving_ids(teacher: ChannelGraph, student: Defs) -> np.ndarray:
         if not isinstance(d, Convolutional):
             continue
         origin = origin_of(student, index)
-        known = origin is not None and origin < len(teacher.out)
-        ids = teacher.out[origin] if known else np.zeros(0, dtype=int)
+        ids = np.zeros(0, dtype=int) if origin is None or origin >= len(teacher.out) else teacher.out[origin]
         kept = kept_of(d, d.filters if "kept" in d.extra else len(ids))
         if len(kept) != d.filters or (kept and max(kept) >= len(ids)):
             raise UserError(f"{student.where(index)}: was not pruned from layer {origin} of {teacher.defs.name}; "

@@ -103,7 +103,7 @@ def split_defs(graph: ChannelGraph, chosen: Collection[int]) -> Split:
             split.place.append(_add_route(split, parts[index], d.line) if read_whole else -1)
             continue
         if isinstance(d, definitions.Route) and any(s in chosen for s in d.sources(index)):
-            layer = _joined(graph, split, index, parts)
+            layer: definitions.LayerDef = _joined(graph, split, index, parts)
         else:
             layer = copy.deepcopy(d)
             references = tuple(
@@ -120,12 +120,13 @@ def split_defs(graph: ChannelGraph, chosen: Collection[int]) -> Split:
 def _add_parts(graph: ChannelGraph, split: Split, index: int) -> list[int]:
     """Write convolution `index` in parts; returns their numbers. All read what it read, so the later ones need a [route]."""
     source = split.place[index - 1]
-    found = []
+    found: list[int] = []
     cuts = graph.divisible[index]
     for first, last in itertools.pairwise(cuts):
         if found:
             _add_route(split, [source], graph.defs[index].line)
         part = copy.deepcopy(graph.defs[index])
+        assert isinstance(part, definitions.Convolutional)
         part.filters = last - first
         found.append(split.add(part, (index, slice(first, last))))
         places = np.arange(cuts[-1])
@@ -143,7 +144,9 @@ def _add_route(split: Split, layers: Sequence[int], line: int, groups: int = 1, 
 
 def _joined(graph: ChannelGraph, split: Split, index: int, parts: dict[int, list[int]]) -> definitions.Route:
     """[route] `index`, which reads parts where their convolution is written in parts; what else it cuts is cut before it."""
-    d, layers = graph.defs[index], []
+    d = graph.defs[index]
+    assert isinstance(d, definitions.Route)
+    layers: list[int] = []
     for source in d.sources(index):
         if source in parts:
             cuts = graph.divisible[source]
