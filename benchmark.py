@@ -3,6 +3,10 @@
 Plain: float32, NCHW, batch normalisation unfused, freed memory returned to the system (glibc's default). The suite's:
 what train.py -mpt, test.py and detect.py really run.
 Both take turns, so that a machine that is busy with other things slows both; medians are printed.
+--runtimes measures a network of yours instead, in every runtime that is installed, in each file that is named.
+
+python benchmark.py --cfg cfg/yolov3/yolov3-tiny.cfg
+python benchmark.py --runtimes --weights x.pt --onnx x.onnx --onnx-int8 y.onnx --data my.data --threads 1
 """
 
 import argparse
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from utils.core.devices import inference_dtype, select_device, training_dtype
 from utils.core.distributed import World
+from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.memory import reuse_memory
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
@@ -31,10 +36,14 @@ from utils.data.pictures import write_picture
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet
-from utils.scripts.cli import Parser, add_device_arguments, run
+from utils.runtimes.registry import RUNTIMES
+from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument, run
+from utils.scripts.compare_runtimes import compare_runtimes
 from utils.training.epoch import memory_gib
 from utils.training.run import Plan, Run
 
+OF_WAYS = {"parts", "seed"}  # arguments that --runtimes has no use for
+OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "data"}  # and those that only it has
 PARTS = ("training", "inference", "peak", "pipeline")
 BOXES = 8  # a picture
 PICTURES = 64  # of the pipeline's data set
@@ -43,18 +52,50 @@ PICTURE_SIZE = (480, 640)
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
-    parser.add_argument("--cfg", required=True, help="the network to measure")
+    parser.add_argument("--cfg", default="", help="the network to measure; a .pt carries its own")
     parser.add_argument("--img-size", type=IMG_SIZE, default=416, help="side of the network's input in pixels")
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="of training, and of inference besides single ones")
     parser.add_argument("--steps", type=whole(1, 10_000), default=5, help="repetitions of which the median counts")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that feed the image pipeline")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and boxes")
+    parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=None,
+                        help="measure a network's files in these runtimes; without a name: in all that are there")  # fmt: skip
+    parser.add_argument("--weights", default="", help="--runtimes: .pt or .weights file")
+    parser.add_argument("--onnx", default="", help="--runtimes: the .onnx that export.py made of it")
+    parser.add_argument("--onnx-int8", default="", help="--runtimes: the .onnx of the quantized network")
+    parser.add_argument("--data", default="", help="--runtimes: .data file, for mAP@0.5 on its valid= pictures in each")
+    add_threads_argument(parser)
     add_device_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    check_arguments(args)
+    if args.runtimes is not None:
+        figures = compare_runtimes(args, args.img_size if "img_size" in args.given else None)
+    else:
+        figures = compare_ways(args)
+    write_json(args.json, figures)
+    return figures
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """UserError for what is missing, and for flags that don't go together."""
+    foreign = sorted(args.given & (OF_WAYS if args.runtimes is not None else OF_RUNTIMES))
+    if foreign:
+        which = "doesn't go with --runtimes" if args.runtimes is not None else "is about --runtimes, which is missing"
+        raise UserError(f"--{foreign[0].replace('_', '-')} {which}")
+    if args.runtimes is not None and not args.weights:
+        raise UserError("--runtimes: name the network with --weights FILE, its ONNX files with --onnx and --onnx-int8")
+    if args.runtimes is None and not args.cfg:
+        raise UserError("name the network with --cfg FILE")
+
+
+def compare_ways(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite's way against the plain one."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = select_device(args.device)
     model = Darknet(parse_cfg(args.cfg), args.img_size)
@@ -73,7 +114,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if "pipeline" in args.parts:
         figures["pipeline_images_per_s"] = pipeline_speed(model, args)
     print(report(figures, gflop))
-    write_json(args.json, figures)
     return figures
 
 

@@ -34,10 +34,19 @@ from utils.data.pictures import write_picture
 from utils.data.sources import Frame, Frames, Item, find_items, open_writer, shown
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold
-from utils.export.onnx.model import OnnxModel, load_detector
+from utils.export.onnx.model import OnnxModel
 from utils.loading import Loaded
 from utils.network.detection_model import DetectionModel
-from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.runtimes.base import Request
+from utils.runtimes.registry import choose, load
+from utils.scripts.cli import (
+    Parser,
+    add_device_arguments,
+    add_inference_arguments,
+    add_model_arguments,
+    add_runtime_arguments,
+    run,
+)
 
 TRAINED = Path("weights/best.pt")  # what train.py leaves
 
@@ -60,6 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--view-img", action="store_true", help="show results in a window; q or Esc ends")
     parser.add_argument("--save-txt", action="store_true", help="write a line `class cx cy w h confidence` a box, 0..1, too")
     add_inference_arguments(parser)
+    add_runtime_arguments(parser)
     add_device_arguments(parser)
     return parser
 
@@ -68,7 +78,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     items = find_items(args.source, exclude=args.output)
     data = read_data(args.data) if args.data else None
-    loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    request = Request(args.cfg, args.weights, args.img_size, data, args.gray_scale)
+    loaded = load(choose(args.runtime, args.weights), args.threads, request)
     if loaded.report.message:
         print(loaded.report.message)
     origin = "ONNX file" if isinstance(loaded.model, OnnxModel) else "checkpoint"

@@ -3,6 +3,7 @@
 python test.py --data data/bccd/bccd.data --weights weights/best.pt
 python test.py --data data/coco.data --cfg cfg/yolov3/yolov3.cfg --weights yolov3.weights --save-json
 python test.py --data data/bccd/bccd.data --weights weights/best.pt --task benchmark
+python test.py --data data/bccd/bccd.data --weights weights/best.onnx --runtime openvino --threads 1
 """
 
 import argparse
@@ -10,9 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from utils.core.devices import inference_dtype, select_device
+from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
@@ -23,11 +22,19 @@ from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.detection.metrics import COCO_IDS, Evaluation, coco_results
 from utils.detection.threshold import threshold_line
-from utils.export.onnx.model import OnnxModel, load_detector
 from utils.loading import Loaded
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
-from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments, run
+from utils.runtimes.base import Request
+from utils.runtimes.registry import RUNTIMES, choose, load
+from utils.scripts.cli import (
+    Parser,
+    add_device_arguments,
+    add_inference_arguments,
+    add_model_arguments,
+    add_runtime_arguments,
+    run,
+)
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -46,6 +53,7 @@ def get_parser() -> Parser:
     parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
     add_inference_arguments(parser)
+    add_runtime_arguments(parser)
     add_device_arguments(parser)
     return parser
 
@@ -53,7 +61,8 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
     data = read_data(args.data)
-    loaded = load_detector(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    args.runtime = choose(args.runtime, args.weights)
+    loaded = load(args.runtime, args.threads, Request(args.cfg, args.weights, args.img_size, data, args.gray_scale))
     if loaded.report.message:
         print(loaded.report.message)
     if not args.weights:
@@ -108,12 +117,7 @@ def table_rows(result: Evaluation) -> list[list[Any]]:
 
 
 def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int, loaded: Loaded) -> str:
-    device = select_device(args.device)
-    if isinstance(loaded.model, OnnxModel):
-        runtime = loaded.model.runtime(device)
-    else:
-        dtype = torch.float32 if loaded.model.quantization else inference_dtype(device, args.precision)
-        runtime = f"{device}, {dtype}".replace("torch.", "")
+    runtime = RUNTIMES[args.runtime].place(loaded.model, select_device(args.device), args.precision)
     parts = ", ".join(f"{name} {value:.1f} ms" for name, value in result.speed_ms.items())
     return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {runtime})"
 

@@ -14,7 +14,9 @@ FLOORS = (
     ("network", "data"),
     ("detection", "quantized", "pruning", "converters", "weights"),
     ("loading", "recipe", "graph"),
-    ("distillation", "checking", "export", "runtimes", "scripts"),
+    ("distillation", "checking", "export"),
+    ("runtimes",),
+    ("scripts",),
     ("training",),
     ("compression",),
 )

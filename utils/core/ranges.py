@@ -58,5 +58,6 @@ IMG_SIZE = whole(1, 8192)  # a side in pixels; a batch of larger pictures fits n
 BATCH_SIZE = whole(1, 4096)
 WORKERS = whole(0, 256)  # processes: none is the program itself
 PROCESSES = whole(1, 256)
+THREADS = whole(1, 256)
 SEED = whole(0, 2**32 - 1)  # what all random generators take
 EPOCHS = whole(1, 100_000)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from utils.core.errors import Remark, UserError, one_line
 from utils.core.files import check_writable
 from utils.core.memory import reuse_memory
-from utils.core.ranges import IMG_SIZE, Range
+from utils.core.ranges import IMG_SIZE, THREADS, Range
 from utils.core.workers import explained_ends
 
 
@@ -144,6 +144,19 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
                         help="auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32")  # fmt: skip
     add_picture_arguments(parser)
+
+
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    from utils.runtimes.registry import RUNTIMES
+
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default="",
+                        help="what computes the network; default: onnxruntime for a .onnx, else torch")  # fmt: skip
+    add_threads_argument(parser)
+
+
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=THREADS, default=None, metavar="N",
+                        help="threads that a network is computed with on a CPU; default: as many as PyTorch takes")  # fmt: skip
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""A .onnx that export.py wrote, in a Darknet's place: what test.py and detect.py need of a network, by ONNX Runtime."""
+"""A .onnx that export.py wrote, in a Darknet's place: what test.py and detect.py need of a network."""
 
 import ast
 import contextlib
@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from utils.data.data_file import DataConfig
 from utils.data.pictures import openable
 from utils.detection.boxes import predict_at
 from utils.detection.threshold import CONF_THRES
+from utils.export.onnx.header import read_header
 from utils.loading import Loaded, load_model
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, picture_settings
@@ -71,6 +72,36 @@ def open_session(source: str | Path | bytes, device: torch.device | None = None)
         raise UserError(f"{name}: ONNX Runtime {onnxruntime.__version__} can't run this file ({gist})") from None
 
 
+class Session(Protocol):
+    """A graph that a runtime has read and can run."""
+
+    threads: int  # that it computes with, as the runtime says itself
+
+    def place(self, device: torch.device) -> str:
+        """What computes when it is asked to on `device`, in words: "ONNX Runtime on the CPU"."""
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """All outputs for float32 pictures (batch, channels, height, width)."""
+
+
+class RuntimeSession:
+    """ONNX Runtime's."""
+
+    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+        self.session = open_session(path, device)
+        self.threads = self.session.get_session_options().intra_op_num_threads
+        self.name = self.session.get_inputs()[0].name
+
+    def place(self, device: torch.device) -> str:
+        return f"ONNX Runtime on {'CUDA' if _has_cuda(device) else 'the CPU'}"
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(None, {self.name: images})
+
+
+Start = Callable[[str | Path, torch.device | None], Session]
+
+
 def _has_cuda(device: torch.device) -> bool:
     import onnxruntime
 
@@ -99,22 +130,18 @@ class OnnxModel:
 
     Called with pictures (batch, channels, height, width) of any size, it gives (decoded, []) as a Darknet in eval mode does;
     a graph for one size and one batch gets its pictures scaled and padded, a graph with NMS gives what NMS left.
-    Raises UserError for a file that isn't export.py's.
+    start: reads the file with the runtime that computes. Raises UserError for a file that isn't export.py's.
     """
 
     dtype = torch.float32
 
-    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
-        self.path, self.session = path, open_session(path, device)
-        try:
-            facts = self.session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: its metadata are no text: the file is damaged; export it again") from None
-        if facts.get("format") != "darkedge":
+    def __init__(self, path: str | Path, device: torch.device | None = None, start: Start = RuntimeSession) -> None:
+        self.path, self.start, self.session = path, start, start(path, device)
+        header = read_header(path)
+        if header.metadata.get("format") != "darkedge":
             raise UserError(f"{path}: this ONNX file lacks the metadata that export.py writes; export it again with export.py")
-        self._read(facts)
-        batch = self.session.get_inputs()[0].shape[0]
-        self.fixed_batch = batch if isinstance(batch, int) else None
+        self._read(header.metadata)
+        self.fixed_batch = header.batch
 
     def _read(self, facts: dict[str, str]) -> None:
         """Take over the metadata, of which those that aren't words are JSON; UserError where they aren't as written."""
@@ -155,11 +182,16 @@ class OnnxModel:
         """Itself, on `device`; UserError for a precision that it wasn't exported in."""
         if precision not in ("auto", "fp32"):
             raise UserError(f"--precision {precision}: {self.path} computes in {self.precision}, which its export decided")
-        return self if device.type == "cpu" else OnnxModel(self.path, device)
+        return self if device.type == "cpu" else OnnxModel(self.path, device, self.start)
+
+    @property
+    def threads(self) -> int:
+        """What it computes with, as its runtime says."""
+        return self.session.threads
 
     def runtime(self, device: torch.device) -> str:
         """What computes when it is asked to on `device`, in words."""
-        return f"ONNX Runtime on {'CUDA' if _has_cuda(device) else 'the CPU'}, {self.precision}"
+        return f"{self.session.place(device)}, {self.precision}"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         shape = tuple(images.shape[-2:])
@@ -188,7 +220,7 @@ class OnnxModel:
         count = len(arrays)
         if self.fixed_batch and count < self.fixed_batch:
             arrays = np.concatenate((arrays, np.zeros((self.fixed_batch - count, *arrays.shape[1:]), arrays.dtype)))
-        return [output[:count] for output in self.session.run(None, {self.session.get_inputs()[0].name: arrays})]
+        return [output[:count] for output in self.session(arrays)]
 
     def _decoded(self, outputs: list[Tensor], images: Tensor) -> Tensor:
         return outputs[0]
@@ -217,13 +249,25 @@ class OnnxModel:
 def load_detector(
     cfg: str | Path, weights: str | Path, img_size: int | None = None, data: DataConfig | None = None, *, gray: bool = False
 ) -> Loaded[DetectionModel]:
-    """load_model for scripts that only run networks: a .onnx will do, too, and needs no cfg.
+    """load_model for scripts that only run networks: a .onnx will do, too, and needs no cfg."""
+    load = load_onnx if weights and is_onnx(weights) else load_model
+    return load(cfg, weights, img_size, data, gray=gray)
 
-    Raises UserError when the .onnx has other classes than `data`, another cfg, size or number of channels than asked for.
+
+def load_onnx(
+    cfg: str | Path,
+    weights: str | Path,
+    img_size: int | None = None,
+    data: DataConfig | None = None,
+    *,
+    gray: bool = False,
+    start: Start = RuntimeSession,
+) -> Loaded[OnnxModel]:
+    """load_model for a .onnx, which `start` reads.
+
+    Raises UserError when it has other classes than `data`, another cfg, size or number of channels than asked for.
     """
-    if not (weights and is_onnx(weights)):
-        return load_model(cfg, weights, img_size, data, gray=gray)
-    model = OnnxModel(weights)
+    model = OnnxModel(weights, start=start)
     if cfg and parse_cfg(cfg) != model.defs:
         raise UserError(f"{weights}: was exported from another cfg than {cfg}; it carries its own, so leave --cfg out")
     if data is not None and data.classes != len(model.names):

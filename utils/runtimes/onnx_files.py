@@ -1,0 +1,74 @@
+"""The runtimes that read ONNX files; what a file's outputs mean is said by its metadata (utils.export.onnx.model)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.core.commands import command
+from utils.core.errors import UserError
+from utils.data.pictures import openable
+from utils.export.onnx.model import OnnxModel, RuntimeSession, Start, load_onnx
+from utils.loading import Loaded
+from utils.network.file_kind import is_onnx
+from utils.runtimes.base import Request
+
+
+class OnnxRuntime:
+    """--runtime onnxruntime."""
+
+    name, packages = "onnxruntime", {"onnxruntime": "onnxruntime"}
+    start: Start = RuntimeSession
+
+    def load(self, request: Request) -> Loaded[OnnxModel]:
+        if not (request.weights and is_onnx(request.weights)):
+            raise UserError(f"--runtime {self.name}: {request.weights or 'no --weights'}: it reads ONNX files; make one: "
+                            + command("export.py", cfg=request.cfg, weights=request.weights or "FILE"))  # fmt: skip
+        return load_onnx(**request.arguments(), start=self.start)
+
+    def place(self, network: OnnxModel, device: torch.device, precision: str) -> str:
+        return network.runtime(device)
+
+    def threads(self, network: OnnxModel) -> int:
+        return network.threads
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO on the CPU, in float32: in the bfloat16 that it would choose, boxes that are decoded in the graph
+    move by pixels."""
+
+    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+        import openvino
+
+        wanted = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the core that it would choose may be the one that is busy
+        }
+        try:
+            with openable(path) as readable:
+                core = openvino.Core()
+                self.compiled = core.compile_model(core.read_model(readable), "CPU", wanted)
+        except RuntimeError as error:
+            raise refused(path, f"OpenVINO {openvino.__version__.split('-')[0]}", error) from None
+        self.threads = int(self.compiled.get_property("INFERENCE_NUM_THREADS"))
+
+    def place(self, device: torch.device) -> str:
+        return "OpenVINO on the CPU"
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        found = self.compiled([images])
+        return [found[output] for output in self.compiled.outputs]
+
+
+class OpenVino(OnnxRuntime):
+    """--runtime openvino."""
+
+    name, packages, start = "openvino", {"openvino": "openvino"}, OpenVinoSession
+
+
+def refused(path: str | Path, runtime: str, error: Exception, remedy: str = "") -> UserError:
+    """What a user is told of a file that a runtime refuses."""
+    gist = " ".join(str(error).split())[:160]
+    return UserError(f"{path}: {runtime} can't run this file ({gist}){remedy}")
