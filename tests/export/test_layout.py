@@ -21,7 +21,7 @@ from utils.quantized.transform import quantize, quantizers
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from utils.export.onnx.model import OnnxModel, load_detector  # noqa: E402
+from utils.export.onnx.model import OnnxModel, load_onnx  # noqa: E402
 
 NAMES = ["red", "don't \u00e9"]
 
@@ -90,7 +90,7 @@ def test_integers_lie_in_the_same_way(tmp_path):
     model(torch.rand(4, 3, 64, 64))
     path, images = exported(model.eval(), tmp_path), torch.rand(1, 3, 64, 64)
     assert run(path, images).shape == (1, 4 + 2, model(images)[0].shape[1])
-    assert load_detector("", path).model.precision == "int8"
+    assert load_onnx("", path).model.precision == "int8"
 
 
 @pytest.mark.parametrize(("words", "settings", "message"), [

@@ -24,7 +24,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 
-from utils.export.onnx.model import OnnxModel, load_detector  # noqa: E402
+from utils.export.onnx.model import OnnxModel, load_onnx  # noqa: E402
 from utils.export.onnx.trace import GraphPlan, build, finish  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def most_confident(rows: torch.Tensor) -> torch.Tensor:
 def test_gives_what_the_network_gives(outputs: str, tmp_path: Path) -> None:
     """Two heads; raw maps are decoded outside the graph."""
     model = network(SPP)
-    loaded = load_detector("", write(model, tmp_path / "x.onnx", outputs=outputs))
+    loaded = load_onnx("", write(model, tmp_path / "x.onnx", outputs=outputs))
     images = torch.rand(2, 3, 32, 96)
     with torch.no_grad():
         expected = model(images)[0]
@@ -188,7 +188,7 @@ def test_mistakes(name: str, arguments: dict, message: str, files: Path, tmp_pat
     monkeypatch.chdir(tmp_path)
     Path("x.cfg").write_text(RESIDUAL)
     with pytest.raises(UserError, match=message):
-        load_detector(**{"cfg": "", "weights": files / f"{name}.onnx"} | arguments)
+        load_onnx(**{"cfg": "", "weights": files / f"{name}.onnx"} | arguments)
 
 
 def test_other_classes_and_precisions(data: Path, files: Path) -> None:
@@ -209,11 +209,11 @@ def test_files_that_are_not_ours(files: Path, tmp_path: Path) -> None:
     assert is_onnx(strange)
     assert not is_onnx(files / "cells.pt")
     with pytest.raises(UserError, match=r"strange.weights: this ONNX file lacks the metadata that export.py writes"):
-        load_detector("", strange)
+        load_onnx("", strange)
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes((files / "any.onnx").read_bytes()[:500])
     with pytest.raises(UserError, match=r"damaged.onnx: ONNX Runtime .* can't run this file") as caught:
-        load_detector("", damaged)
+        load_onnx("", damaged)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"any.onnx: an ONNX file can be run \(test.py, detect.py\), but not changed; name the"):
         load_model("", files / "any.onnx")
@@ -242,7 +242,7 @@ def test_metadata_that_cannot_be_used(key: str, value: str | None, said: str, fi
     graph.metadata_props.update({key: value} if value else {})
     ir.save(graph, tmp_path / "odd.onnx")
     with pytest.raises(UserError, match=f"odd.onnx: .*{said}"):
-        load_detector("", tmp_path / "odd.onnx")
+        load_onnx("", tmp_path / "odd.onnx")
 
 
 def test_metadata_that_are_no_text(files: Path, tmp_path: Path) -> None:
@@ -255,4 +255,4 @@ def test_metadata_that_are_no_text(files: Path, tmp_path: Path) -> None:
 
 def test_cfg_beside_it_may_be_its_own(files: Path, tmp_path: Path) -> None:
     (tmp_path / "x.cfg").write_text(write_cfg(cells().defs))
-    assert load_detector(tmp_path / "x.cfg", files / "any.onnx", 96).img_size == 96
+    assert load_onnx(tmp_path / "x.cfg", files / "any.onnx", 96).img_size == 96

@@ -23,11 +23,9 @@ from utils.data.pictures import openable
 from utils.detection.boxes import predict_at
 from utils.detection.threshold import CONF_THRES
 from utils.export.onnx.header import read_header
-from utils.loading import Loaded, load_model
+from utils.loading import Loaded
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint, picture_settings
-from utils.network.detection_model import DetectionModel
-from utils.network.file_kind import is_onnx
 from utils.network.layers import build_layer
 from utils.network.shapes import check_img_size
 from utils.network.weights import LoadReport, checkpoint_classes
@@ -244,14 +242,6 @@ class OnnxModel:
     _readings: ClassVar[dict[str, Callable[["OnnxModel", list[Tensor], Tensor], Tensor]]] = {
         "decoded": _decoded, "raw": _from_maps, "nms": _from_nms, "yolov5": _decoded, "yolov8": _from_yolov8,
     }  # fmt: skip
-
-
-def load_detector(
-    cfg: str | Path, weights: str | Path, img_size: int | None = None, data: DataConfig | None = None, *, gray: bool = False
-) -> Loaded[DetectionModel]:
-    """load_model for scripts that only run networks: a .onnx will do, too, and needs no cfg."""
-    load = load_onnx if weights and is_onnx(weights) else load_model
-    return load(cfg, weights, img_size, data, gray=gray)
 
 
 def load_onnx(
