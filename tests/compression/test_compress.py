@@ -1,5 +1,6 @@
 """compress.py from a trained network to the report: each stage in this process, since starting PyTorch ten times takes long."""
 
+import base64
 import importlib
 import json
 from html.parser import HTMLParser
@@ -118,7 +119,7 @@ def check_page(text: str, result: dict) -> None:
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert len(page.pictures) == 12
     for address in page.pictures:
-        encoded = np.frombuffer(__import__("base64").b64decode(address.partition(",")[2]), np.uint8)
+        encoded = np.frombuffer(base64.b64decode(address.partition(",")[2]), np.uint8)
         assert cv2.imdecode(encoded, cv2.IMREAD_COLOR).shape == (64, 64, 3)
     cells = page.cells
     for title, key in (("parameters", "params"), ("MACs", "macs")):
@@ -129,3 +130,42 @@ def check_page(text: str, result: dict) -> None:
     for old, new in zip(result["before"]["per_class"], result["after"]["per_class"], strict=True):
         place = cells.index(old["name"])  # <red> is a name here and no tag
         assert cells[place + 2 : place + 4] == [f"{old['map50']:.4f}", f"{new['map50']:.4f}"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("--data nowhere.data --weights base.pt", "nowhere.data: this .data file does not exist"),
+        ("--data d.data", "name the dataset with --data FILE.data and the trained network with --weights"),
+        ("--data d.data --weights none.pt", "none.pt: these weights do not exist"),
+        ("--data novalid.data --weights base.pt", "novalid.data: needs a line `valid=`"),
+        ("--data one.data --weights base.pt", "one.txt: has 1 picture to train on"),
+        ("--data three.data --weights base.pt", "layers have classes=2, but three.data has 3"),
+        ("--data d.data --weights base.pt --out d.names/x", "d.names is no folder; choose another"),
+        (
+            "--data d.data --weights base.pt --out big --target-params 9M",
+            "--target-params 9M: the network has 8,934 parameters",
+        ),
+        ("--data d.data --weights base.pt --out small --target-macs 1", "slim pruning leaves at least"),
+    ],
+)
+def test_what_can_not_be_done_is_told_in_a_line(command, told, calls, trained):
+    Path("novalid.data").write_text("classes=2\ntrain=train\n")
+    Path("one.txt").write_text("train/0.png\n")
+    Path("one.data").write_text("classes=2\ntrain=one.txt\nvalid=valid\n")
+    Path("three.data").write_text("classes=3\ntrain=train\nvalid=valid\n")
+    with pytest.raises(UserError) as error:
+        run(f"{command} --workers 0")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not [words for words in calls.words if words[0] not in ("check.py", "test.py")]
+
+
+@pytest.mark.parametrize(
+    "words", ["--target-macs 0", "--target-macs 0.5 --max-drop 0.1", "--target-macs 0.5 --target-params 0.5"]
+)
+def test_budgets_that_the_command_line_refuses(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        compress.get_parser().parse_args(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

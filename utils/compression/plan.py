@@ -80,9 +80,8 @@ class Plan:
         rows.append(["convert.py", "network.cfg, .weights, .pt"])
         rows.append(["export.py", "network.onnx" if self.has_onnx else f"left out: {', '.join(ONNX)} aren't all installed"])
         rows += [["detect.py", "the same pictures before and after"], ["", "report.html"]]
-        numbered = [[str(i), *row] for i, row in enumerate(rows, 1)]
-        width = max(len(row[1]) for row in rows)
-        return format_table(["", "step", "what"], [[n, step.ljust(width), what] for n, step, what in numbered])
+        width = max(len(step) for step, _ in rows)
+        return format_table(["plan"], [[f"{n:2}  {step:<{width}}  {what}"] for n, (step, what) in enumerate(rows, 1)])
 
 
 def check_network(args: argparse.Namespace, data: DataConfig) -> None:
