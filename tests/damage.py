@@ -293,7 +293,7 @@ def mutate_file(path: Path, rng: np.random.Generator) -> None:
 def parse(command: str) -> tuple[Callable[[Any], Any], argparse.Namespace]:
     """(main, its arguments) of a command line; `train.py --epochs 1`, as a user types it."""
     script, *words = command.split()
-    module = importlib.import_module({"models": "utils.network.summary"}.get(Path(script).stem, Path(script).stem))
+    module = importlib.import_module(Path(script).stem)
     return module.main, module.get_parser().parse_args(words)
 
 

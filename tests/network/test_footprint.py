@@ -5,9 +5,9 @@ import pytest
 from tests.tiny import NET, TOPOLOGIES, conv, head
 from utils.checking import network as check_network
 from utils.checking.findings import Subject
+from utils.core import memory
 from utils.core.errors import UserError
 from utils.core.memory import available_memory
-from utils.network import footprint as memory
 from utils.network.cfg import parse_cfg
 from utils.network.darknet import Darknet
 from utils.network.footprint import check_memory, weight_count
