@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from utils.compression import stages
 from utils.compression.stages import Stage, Stages, forward, launch
-from utils.compression.state import State
+from utils.compression.state import State, lock
 from utils.core.errors import UserError
 
 COMMAND = {"data": "d.data", "target_macs": "0.3"}
@@ -97,3 +100,19 @@ def test_a_folder_of_others_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is no folder; choose another"):
         State(tmp_path / "file", COMMAND)
+
+
+def test_a_training_is_ended_at_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "SCRIPTS", tmp_path)
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    start = time.monotonic()
+    assert launch(["slow.py"], 0.5, os.open(tmp_path, os.O_RDONLY)) == (0, "")
+    assert time.monotonic() - start < 30
+
+
+def test_a_stage_holds_the_lock_of_a_killed_command(tmp_path, capfd):
+    handle = lock(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=(handle,)):
+        os.close(handle)
+        os.close(lock(tmp_path))
+    assert "waiting for its end" in capfd.readouterr().out
