@@ -69,4 +69,4 @@ def test_labels_in_two_places_are_said(tmp_path: Path, monkeypatch) -> None:
 def checked(data: str) -> dict:
     """What check.py finds, whatever its exit status."""
     subject, findings = checking.check(check.get_parser().parse_args(["--data", data, "--workers", "1"]), data)
-    return check.summarise(subject, findings)
+    return checking.summarise(subject, findings)
