@@ -1,4 +1,4 @@
-"""Quantize a trained network without training: measure the ranges of its maps on a few pictures, and write a checkpoint.
+"""Quantize a trained network without training: measure the ranges of its maps on a few images, and write a checkpoint.
 
 python PTQ.py --data data/bccd/bccd.data --weights weights/best.pt
 python PTQ.py --data data/bccd/bccd.data --weights weights/best.pt --FPGA --observer mse --sensitivity
@@ -36,16 +36,16 @@ from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments,
 from utils.scripts.evaluator import Evaluator
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
-PROBES = 16  # pictures on which raw maps are compared
+PROBES = 16  # images on which raw maps are compared
 WORST = 5  # layers whose own mAP is measured, and that a refusal names
 COLLAPSE = 0.5  # without --max-drop: the share of the float mAP@0.5 below which nothing is written
 
 
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help=".data file: train= pictures calibrate, valid= pictures judge")
+    parser.add_argument("--data", required=True, help=".data file: train= images calibrate, valid= images judge")
     add_model_arguments(parser)
-    parser.add_argument("--calib", type=whole(1, 1_000_000), default=128, metavar="N", help="training pictures to calibrate on")
+    parser.add_argument("--calib", type=whole(1, 1_000_000), default=128, metavar="N", help="training images to calibrate on")
     parser.add_argument("--observer", choices=list(OBSERVERS), default="mse",
                         help="range of a map: minmax all of it, moving its average, percentile without the outermost 0.01 %%, "
                         "mse that with the least rounding error")  # fmt: skip
@@ -57,9 +57,9 @@ def get_parser() -> Parser:
     parser.add_argument("--max-drop", type=SHARE, metavar="D",
                         help="write nothing if mAP@0.5 falls by more; if not given, if half of it is lost")  # fmt: skip
     parser.add_argument("--out", default="", metavar="FILE", help="checkpoint to write; default: beside --weights, *_ptq.pt")
-    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="images a batch")
     add_picture_arguments(parser)
-    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read images")
     add_device_arguments(parser)
     parser.set_defaults(precision="fp32")  # what quantized networks compute in, so that nothing else is compared
     return parser
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "settings": settings.to_dict(), "calib": job.pictures, "float": before, "quantized": after,
         "drop": before["map50"] - after["map50"], "raw_maps_db": job.db, "bias_correction": job.corrected, "sensitivity": None,
     }  # fmt: skip
-    print(f"{settings}; observer {args.observer}, {job.pictures} pictures{', biases corrected' if job.corrected else ''}")
+    print(f"{settings}; observer {args.observer}, {job.pictures} images{', biases corrected' if job.corrected else ''}")
     report(before, after)
     if args.sensitivity or is_refused(figures, args.max_drop):
         figures["sensitivity"] = job.sensitivity()
@@ -141,7 +141,7 @@ class Job:
                 break
         self.wanted = calibrate.raw_maps(self.model, self.probes, rounding=False)
         if not all(raw.isfinite().all() for raws in self.wanted for raw in raws):
-            raise UserError(f"{self.args.weights}: its raw maps of training pictures aren't finite, even in float: its "
+            raise UserError(f"{self.args.weights}: its raw maps of training images aren't finite, even in float: its "
                             "training diverged, so begin with other weights")  # fmt: skip
         self.db = self._nearness()
         if self.args.bias_correction is not False:
@@ -213,7 +213,7 @@ def refuse(figures: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def checkpoint(loaded: Loaded, model: Darknet, args: argparse.Namespace) -> dict[str, Any]:
-    """What the .pt holds: the network with its settings, and how pictures are prepared for it."""
+    """What the .pt holds: the network with its settings, and how images are prepared for it."""
     pictures = {"img_size": loaded.img_size, "gray": loaded.model.defs.net.channels == 1} | loaded.settings
     asked = Preparation(maxabs=args.maxabsscaler, stretch=args.stretch).to_settings()
     pictures |= {name: True for name, given in asked.items() if given}

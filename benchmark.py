@@ -45,7 +45,7 @@ from utils.training.run import Plan, Run
 OF_WAYS = {"parts", "seed"}  # arguments that --runtimes has no use for
 OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "data"}  # and those that only it has
 PARTS = ("training", "inference", "peak", "pipeline")
-BOXES = 8  # a picture
+BOXES = 8  # an image
 PICTURES = 64  # of the pipeline's data set
 PICTURE_SIZE = (480, 640)
 
@@ -58,13 +58,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=whole(1, 10_000), default=5, help="repetitions of which the median counts")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that feed the image pipeline")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and boxes")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and boxes")
     parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=None,
                         help="measure a network's files in these runtimes; without a name: in all that are there")  # fmt: skip
     parser.add_argument("--weights", default="", help="--runtimes: .pt or .weights file")
     parser.add_argument("--onnx", default="", help="--runtimes: the .onnx that export.py made of it")
     parser.add_argument("--onnx-int8", default="", help="--runtimes: the .onnx of the quantized network")
-    parser.add_argument("--data", default="", help="--runtimes: .data file, for mAP@0.5 on its valid= pictures in each")
+    parser.add_argument("--data", default="", help="--runtimes: .data file, for mAP@0.5 on its valid= images in each")
     add_threads_argument(parser)
     add_device_arguments(parser)
     return parser
@@ -128,7 +128,7 @@ def compare(
 
 
 def random_batch(channels: int, args: argparse.Namespace) -> Batch:
-    """Noise pictures in the loader's memory layout, with BOXES boxes each."""
+    """Noise images in the loader's memory layout, with BOXES boxes each."""
     generator = torch.Generator().manual_seed(args.seed)
     shape = (args.batch_size, args.img_size, args.img_size, channels)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
@@ -170,7 +170,7 @@ def train_step(training: Run, images: Tensor, targets: Tensor) -> None:
 
 
 def measure_inference(model: Darknet, device: torch.device, batch_size: int, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a forward pass of `batch_size` pictures, decoding included, both ways."""
+    """Seconds of a forward pass of `batch_size` images, decoding included, both ways."""
     plain = copy.deepcopy(model).eval().to(device)
     suite = model.inference_copy(device)
     pictures = torch.rand(batch_size, model.defs.net.channels, args.img_size, args.img_size, device=device)
@@ -188,7 +188,7 @@ def peak_gflops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def pipeline_speed(model: Darknet, args: argparse.Namespace) -> float:
-    """Augmented pictures a second (JPEG decoding, mosaic, affine, HSV, flip) that the loader delivers when nobody waits."""
+    """Augmented images a second (JPEG decoding, mosaic, affine, HSV, flip) that the loader delivers when nobody waits."""
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), args.seed)
         loader = create_loader(
@@ -217,7 +217,7 @@ def write_pictures(folder: Path, seed: int) -> None:
 
 
 def report(figures: dict[str, Any], gflop: float) -> str:
-    """The tables that a user reads. gflop: of a forward pass of one picture; a training step counts as three."""
+    """The tables that a user reads. gflop: of a forward pass of one image; a training step counts as three."""
     rows, notes, batch = [], [], figures["batch_size"]
     training = figures.get("training")
     if training:

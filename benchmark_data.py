@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parent
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--format", choices=sorted(WRITERS), default="visdrone", help="how the generated files are annotated")
-    parser.add_argument("--files", type=whole(1, 10_000_000), default=100_000, help="pictures, each with an annotation file")
-    parser.add_argument("--boxes", type=whole(1, 10_000), default=10, help="a picture")
+    parser.add_argument("--files", type=whole(1, 10_000_000), default=100_000, help="images, each with an annotation file")
+    parser.add_argument("--boxes", type=whole(1, 10_000), default=10, help="an image")
     parser.add_argument("--workers", type=PROCESSES, default=usable_cores(), help="processes that convert")
     parser.add_argument("--folder", type=Path, help="where to write the files, which are removed again (default: the system's)")
     parser.add_argument("--seed", type=SEED, default=0, help="of the boxes")
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate(source: Path, args: argparse.Namespace) -> None:
-    """Write small pictures with annotations; the pictures differ, so that none is a link to another."""
+    """Write small images with annotations; the images differ, so that none is a link to another."""
     for split in ("train", "val"):
         for kind in ("images", "annotations"):
             make_folder(source / split / kind)

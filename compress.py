@@ -17,7 +17,7 @@ from utils.scripts.cli import Parser, add_device_arguments, run
 
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--data", default="", help=".data file: train= pictures teach, valid= pictures judge")
+    parser.add_argument("--data", default="", help=".data file: train= images teach, valid= images judge")
     parser.add_argument(
         "--weights", default="", help="the trained network: .pt, .weights with --cfg, a YOLOv5 or YOLOv8 checkpoint"
     )
@@ -27,14 +27,14 @@ def get_parser() -> Parser:
     parser.add_argument("--rounds", type=whole(1, 20), default=3, metavar="N",
                         help="trials at most, where accuracy limits how small the network gets")  # fmt: skip
     parser.add_argument("--epochs", type=EPOCHS, metavar="N",
-                        help="of each training; if not given, by the number of pictures")  # fmt: skip
+                        help="of each training; if not given, by the number of images")  # fmt: skip
     parser.add_argument("--strategy", choices=list(STRATEGIES), default="slim", help="which channels may go, see README")
     parser.add_argument("--refit", type=whole(0, 1_000_000), default=64, metavar="N",
-                        help="training pictures on which what the cut broke is mended; 0: none")  # fmt: skip
+                        help="training images on which what the cut broke is mended; 0: none")  # fmt: skip
     parser.add_argument("--teacher", action="store_true", help="finetuning is taught by the network that came (--KDstr 7)")
     parser.add_argument("--bits", type=int, choices=[8, 32], default=32, help="8: an integer network besides, by PTQ.py")
     parser.add_argument("--out", default="output/compress", metavar="DIR", help="folder of the results")
-    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read images")
     parser.add_argument("--seed", type=SEED, default=0, help="of the trainings")
     add_device_arguments(parser)
     return parser

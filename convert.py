@@ -66,7 +66,7 @@ def write(loaded: Loaded, source: str, out: Path) -> None:
         else:
             save_weights(loaded.model, temporary)
         compared = verify(loaded.model, temporary, out)
-    print(f"{source} -> {out}: {compared}, read back identical, and so are the outputs on a random picture")
+    print(f"{source} -> {out}: {compared}, read back identical, and so are the outputs on a random image")
 
 
 def take_in(found: Foreign, cfg: str, out: Path) -> Path:

@@ -29,7 +29,7 @@ def get_parser() -> ArgumentParser:
     parser.add_argument("--copy", action="store_true", help="copy images instead of hard-linking them")
     parser.add_argument("--skip-difficult", action="store_true", help="voc, dior: leave out objects marked as difficult")
     parser.add_argument("--only", default="", metavar="PART", help="use only annotation files with PART in their path (2017)")
-    parser.add_argument("--valid-share", type=NOT_ALL, default=0.0, help="part of the pictures to hold out for validation, "
+    parser.add_argument("--valid-share", type=NOT_ALL, default=0.0, help="part of the images to hold out for validation, "
                         "where the source has no validation set")  # fmt: skip
     parser.add_argument("--workers", type=PROCESSES, default=usable_cores(), help="processes; 1: none besides this one")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")

@@ -1,4 +1,4 @@
-"""The main job in minutes: train, sparsify, prune, finetune, detect, on pictures that the project draws itself.
+"""The main job in minutes: train, sparsify, prune, finetune, detect, on images that the project draws itself.
 
 Every step is a command that you can type yourself; it is printed before it runs. Results lie in output/demo.
 """
@@ -88,7 +88,7 @@ def measure(out: Path, name: str, common: list[str]) -> dict[str, Any]:
 
 
 def draw_pictures(out: Path, pruned: dict[str, Any]) -> dict[str, Path]:
-    """Gamma histograms and the grid of detections; the other pictures come from the scripts themselves."""
+    """Gamma histograms and the grid of detections; the other images come from the scripts themselves."""
     models = {name: load_model("", f"{out}/last_{name}.pt").model for name in ("baseline", "sparse")}
     channels = penalised_channels(ChannelGraph(models["sparse"].defs), 0)
     gammas, grid = out / "gammas.png", out / "detections.png"

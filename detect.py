@@ -116,7 +116,7 @@ def class_names(loaded: Loaded, args: argparse.Namespace) -> list[str]:
 
 
 class Detector:
-    """A network with all that lies between a picture and its boxes: the inference copy, letterbox, NMS."""
+    """A network with all that lies between an image and its boxes: the inference copy, letterbox, NMS."""
 
     def __init__(self, loaded: Loaded, names: list[str], args: argparse.Namespace) -> None:
         self.names, self.args, self.shape = names, args, loaded.shape
@@ -147,14 +147,14 @@ class Detector:
             return torch.cat((unletterbox(found[:, :4], info), found[:, 4:]), 1).float().cpu().numpy()
 
     def prepare(self, image: np.ndarray) -> tuple[torch.Tensor, ImageInfo]:
-        """The picture as the network sees it: (1, channels, height, width) uint8, RGB or gray, and how it got there."""
+        """The image as the network sees it: (1, channels, height, width) uint8, RGB or gray, and how it got there."""
         colours = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if self.prepared.gray else cv2.COLOR_BGR2RGB)
         small, ratio, pad = letterbox(colours, self.shape, self.prepared.stretch)
         small = small.reshape(*self.shape, -1)
         return torch.from_numpy(small).permute(2, 0, 1)[None], ImageInfo(Path(), 0, image.shape[:2], ratio, pad)
 
     def milliseconds(self) -> float:
-        """Of the picture seen last, all stages together."""
+        """Of the image seen last, all stages together."""
         return 1000 * sum(times[-1] for times in self.watch.seconds.values())
 
 
@@ -164,7 +164,7 @@ class _Quit(Exception):
 
 @dataclass
 class Results:
-    """Where results go: pictures, videos, label files and the window. Use as a context manager; closing moves the video
+    """Where results go: images, videos, label files and the window. Use as a context manager; closing moves the video
     that is being written into place."""
 
     folder: Path
@@ -204,7 +204,7 @@ class Results:
                 raise _Quit
 
     def _other_inputs(self) -> list[Path]:
-        """What texts must not take the place of: the list that names the pictures, and labels that they have already."""
+        """What texts must not take the place of: the list that names the images, and labels that they have already."""
         labels = [label_path(item.name) for item in self.items if item.kind == "image"]
         return [path for path in (Path(self.args.source), *labels) if path.exists()] if self.args.save_txt else []
 
@@ -222,7 +222,7 @@ class Results:
 
 
 def label_lines(boxes: np.ndarray, shape: tuple[int, int]) -> str:
-    """A line `class cx cy w h confidence` a box, normalised to the picture (height, width)."""
+    """A line `class cx cy w h confidence` a box, normalised to the image (height, width)."""
     height, width = shape
     lines = []
     for x1, y1, x2, y2, confidence, label in boxes.tolist():
@@ -285,7 +285,7 @@ def summarise(frames: Frames, detector: Detector, results: Results, args: argpar
         print(format_table(["class", "boxes"], [[n, results.counts[n]] for n in detector.names if results.counts[n]]))
     stages = ", ".join(f"{name} {value:.1f}" for name, value in speed.items())
     skipped = f"; {len(frames.skipped)} skipped" if frames.skipped else ""
-    print(f"{results.frames} pictures, results in {args.output}{skipped}; ms a picture: {stages}")
+    print(f"{results.frames} images, results in {args.output}{skipped}; ms a picture: {stages}")
     figures = {
         "images": results.frames, "skipped": [shown(name) for name in frames.skipped],
         "conf_thres": args.conf_thres, "detections": sum(results.counts.values()), "per_class": dict(results.counts),

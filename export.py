@@ -1,7 +1,7 @@
 """Export a trained network for other runtimes, and check the result before saying that it is done.
 
 python export.py --weights weights/best.pt                                     # weights/best.onnx, boxes decoded
-python export.py --weights weights/best.pt --data data/bccd/bccd.data --nms    # NMS inside, checked on real pictures too
+python export.py --weights weights/best.pt --data data/bccd/bccd.data --nms    # NMS inside, checked on real images too
 python export.py --weights weights/best.pt --img-size 320x416 --static --batch 1
 python export.py --weights weights/best.pt --layout ultralytics                # for YOLO("best.onnx") and programs like it
 python export.py --weights weights/best.pt --format fpga --reorder --tm 32 --tn 4      # of train.py --quantized ... --FPGA
@@ -54,14 +54,14 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, help=".pt or .weights file; a quantized checkpoint becomes an int8 file")
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
-    parser.add_argument("--data", default="", help=".data file: its valid= pictures are tried, its names= go aboard")
+    parser.add_argument("--data", default="", help=".data file: its valid= images are tried, its names= go aboard")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="what to write")
     parser.add_argument("--out", type=Path, default=None,
                         help="file (fpga: folder) to write; default: the weights' name with another suffix")  # fmt: skip
     parser.add_argument("--img-size", type=pixels, nargs="+", default=None, metavar="N",
                         help="416, 320x416 or 320 416 (height, width); default: the checkpoint's, else the cfg's")  # fmt: skip
     parser.add_argument("--static", action="store_true", help="onnx: inputs of this size only, as many accelerators want it")
-    parser.add_argument("--batch", type=batch, default="dynamic", help="onnx: pictures an input holds: a number, or dynamic")
+    parser.add_argument("--batch", type=batch, default="dynamic", help="onnx: images an input holds: a number, or dynamic")
     parser.add_argument("--opset", type=whole(1, 99), default=18, help="onnx: version of the operators")
     parser.add_argument("--layout", choices=["darknet", "ultralytics"], default="darknet",
                         help="onnx: how decoded boxes lie in the output; ultralytics: as in YOLOv8's own files, or YOLOv5's if "
@@ -75,7 +75,7 @@ def get_parser() -> Parser:
     for flag, text in (
         ("conf_thres", "least confidence of a box; the checkpoint's recommended one, else"),
         ("iou_thres", "overlap above which a box goes;"),
-        ("max_det", "boxes a picture;"),
+        ("max_det", "boxes an image;"),
     ):
         usual, limits = NMS_FLAGS[flag]
         parser.add_argument(f"--{flag.replace('_', '-')}", type=limits, default=None,
@@ -89,11 +89,11 @@ def get_parser() -> Parser:
     parser.add_argument("--tm", type=TILE, default=0, metavar="N", help="fpga --reorder: filters in a tile")
     parser.add_argument("--tn", type=TILE, default=0, metavar="N", help="fpga --reorder: input channels in a tile")
     parser.add_argument("--check-size", type=IMG_SIZE, default=0, metavar="N",
-                        help="fpga: side of the pictures that the dump is tried on; about 96 if not given")  # fmt: skip
+                        help="fpga: side of the images that the dump is tried on; about 96 if not given")  # fmt: skip
     parser.add_argument("--vectors", action="store_true",
-                        help="fpga: also vectors.npz: a picture and every step's integers, to test hardware with")  # fmt: skip
+                        help="fpga: also vectors.npz: an image and every step's integers, to test hardware with")  # fmt: skip
     add_picture_arguments(parser)
-    parser.add_argument("--workers", type=WORKERS, default=2, help="onnx --data: processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="onnx --data: processes that read images")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")
     return parser
 
@@ -107,7 +107,7 @@ def pixels(text: str) -> list[int]:
 
 
 def batch(text: str) -> int | None:
-    """argparse type: a number of pictures, None for `dynamic`."""
+    """argparse type: a number of images, None for `dynamic`."""
     if text == "dynamic":
         return None
     return BATCH_SIZE(text)
@@ -128,7 +128,7 @@ def check_max_drop(args: argparse.Namespace) -> None:
     if args.max_drop is None:
         args.max_drop = MAX_DROP
     elif not args.data:
-        raise UserError("--max-drop is about mAP@0.5 on the valid= pictures of --data; add that")
+        raise UserError("--max-drop is about mAP@0.5 on the valid= images of --data; add that")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
                         help="kmeans: fit them to the train boxes, those of rare classes weighing more; or width,height pairs "
                         "in pixels of the input; or a file with such")  # fmt: skip
     parser.add_argument("--img-size", type=IMG_SIZE, help="input side in pixels, written into the cfg, too (default: its own)")
-    parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, pictures show them")
+    parser.add_argument("--stretch", action="store_true", help="boxes as stretched, not letterboxed, images show them")
     parser.add_argument("--seed", type=SEED, default=0, help="of the clustering")
     parser.add_argument("--out", type=Path, help="default: <cfg>-<data>.cfg beside the cfg")
     parser.add_argument("--json", default="", metavar="FILE", help="write the printed figures to this file")

@@ -43,15 +43,15 @@ FIGURES = ("precision", "recall", "map50", "f1", "map")
 
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help=".data file; its valid= pictures are evaluated")
+    parser.add_argument("--data", required=True, help=".data file; its valid= images are evaluated")
     add_model_arguments(parser)
-    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="images a batch")
     parser.add_argument("--conf-thres", type=SHARE, default=0.001, help="detections below this confidence don't count")
     parser.add_argument("--iou-thres", type=SHARE, default=0.6, help="NMS drops boxes that overlap a better one by more")
     parser.add_argument("--task", choices=["test", "benchmark"], default="test", help="benchmark: over several image sizes")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: mirrored and at two smaller scales")
     parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
-    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read images")
     add_inference_arguments(parser)
     add_runtime_arguments(parser)
     add_device_arguments(parser)
@@ -97,8 +97,8 @@ def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size
 
 
 def save_detections(result: Evaluation, truth: GroundTruth | None, dataset: DetectionDataset, classes: int) -> None:
-    """COCO's result format. Without a COCO json, picture ids are the numbers that the file names are (as COCO's are), or
-    else count the pictures, and category ids are COCO's for 80 classes, or else count from 1."""
+    """COCO's result format. Without a COCO json, image ids are the numbers that the file names are (as COCO's are), or
+    else count the images, and category ids are COCO's for 80 classes, or else count from 1."""
     if truth is None:
         truth = dataset_ground_truth(dataset.labels, dataset.shapes, classes)
         stems = [Path(p).stem for p in dataset.paths]

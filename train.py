@@ -48,7 +48,7 @@ def get_parser() -> Parser:
     parser.add_argument("--data", default="", help=".data file: classes, names, train, valid")
     add_model_arguments(parser)
     parser.add_argument("-pt", "--pretrained", **flag, help="weights may be a backbone's, or have heads for other classes")
-    parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all pictures are seen")
+    parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all images are seen")
     _add_recipe_arguments(parser)
     _add_sparsity_arguments(parser)
     add_distillation_arguments(parser)
@@ -70,12 +70,12 @@ def get_parser() -> Parser:
         "worse than what went in",
     )
     parser.add_argument("--single-cls", **flag, help="all classes count as one; the cfg needs classes=1")
-    parser.add_argument("--image-weights", **flag, help="draw pictures of rare and of badly detected classes more often")
-    parser.add_argument("--multi-scale", **flag, help="picture sizes vary between 0.67 and 1.5 times --img-size")
+    parser.add_argument("--image-weights", **flag, help="draw images of rare and of badly detected classes more often")
+    parser.add_argument("--multi-scale", **flag, help="image sizes vary between 0.67 and 1.5 times --img-size")
     parser.add_argument("--rect", **flag, help="rectangular batches, without mosaic")
     parser.add_argument("--stretch", **flag, help="resize as Darknet does, without keeping the aspect ratio")
-    parser.add_argument("--gray-scale", **flag, help="one-channel pictures and network")
-    parser.add_argument("--maxabsscaler", "-mas", **flag, help="pictures in -1..1 instead of 0..1")
+    parser.add_argument("--gray-scale", **flag, help="one-channel images and network")
+    parser.add_argument("--maxabsscaler", "-mas", **flag, help="images in -1..1 instead of 0..1")
     parser.add_argument("--hyp", default="", metavar="FILE", help="hyper-parameters, JSON or `name: value` lines")
     parser.add_argument("--evolve", nargs="?", type=whole(1, 100_000), const=100, metavar="N",
                         help="train N times (100), each time with hyper-parameters mutated from the best so far in evolve.txt; "
@@ -88,20 +88,20 @@ def get_parser() -> Parser:
     parser.add_argument("--weights-dir", default="weights", help="folder of last.pt and best.pt")
     parser.add_argument("--results-dir", default=".", help="folder of results.txt and results.png")
     parser.add_argument("--logdir", default="runs", help="folder of TensorBoard's files; '' for none")
-    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read pictures")
-    parser.add_argument("--seed", type=SEED, default=0, help="of weights, pictures and their order")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read images")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and their order")
     add_device_arguments(parser)
     return parser
 
 
 def _add_recipe_arguments(parser: Parser) -> None:
-    switch, few = {"action": argparse.BooleanOptionalAction}, f"default: for up to {FEW:,} pictures"
+    switch, few = {"action": argparse.BooleanOptionalAction}, f"default: for up to {FEW:,} images"
     parser.add_argument("--adam", **switch, help=f"AdamW instead of SGD; {few}, but not with --s")
     parser.add_argument("--batch-size", type=BATCH_SIZE,
-                        help=f"pictures a batch, of all processes together; {few} 8, else 16")  # fmt: skip
+                        help=f"images a batch, of all processes together; {few} 8, else 16")  # fmt: skip
     parser.add_argument("--accumulate", type=whole(0, 65536),
                         help=f"batches an optimizer step; 0: up to the nominal batch of 64; {few} 1, else 0")  # fmt: skip
-    parser.add_argument("--cache-images", **switch, help="keep decoded pictures in memory; default: if they take less "
+    parser.add_argument("--cache-images", **switch, help="keep decoded images in memory; default: if they take less "
                         f"than {CACHE_ROOM[None]:.0%}% of what is free")  # fmt: skip
     parser.add_argument("--mixedprecision", "-mpt", **switch, default=True,
                         help="compute in bfloat16 or float16 where that is faster")  # fmt: skip

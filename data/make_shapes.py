@@ -3,7 +3,7 @@
     python data/make_shapes.py [--out data/shapes --images 300 --size 320 --seed 0]
 
 Circles, squares, triangles and stars of many sizes, colours and angles on textured backgrounds, in front of one another.
-The same arguments always draw the same files, from one Generator per picture.
+The same arguments always draw the same files, from one Generator per image.
 """
 
 import math
@@ -34,9 +34,9 @@ def get_parser() -> ArgumentParser:
     parser = Parser(description="Draw the embedded dataset of coloured shapes")
     parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to write")
     parser.add_argument("--images", type=whole(5, 1_000_000), default=300, help="how many, a fifth of them for validation")
-    parser.add_argument("--size", type=whole(64, 8192), default=320, help="side of a picture in pixels")
+    parser.add_argument("--size", type=whole(64, 8192), default=320, help="side of an image in pixels")
     parser.add_argument("--seed", type=SEED, default=0, help="another seed, another dataset")
-    parser.add_argument("--force", action="store_true", help="redraw pictures that are there already")
+    parser.add_argument("--force", action="store_true", help="redraw images that are there already")
     return parser
 
 
@@ -45,7 +45,7 @@ def main(args: Namespace) -> Path:
     files = _small_files(args.images, args.size, args.seed)
     data = args.out / "shapes.data"
     if not args.force and _is_whole(args.out, files, args.images):
-        print(f"{data}: {args.images} pictures are there already")
+        print(f"{data}: {args.images} images are there already")
         return data
     for folder in ("images", "labels"):
         make_folder(args.out / folder)
@@ -56,7 +56,7 @@ def main(args: Namespace) -> Path:
         boxes += len(labels)
     for name, text in files.items():  # shapes.data comes last and stands for the whole
         write_text(args.out / name, text)
-    print(f"{data}: {args.images} pictures, {boxes} boxes of {len(NAMES)} classes")
+    print(f"{data}: {args.images} images, {boxes} boxes of {len(NAMES)} classes")
     return data
 
 
@@ -138,7 +138,7 @@ def outline(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _place(points: np.ndarray, owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scale and move an outline into the picture, to a place where it hides not too much of the others."""
+    """Scale and move an outline into the image, to a place where it hides not too much of the others."""
     size = len(owner)
     radius = size * math.exp(rng.uniform(math.log(0.035), math.log(0.22)))
     for _ in range(8):

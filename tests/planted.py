@@ -17,7 +17,7 @@ from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
 
-TRAIN, VALID = 16, 6  # pictures
+TRAIN, VALID = 16, 6  # images
 CLASSES = ["Platelets", "RBC", "WBC"]
 HEAD = "[yolo]\nmask=0,1,2\nanchors=32,32, 70,65, 140,130\nclasses=3\nnum=3\n"
 CFG = (
@@ -27,7 +27,7 @@ ROW = "0 0.5 0.5 0.2 0.2"
 
 
 def make_bccd(source: Path, folder: Path) -> Path:
-    """A few of BCCD's pictures, converted by this project, with a cfg for their classes and its weights."""
+    """A few of BCCD's images, converted by this project, with a cfg for their classes and its weights."""
     few, out = folder / "few", folder / "bccd"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (few / name).mkdir(parents=True)
@@ -110,7 +110,7 @@ def other_names(c: Copy) -> None:
 
 
 def twin(c: Copy, split: str, suffix: str = ".jpg") -> None:
-    """The first picture of `split` under another name, in train."""
+    """The first image of `split` under another name, in train."""
     shutil.copy(c.image(0, split), c.folder / f"images/twin{suffix}")
     shutil.copy(c.label(0, split), c.folder / "labels/twin.txt")
     c.append("train.txt", f"images/twin{suffix}\n")
@@ -158,22 +158,22 @@ class Fault:
 
 
 FAULTS = {
-    "a listed picture that isn't there": Fault(
+    "a listed image that isn't there": Fault(
         lambda c: c.append("train.txt", "images/gone.jpg\n"), "error", "train: listed images that aren't there", "train.txt:17"
     ),
-    "a picture cut short": Fault(
-        lambda c: c.image(2).write_bytes(c.image(2).read_bytes()[:6000]), "error", "train: pictures cut short", ".jpg (cut"
+    "an image cut short": Fault(
+        lambda c: c.image(2).write_bytes(c.image(2).read_bytes()[:6000]), "error", "train: images cut short", ".jpg (cut"
     ),
-    "a picture that is none": Fault(
-        lambda c: c.image(2, "valid").write_text("hello"), "error", "valid: pictures that cannot be read", ".jpg (not a"
+    "an image that is none": Fault(
+        lambda c: c.image(2, "valid").write_text("hello"), "error", "valid: images that cannot be read", ".jpg (not a"
     ),
-    "a picture without label file": Fault(
-        lambda c: c.label(3).unlink(), "warning", "train: pictures without label file", ".jpg"
+    "an image without label file": Fault(
+        lambda c: c.label(3).unlink(), "warning", "train: images without label file", ".jpg"
     ),
     "an empty label file": Fault(
-        lambda c: c.label(3).write_text(" \n"), "note", "train: pictures without boxes (background)", ".txt"
+        lambda c: c.label(3).write_text(" \n"), "note", "train: images without boxes (background)", ".txt"
     ),
-    "a label file without picture": Fault(stray_label, "warning", "label files without picture", "labels/stray.txt"),
+    "a label file without image": Fault(stray_label, "warning", "label files without image", "labels/stray.txt"),
     "a label file that is no text": Fault(
         lambda c: c.label(3).write_bytes(b"\xff\xfe\x00"), "error", "train: label files that are no text", ".txt"
     ),
@@ -203,7 +203,7 @@ FAULTS = {
         lambda c: c.add_row(0, "0 .5 .5 0 .1"), "warning", "train: boxes without area", ":ROW (0 .5 .5 0"
     ),
     "a box that reaches outside": Fault(
-        lambda c: c.add_row(0, "0 .97 .5 .1 .1"), "warning", "train: boxes clipped to the picture", ":ROW (0 .97"
+        lambda c: c.add_row(0, "0 .97 .5 .1 .1"), "warning", "train: boxes clipped to the image", ":ROW (0 .97"
     ),
     "boxes given twice": Fault(
         lambda c: (c.add_row(0, ROW), c.add_row(0, ROW)), "warning", "train: duplicate boxes, dropped", f":ROW+1 ({ROW})"
@@ -230,18 +230,18 @@ FAULTS = {
     "a line that means nothing": Fault(
         lambda c: c.append("bccd.data", "what is this\n"), "error", "expected `key=value`, found: what is this", "bccd.data:5"
     ),
-    "a picture of valid in train": Fault(
-        lambda c: twin(c, "valid"), "error", "pictures of valid that are in train, too", "images/twin.jpg"
+    "an image of valid in train": Fault(
+        lambda c: twin(c, "valid"), "error", "images of valid that are in train, too", "images/twin.jpg"
     ),
-    "a picture of train again": Fault(lambda c: twin(c, "train"), "warning", "train: pictures again", "images/twin.jpg = "),
-    "two pictures of one label file": Fault(
-        second_suffix, "warning", "pictures that share a label file", "{.jpg,.png}"
+    "an image of train again": Fault(lambda c: twin(c, "train"), "warning", "train: images again", "images/twin.jpg = "),
+    "two images of one label file": Fault(
+        second_suffix, "warning", "images that share a label file", "{.jpg,.png}"
     ),
-    "a tiny picture": Fault(
-        lambda c: c.add_image("t.png", noise(20, 30), ROW), "warning", "train: pictures with a side under 32", "t.png (30x20)"
+    "a tiny image": Fault(
+        lambda c: c.add_image("t.png", noise(20, 30), ROW), "warning", "train: images with a side under 32", "t.png (30x20)"
     ),
     "a strip": Fault(
-        lambda c: c.add_image("s.png", noise(40, 500), ROW), "warning", "train: pictures over 10 times", "s.png (500x40)"
+        lambda c: c.add_image("s.png", noise(40, 500), ROW), "warning", "train: images over 10 times", "s.png (500x40)"
     ),
     "filters that don't suit the masks": Fault(
         lambda c: c.replace("net.cfg", "filters=24", "filters=27"), "error", "filters=27 before a [yolo]", "layer 4 [conv"

@@ -37,7 +37,7 @@ def labels(out: Path, stem: str) -> list[str]:
 
 
 def stems(out: Path, split: str) -> str:
-    """The pictures of a split, as `a b c`."""
+    """The images of a split, as `a b c`."""
     return " ".join(Path(line).stem for line in (out / f"{split}.txt").read_text(encoding="utf-8").splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Black pictures with coloured rectangles, and a detector made by hand whose boxes are known exactly."""
+"""Black images with coloured rectangles, and a detector made by hand whose boxes are known exactly."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +32,7 @@ def cells(cfg: str = CELLS) -> Darknet:
 
 
 def write_rectangles(folder: Path, colours: dict[str, tuple[int, int, int]], pictures: Iterable[tuple]) -> Path:
-    """x.data, whose classes are the names of `colours`, and whose valid= pictures are 100.png, 101.png, ...
+    """x.data, whose classes are the names of `colours`, and whose valid= images are 100.png, 101.png, ...
 
     Each of `pictures` is (height, width) and for each class where its rectangle is, as x1 y1 x2 y2 in pixels, or None.
     """

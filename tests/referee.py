@@ -1,6 +1,6 @@
 """A referee: what a trained network finds according to OpenCV and ONNX Runtime, judged by pycocotools, without the suite.
 
-Everything between a file of pictures and a mean average precision is done here a second time: how a picture becomes the
+Everything between a file of images and a mean average precision is done here a second time: how an image becomes the
 network's input, what its outputs mean, non-maximum suppression, the matching with the labels. The suite writes the .cfg and
 .weights, or the .onnx; nothing else of it is used.
 """
@@ -20,13 +20,13 @@ from pycocotools.cocoeval import COCOeval
 SIDE, STRIDE = 64, 8  # of the tiny network's input and its largest stride, in pixels
 CUT = 0.2  # OpenCV's reader sets class scores under this to 0
 OVERLAP = 0.6  # of NMS, as test.py's default
-SHAPES = [(64, 64), (48, 64), (64, 48), (56, 64)]  # heights and widths of the pictures
+SHAPES = [(64, 64), (48, 64), (64, 48), (56, 64)]  # heights and widths of the images
 COLOURS = [(40, 60, 250), (90, 230, 60)]  # of the classes, BGR
 Network = Callable[[np.ndarray], np.ndarray]  # (1, channels, height, width) -> (rows, 4 + classes): cx cy w h in pixels, scores
 
 
 def draw(folder: Path, count: int, seed: int, classes: int) -> None:
-    """Pictures of noise with up to three boxes of two colours, and their labels: with one class both colours are of it."""
+    """Images of noise with up to three boxes of two colours, and their labels: with one class both colours are of it."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     for number in range(count):
@@ -43,7 +43,7 @@ def draw(folder: Path, count: int, seed: int, classes: int) -> None:
 
 
 def _places(rng: np.random.Generator, height: int, width: int) -> list[tuple[int, int]]:
-    """Corners of boxes, at most one in each quarter of the picture, so that they overlap little."""
+    """Corners of boxes, at most one in each quarter of the image, so that they overlap little."""
     corners = [(x, y) for y in (0, height // 2) for x in (0, width // 2)]
     chosen = rng.permutation(4)[: rng.integers(1, 4)]
     return [(int(corners[k][0] + rng.integers(0, 4)), int(corners[k][1] + rng.integers(0, 4))) for k in chosen]
@@ -51,7 +51,7 @@ def _places(rng: np.random.Generator, height: int, width: int) -> list[tuple[int
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes an input. stretch: to a square, whatever its shape; else it is scaled until its longer side fits
+    """How an image becomes an input. stretch: to a square, whatever its shape; else it is scaled until its longer side fits
     and centred in gray, in the smallest rectangle of multiples of STRIDE. gray: one channel; maxabs: -1..1, not 0..1."""
 
     stretch: bool = False
@@ -113,7 +113,7 @@ def opencv_rows(cfg: Path, weights: Path) -> Network:
 
 
 def class_certainty(rows: Network, prepare: Preparation, folder: Path) -> float:
-    """Of a network with one class, as opencv_rows gives it: the mean class probability of what it finds in the pictures of a
+    """Of a network with one class, as opencv_rows gives it: the mean class probability of what it finds in the images of a
     folder, objects of this class nearly all. Scores that are cut count as 0."""
     found = np.concatenate([rows(prepare(cv2.imread(str(path)))[0]) for path in sorted(folder.glob("*.png"))])
     likely = found[found[:, 4] > 2 * CUT]
@@ -134,7 +134,7 @@ def onnx_runtime(path: Path) -> Network:
 
 
 def judge(network: Network, prepare: Preparation, folder: Path, classes: int, cut: float) -> float:
-    """mAP@0.5 of what a network finds with scores above `cut` in the pictures of a folder that `draw` wrote."""
+    """mAP@0.5 of what a network finds with scores above `cut` in the images of a folder that `draw` wrote."""
     images, targets, results = [], [], []
     for path in sorted(folder.glob("*.png")):
         image, number = cv2.imread(str(path)), len(images) + 1

@@ -39,7 +39,7 @@ def model_files(tmp_path: Path, channels: int) -> list[str]:
 
 
 def picture(path: Path, width: int = 64, height: int = 64, **blocks: tuple[int, int, int, int]) -> Path:
-    """A black picture with blocks (x1, y1, x2, y2) of colour."""
+    """A black image with blocks (x1, y1, x2, y2) of colour."""
     image = np.zeros((height, width, 3), np.uint8)
     for colour, (x1, y1, x2, y2) in blocks.items():
         image[y1:y2, x1:x2] = {"red": RED, "blue": BLUE, "white": (255, 255, 255)}[colour]
@@ -89,7 +89,7 @@ def test_boxes_text_and_picture(tmp_path: Path, model_files: list[str], capsys: 
 
 @pytest.mark.parametrize("stretch", [False, True])
 def test_letterbox_and_stretch_find_their_way_back(tmp_path: Path, model_files: list[str], stretch: bool) -> None:
-    """In a 128x64 picture a cell of the network is 32x32 pixels, or stretched 32x16."""
+    """In a 128x64 image a cell of the network is 32x32 pixels, or stretched 32x16."""
     height = 16 if stretch else 32
     source = picture(tmp_path / "a.png", 128, 64, red=(32, 32, 64, 32 + height))
     run(*model_files, "--source", source, "--output", tmp_path / "out", "--save-txt", *(["--stretch"] * stretch))

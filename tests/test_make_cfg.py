@@ -51,7 +51,7 @@ num=6
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twelve 100x50 pictures, one box each, of 5 classes; boxes of 10x10 to 65x32 pixels."""
+    """Twelve 100x50 images, one box each, of 5 classes; boxes of 10x10 to 65x32 pixels."""
     for i in range(12):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((50, 100, 3), np.uint8))
         (tmp_path / f"{i}.txt").write_text(f"{i % 5} 0.5 0.5 {0.1 + 0.05 * i} {0.2 + 0.04 * i}\n")
@@ -140,7 +140,7 @@ def test_shared_and_unused_anchors_keep_their_masks(tmp_path: Path, data: Path) 
 
 
 def test_given_anchors(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
-    """A list or a file; how well they fit is measured where there are pictures."""
+    """A list or a file; how well they fit is measured where there are images."""
     wanted = (10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319)
     (tmp_path / "anchors.txt").write_text("# w,h\n10,14 23,27\n37 58; 81,82,\n135,169, 344,319")
     for given in ("10,14, 23,27, 37,58, 81,82, 135,169, 344,319", tmp_path / "anchors.txt"):

@@ -1,4 +1,4 @@
-"""utils.recipe: how a training goes that names no optimizer and no batch, by the number of its pictures."""
+"""utils.recipe: how a training goes that names no optimizer and no batch, by the number of its images."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """Every way to train, against a referee: what test.py measures is what OpenCV and ONNX Runtime find in the files.
 
-A network is trained on a few drawn pictures; its .weights, read by OpenCV with OpenCV's own preprocessing and judged by
+A network is trained on a few drawn images; its .weights, read by OpenCV with OpenCV's own preprocessing and judged by
 pycocotools (tests.referee), must reach what test.py says with the same cut, and its .onnx the same without a cut.
 """
 
@@ -56,7 +56,7 @@ def call(script, text: str):
 
 
 def measured(cut: float, network: str = "--weights weights/last.pt") -> float:
-    """What test.py says, each picture in a batch of its own: how much one is padded depends on the others of its batch."""
+    """What test.py says, each image in a batch of its own: how much one is padded depends on the others of its batch."""
     text = f"--data test.data {network} --precision fp32 --batch-size 1 --conf-thres {cut} {COMMON}"
     return call(test_script, text).map50
 

@@ -1,4 +1,4 @@
-"""train.py on a tiny network and generated pictures."""
+"""train.py on a tiny network and generated images."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CFG = (
 
 
 def draw(folder: Path, count: int, rng: np.random.Generator) -> None:
-    """Pictures of one red and one green box each, and their labels."""
+    """Images of one red and one green box each, and their labels."""
     folder.mkdir()
     for number in range(count):
         image, lines = rng.integers(0, 60, (SIZE, SIZE, 3), dtype=np.uint8), []
@@ -43,7 +43,7 @@ def draw(folder: Path, count: int, rng: np.random.Generator) -> None:
 
 
 def write_set(folder: Path) -> None:
-    """tiny.cfg and d.data, a dataset of 8 + 4 pictures."""
+    """tiny.cfg and d.data, a dataset of 8 + 4 images."""
     rng = np.random.default_rng(0)
     draw(folder / "train", 8, rng)
     draw(folder / "valid", 4, rng)
@@ -60,7 +60,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-PLAIN = "--no-adam --no-mixedprecision --no-cache-images"  # what the recipe for few pictures would change
+PLAIN = "--no-adam --no-mixedprecision --no-cache-images"  # what the recipe for few images would change
 BASE = f"--data d.data --cfg tiny.cfg --batch-size 4 --accumulate 1 {PLAIN} --workers 0 --device cpu --logdir="
 
 

@@ -37,7 +37,7 @@ class Loaded(Generic[Network]):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) that a picture is letterboxed into."""
+        """(height, width) that an image is letterboxed into."""
         return self.fixed_size or (self.img_size, self.img_size)
 
     @property
@@ -51,7 +51,7 @@ class Loaded(Generic[Network]):
         return self.checkpoint.conf_thres if self.checkpoint else None
 
     def preparation(self, *, maxabs: bool, stretch: bool) -> Preparation:
-        """How pictures are prepared for this network: as it was trained, and as the command line asks for with `maxabs` and
+        """How images are prepared for this network: as it was trained, and as the command line asks for with `maxabs` and
         `stretch`. Raises UserError for a network that reads neither gray nor colour."""
         trained = Preparation.of(self.settings)
         return Preparation(sees_gray(self.model), maxabs or trained.maxabs, stretch or trained.stretch)
@@ -115,10 +115,10 @@ def load_model(
 
 
 def sees_gray(model: DetectionModel) -> bool:
-    """Whether a network reads one-channel pictures; UserError if it reads neither those nor colour."""
+    """Whether a network reads one-channel images; UserError if it reads neither those nor colour."""
     channels = model.defs.net.channels
     if channels not in (1, 3):
-        raise UserError(f"{model.defs.name}: channels={channels}, but pictures have 3, or 1 with --gray-scale; change [net]")
+        raise UserError(f"{model.defs.name}: channels={channels}, but images have 3, or 1 with --gray-scale; change [net]")
     return channels == 1
 
 

@@ -1,7 +1,7 @@
-"""How a training goes where the command line leaves it open: by the number of its pictures.
+"""How a training goes where the command line leaves it open: by the number of its images.
 
-Summed up to the nominal batch of 64, a few hundred pictures would give a handful of optimizer steps an epoch, too few to
-learn from: yolov3-tiny on BCCD's 292 pictures is at 0.657 mAP@0.5 after 24 epochs of SGD's defaults and at 0.87 after 60
+Summed up to the nominal batch of 64, a few hundred images would give a handful of optimizer steps an epoch, too few to
+learn from: yolov3-tiny on BCCD's 292 images is at 0.657 mAP@0.5 after 24 epochs of SGD's defaults and at 0.87 after 60
 epochs of small AdamW steps (EXPERIMENTS.md).
 """
 
@@ -14,7 +14,7 @@ from utils.data.data_file import DataConfig
 from utils.data.labels import Problems, image_paths
 
 EPOCHS = range(20, 101)  # of a finetuning that nobody is waiting for
-FEW = 3000  # pictures; measured were 100 and 292, and SGD's defaults are those of sets like COCO's 118,000
+FEW = 3000  # images; measured were 100 and 292, and SGD's defaults are those of sets like COCO's 118,000
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
 
     @classmethod
     def of(cls, pictures: int, penalised: bool = False, processes: int = 1) -> "Recipe":
-        """The recipe for a set of so many pictures. penalised: with --s or dynamic sparsity, whose strength is a share of
+        """The recipe for a set of so many images. penalised: with --s or dynamic sparsity, whose strength is a share of
         SGD's gradient; AdamW would divide it out again. Batches are a multiple of the number of processes."""
         few = pictures <= FEW
         batch = 8 if few else 16
@@ -59,7 +59,7 @@ class Course:
 
 
 def count(data: DataConfig) -> int:
-    """How many pictures there are to train on."""
+    """How many images there are to train on."""
     return len(image_paths(data.source("train"), Problems()))
 
 

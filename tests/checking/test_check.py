@@ -48,10 +48,10 @@ def test_a_planted_fault_is_found_and_nothing_else(copy, name):
 
 def test_fifteen_faults_at_once(copy, capsys):
     names = [
-        "a listed picture that isn't there", "a picture cut short", "a picture that is none", "a picture without label file",
-        "a label file without picture", "a row of four numbers", "a value that is nan", "a class out of range",
+        "a listed image that isn't there", "an image cut short", "an image that is none", "an image without label file",
+        "a label file without image", "a row of four numbers", "a value that is nan", "a class out of range",
         "a box in pixels", "a box without area", "a box that reaches outside", "a name given twice",
-        "a picture of valid in train", "anchors far from the boxes", "two pictures of one label file", "a tiny picture",
+        "an image of valid in train", "anchors far from the boxes", "two images of one label file", "a tiny image",
     ]  # fmt: skip
     for name in names:
         FAULTS[name].plant(copy)
@@ -91,7 +91,7 @@ def test_several_heads_and_classes(copy):
     assert "this kind of layer is not supported" in report["findings"][0]["what"]
     (copy.folder / "net.cfg").write_text(CFG.replace("channels=3", "channels=4"))
     _, report = copy.check(weights=False)
-    assert [f["what"] for f in report["findings"]] == ["a network for pictures of 4 channels"]
+    assert [f["what"] for f in report["findings"]] == ["a network for images of 4 channels"]
     (copy.folder / "net.cfg").write_text(NET + conv(4))
     _, report = copy.check(weights=False)
     assert [f["what"] for f in report["findings"]] == ["a network without [yolo] or [dfl] layer"]
@@ -127,7 +127,7 @@ def test_decode_finds_damage_inside(copy):
     assert copy.check()[0] == 0
     status, report = copy.check("--decode")
     assert status == 1
-    assert report["findings"][0]["what"] == "train: pictures damaged inside"
+    assert report["findings"][0]["what"] == "train: images damaged inside"
     assert "orrupt JPEG" in report["findings"][0]["first"]
 
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_needs_no_cfg(copy):
 
 
 def test_workers_see_the_same(copy):
-    """More pictures than one process is worth starting for."""
+    """More images than one process is worth starting for."""
     lines = (copy.folder / "train.txt").read_text()
     (copy.folder / "train.txt").write_text(lines * 20)
     copy.add_row(3, "0 .5 .5 .1")
@@ -224,7 +224,7 @@ def test_workers_see_the_same(copy):
     assert children_time() > begin
     assert alone == together
     counts = {f["what"]: f["count"] for f in alone[1]["findings"]}
-    assert counts == {"train: label rows that aren't five numbers": 20, "train: pictures again": 19 * TRAIN}
+    assert counts == {"train: label rows that aren't five numbers": 20, "train: images again": 19 * TRAIN}
 
 
 def children_time() -> float:

@@ -11,10 +11,10 @@ from utils.core.errors import UserError
 from utils.data.data_file import read_data
 
 MENDABLE = [
-    "a listed picture that isn't there", "a picture cut short", "a picture that is none", "a picture without label file",
-    "a label file without picture", "a row of four numbers", "a value that is nan", "a class out of range", "a box in pixels",
+    "a listed image that isn't there", "an image cut short", "an image that is none", "an image without label file",
+    "a label file without image", "a row of four numbers", "a value that is nan", "a class out of range", "a box in pixels",
     "a box without area", "a box that reaches outside", "boxes given twice", "a name given twice",
-    "a picture of valid in train", "a picture of train again", "an empty line in the names", "more names than classes",
+    "an image of valid in train", "an image of train again", "an empty line in the names", "more names than classes",
 ]  # fmt: skip
 
 

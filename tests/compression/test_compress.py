@@ -70,7 +70,7 @@ def run(text: str) -> dict:
 
 
 class Page(HTMLParser):
-    """The cells of all tables, the pictures, and every address of a page."""
+    """The cells of all tables, the images, and every address of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def check_page(text: str, result: dict) -> None:
         ("--data d.data", "name the dataset with --data FILE.data and the trained network with --weights"),
         ("--data d.data --weights none.pt", "none.pt: these weights do not exist"),
         ("--data novalid.data --weights base.pt", "novalid.data: needs a line `valid=`"),
-        ("--data one.data --weights base.pt", "one.txt: has 1 picture to train on"),
+        ("--data one.data --weights base.pt", "one.txt: has 1 image to train on"),
         ("--data three.data --weights base.pt", "layers have classes=2, but three.data has 3"),
         ("--data d.data --weights base.pt --out d.names/x", "d.names is no folder; choose another"),
         (

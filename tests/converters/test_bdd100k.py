@@ -56,7 +56,7 @@ def check(report, out: Path, drawn: int) -> None:
     assert labels(out, A) == LINES
     assert (stems(out, "train"), stems(out, "valid")) == (A, B)
     counts = dict(report.problems.counts)
-    assert counts.pop("pictures without annotation, left out") == 4  # three of 10k, the test set's
+    assert counts.pop("images without annotation, left out") == 4  # three of 10k, the test set's
     assert counts == ({"lanes and drivable areas, left out": drawn} if drawn else {})
 
 
@@ -71,7 +71,7 @@ def test_the_lists_of_2018(tmp_path):
 
 
 def test_the_lists_of_2020(tmp_path):
-    """Pictures without objects have no `labels`; those of 2018 and other tasks lie beside."""
+    """Images without objects have no `labels`; those of 2018 and other tasks lie beside."""
     src = make_images(tmp_path / "src")
     write_json(src / "labels/det_20/det_train.json", [frame(A, NEW)])
     background = frame(B, None)
@@ -104,7 +104,7 @@ def test_a_file_a_picture(tmp_path):
 
 
 def test_other_layouts(tmp_path):
-    """One list in an object, names with folders, a class of another task, a label without a box, a picture that isn't there."""
+    """One list in an object, names with folders, a class of another task, a label without a box, an image that isn't there."""
     write_image(tmp_path / "src" / "a.PNG")
     found = [label("other vehicle", 1, 1, 9, 9), {"category": "car", "box2d": None}, label("Car", 0, 0, 100, 50)]
     frames = [{"name": "videos/a.png", "labels": found}, {"name": "gone.jpg"}]
@@ -128,7 +128,7 @@ def test_the_new_names_can_be_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"labels": []}], "labels.json: picture number 1: has no `name`; not BDD100K's format"),
+        ([{"labels": []}], "labels.json: image number 1: has no `name`; not BDD100K's format"),
         (
             [frame(A, [LANE, label("car", 1, 2, 3, 4), {"box2d": {}}])],
             f"{A}.jpg: label 3: not BDD100K's .*KeyError: 'category'",

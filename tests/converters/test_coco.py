@@ -54,15 +54,15 @@ def test_2017_with_crowds(tmp_path):
         "1 0.200000 0.250000 0.200000 0.300000", "2 0.875000 0.750000 0.250000 0.500000",
         "0 0.501250 0.501250 0.997500 0.997500",
     ]  # fmt: skip
-    assert labels(tmp_path / "out", "000000000008") == []  # a picture without objects belongs to the set
+    assert labels(tmp_path / "out", "000000000008") == []  # an image without objects belongs to the set
     assert labels(tmp_path / "out", "000000000005") == ["0 0.250000 0.250000 0.500000 0.500000"]
     assert stems(tmp_path / "out", "train") == "000000000008 000000000009"
     assert stems(tmp_path / "out", "valid") == "000000000005"
     assert report.problems.counts == {
         "crowd regions, left out": 1, "annotations to be ignored, left out": 1, "annotations without bbox, left out": 1,
         "annotations of an image that isn't listed, left out": 1, "annotated images that aren't there, left out": 1,
-        "pictures without annotation, left out": 1, "boxes clipped to the picture": 1,
-        "boxes without area in the picture, dropped": 1,
+        "images without annotation, left out": 1, "boxes clipped to the image": 1,
+        "boxes without area in the image, dropped": 1,
     }  # fmt: skip
     path = src / "annotations/instances_train2017.json"
     assert report.problems.first["crowd regions, left out"] == f"{path}: annotation 103"
@@ -143,7 +143,7 @@ def test_files_that_cannot_be_told_apart(tmp_path):
     with pytest.raises(UserError, match=r"instances_1.json: several annotation files"):
         read_coco(tmp_path, Options())
     assert read_coco(tmp_path, Options(only="_1")).problems.counts == {"annotated images that aren't there, left out": 1}
-    with pytest.raises(UserError, match="no picture with a box was found; annotated images that aren't there, left out: 1"):
+    with pytest.raises(UserError, match="no image with a box was found; annotated images that aren't there, left out: 1"):
         convert("coco", tmp_path, tmp_path / "out", only="_1")
 
 
@@ -153,7 +153,7 @@ def test_two_releases_are_never_mixed(tmp_path):
             name = f"{split}{year}.jpg"
             make_file(tmp_path / "src" / f"instances_{split}{year}.json", {0: name}, [annotation(1, 0, 1, 1, 1, 9, 9)])
             write_image(tmp_path / "src" / name)
-    with pytest.raises(UserError, match="has the releases 2014, 2017, which share pictures; choose: --only 2014"):
+    with pytest.raises(UserError, match="has the releases 2014, 2017, which share images; choose: --only 2014"):
         convert("coco", tmp_path / "src", tmp_path / "out")
     convert("coco", tmp_path / "src", tmp_path / "out", only="2014")
     assert (stems(tmp_path / "out", "train"), stems(tmp_path / "out", "valid")) == ("train2014", "val2014")

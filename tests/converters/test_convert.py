@@ -1,4 +1,4 @@
-"""convert_dataset.py: what is the same for every format. Links, names, splits, reports, pictures, mistakes."""
+"""convert_dataset.py: what is the same for every format. Links, names, splits, reports, images, mistakes."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_links_and_copies(tmp_path):
     assert image.read_bytes() == original.read_bytes()
     copied = image.stat().st_ino
     convert("voc", src, tmp_path / "out")
-    assert image.stat().st_ino == copied  # the same picture already
+    assert image.stat().st_ino == copied  # the same image already
     write_image(original, 50, 70)
     convert("voc", src, tmp_path / "out")
     assert os.path.samefile(image, original)
@@ -181,14 +181,14 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     report = convert("voc", src, tmp_path / "out")
     assert report.problems.counts == {
         examine.OUTSIDE: 2, NO_AREA: 2, SWAPPED: 1, DUPLICATE: 3, examine.UNREADABLE: 1, "boxes without a name, left out": 1,
-        "pictures annotated with width and height swapped, taken as they are": 1,
-        "pictures of another size than annotated, boxes scaled": 1,
-        "pictures without annotation, left out": 1, "annotations without picture, left out": 1,
+        "images annotated with width and height swapped, taken as they are": 1,
+        "images of another size than annotated, boxes scaled": 1,
+        "images without annotation, left out": 1, "annotations without image, left out": 1,
     }  # fmt: skip
     assert report.problems.first[examine.OUTSIDE] == f"{src}/Annotations/a.xml: object 1"
     assert report.problems.first[DUPLICATE] == f"{src}/Annotations/a.xml: object 6"
     assert report.problems.first[examine.UNREADABLE] == f"{src}/JPEGImages/broken.jpg: cut short"
-    assert report.problems.first["pictures without annotation, left out"] == f"{src}/JPEGImages/alone.png"
+    assert report.problems.first["images without annotation, left out"] == f"{src}/JPEGImages/alone.png"
     assert labels(tmp_path / "out", "a") == ["0 0.175000 0.300000 0.250000 0.400000"]
     assert labels(tmp_path / "out", "swapped") == ["0 0.175000 0.300000 0.250000 0.400000"]
     assert labels(tmp_path / "out", "scaled") == ["0 0.087500 0.150000 0.125000 0.200000"]
@@ -198,7 +198,7 @@ def test_numbers_that_are_none(tmp_path):
     src = make_voc(tmp_path / "src", {"a": BOX + voc_object("x", 1, 1, "nan", 9)})
     with pytest.raises(UserError, match=r"a.xml: object 2: a corner isn't a finite number; mend or remove it"):
         convert("voc", src, tmp_path / "out")
-    with pytest.raises(UserError, match="no picture with a box was found; check --src"):
+    with pytest.raises(UserError, match="no image with a box was found; check --src"):
         convert("voc", make_voc(tmp_path / "empty", {"a": ""}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -222,7 +222,7 @@ def test_names_choose_and_order_the_classes(tmp_path, no_picture):
         (("train", "test"), 0, {"train": "train", "valid": "test"}, "the test set is used to validate on"),
         (("val",), 0, {"train": "val", "valid": "val"}, "there is only one set"),
         (("other",), 0, {"train": "other", "valid": "other"}, "there is only one set"),
-        (("train", "val", "other"), 0, {"train": "other train", "valid": "val"}, "1 pictures that belong to no split"),
+        (("train", "val", "other"), 0, {"train": "other train", "valid": "val"}, "1 images that belong to no split"),
         (("train",), 0.999999, {"train": "", "valid": "train"}, "held out"),
         (("train", "test"), 0.999999, {"train": "", "valid": "train", "test": "test"}, "held out"),
     ],
@@ -252,7 +252,7 @@ def test_a_share_is_held_out_by_name(tmp_path, no_picture):
 
 def test_a_share_of_what_has_its_own_validation_set(tmp_path):
     src = make_voc(tmp_path / "src", {"a": BOX, "b": BOX}, train="a", val="b")
-    with pytest.raises(UserError, match="--valid-share: this dataset has its own 1 pictures"):
+    with pytest.raises(UserError, match="--valid-share: this dataset has its own 1 images"):
         convert("voc", src, tmp_path / "out", valid_share=0.2)
     for text in ("1", "-0.1", "many"):
         with pytest.raises(SystemExit):
@@ -265,7 +265,7 @@ def test_only_some_annotation_files(tmp_path, no_picture):
     assert command("voc", "--src", tmp_path / "src", "--out", tmp_path / "all").total_images == 2
     report = command("voc", "--src", tmp_path / "src", "--out", tmp_path / "out", "--only", "2012")
     assert stems(tmp_path / "out", "train") == "VOC2012_a"
-    assert report.problems.counts == {"pictures without annotation, left out": 1}
+    assert report.problems.counts == {"images without annotation, left out": 1}
     with pytest.raises(
         UserError, match="there is no annotation .* whose path has '2021' in it in this folder; check --src and --only"
     ):
@@ -328,5 +328,5 @@ def test_one_picture_annotated_twice(tmp_path):
     report = convert("coco", tmp_path / "src", tmp_path / "out")
     assert (report.images, report.total_images, report.class_boxes) == ({"train": 1, "valid": 1}, 1, {"x": 1})
     assert report.problems.counts == {
-        "annotations of a picture that has one already, put together": 1, "duplicate boxes, dropped": 1,
+        "annotations of an image that has one already, put together": 1, "duplicate boxes, dropped": 1,
     }  # fmt: skip

@@ -48,7 +48,7 @@ def test_the_three_sets(tmp_path):
     assert labels(tmp_path / "out", "a") == []
     assert [stems(tmp_path / "out", split) for split in FOLDERS] == ["VOC2007_1", "Buffy_2", "a"]
     assert (report.names, report.class_boxes) == (["hand"], {"hand": 3})
-    assert report.problems.counts == {"boxes clipped to the picture": 1}
+    assert report.problems.counts == {"boxes clipped to the image": 1}
 
 
 @pytest.mark.parametrize("broken", ["text", "other", "corner", "version"])

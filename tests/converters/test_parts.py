@@ -33,7 +33,7 @@ def test_no_two_pictures_share_a_label_file():
 
 
 def test_masks_are_no_pictures(tmp_path):
-    """As in Oxford's pets; where there are no others, pictures beside the annotations are."""
+    """As in Oxford's pets; where there are no others, images beside the annotations are."""
     write_text(tmp_path / "src" / "annotations" / "xmls" / "a.xml", voc_file(BOX))
     for folder in ("images", "annotations/trimaps"):
         write_image(tmp_path / "src" / folder / f"a.{'png' if 'trimaps' in folder else 'jpg'}")

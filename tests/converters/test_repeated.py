@@ -1,4 +1,4 @@
-"""Pictures that are annotated twice, and names that several pictures have: no box is lost, none goes to another picture."""
+"""Images that are annotated twice, and names that several images have: no box is lost, none goes to another image."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from utils.core.errors import UserError
 
 FIRST, SECOND = [20, 10, 40, 40], [100, 50, 20, 20]
 LINES = ["0 0.200000 0.300000 0.200000 0.400000", "0 0.550000 0.600000 0.100000 0.200000"]
-TOGETHER = {"annotations of a picture that has one already, put together": 1}
+TOGETHER = {"annotations of an image that has one already, put together": 1}
 
 
 def make_coco(path: Path, names: list[str], boxes: list[tuple[int, list[float]]], **more) -> None:
@@ -33,7 +33,7 @@ def test_coco_lists_a_picture_twice(tmp_path):
     report = convert("coco", tmp_path / "src", tmp_path / "out")
     assert labels(tmp_path / "out", "a") == LINES
     assert report.problems.counts == {
-        "annotations of a picture that has one already, put together": 2, "duplicate boxes, dropped": 1,
+        "annotations of an image that has one already, put together": 2, "duplicate boxes, dropped": 1,
     }  # fmt: skip
 
 
@@ -47,12 +47,12 @@ def test_coco_files_of_one_class_each(tmp_path):
 
 
 def test_coco_boxes_stay_with_the_picture_of_their_folder(tmp_path):
-    """Of two pictures of one name, one is missing: its box doesn't go to the other."""
+    """Of two images of one name, one is missing: its box doesn't go to the other."""
     make_coco(tmp_path / "src/instances.json", ["left/a.jpg", "right/a.jpg"], [(0, FIRST), (1, SECOND)])
     write_image(tmp_path / "src/images/right/a.jpg")
     report = convert("coco", tmp_path / "src", tmp_path / "out")
     assert labels(tmp_path / "out", "a") == LINES[1:]
-    assert report.problems.counts == {"annotations that another picture of the same name lacks, left out": 1}
+    assert report.problems.counts == {"annotations that another image of the same name lacks, left out": 1}
 
 
 def test_coco_ids_that_stand_for_two_pictures(tmp_path):
@@ -80,7 +80,7 @@ def test_coco_invented_sizes(tmp_path):
     write_image(tmp_path / "src/a.jpg")
     report = convert("coco", tmp_path / "src", tmp_path / "out")
     assert labels(tmp_path / "out", "a") == LINES[:1]
-    assert report.problems.counts == {"pictures annotated with a size that their boxes don't fit into, taken as they are": 1}
+    assert report.problems.counts == {"images annotated with a size that their boxes don't fit into, taken as they are": 1}
 
 
 @pytest.mark.parametrize("other", ["y/a.jpg", "x/a.png", "x/A.JPG"])
@@ -98,7 +98,7 @@ def test_pictures_that_only_differ_in_folder_or_suffix(tmp_path, other):
 
 
 def test_a_name_that_two_pictures_have(tmp_path):
-    """Copies of one picture are one; of others nobody can say which is meant."""
+    """Copies of one image are one; of others nobody can say which is meant."""
     make_coco(tmp_path / "src/instances.json", ["a.jpg"], [(0, FIRST)])
     for folder in ("x", "y"):
         write_image(tmp_path / "src" / folder / "a.jpg")
@@ -121,14 +121,14 @@ def test_bdd100k_lists_a_picture_twice(tmp_path):
 
 
 def test_visdrone_annotations_of_two_people(tmp_path):
-    """Of one picture, in folders beside each other; but those of another part's picture of that name stay away."""
+    """Of one image, in folders beside each other; but those of another part's image of that name stay away."""
     for folder, line in (("train/annotations/a", "20,10,40,40,1,4,0,0"), ("train/annotations/b", "100,50,20,20,1,4,0,0")):
         write_text(tmp_path / "src" / folder / "1.txt", line)
     write_text(tmp_path / "src/val/annotations/1.txt", "0,0,9,9,1,4,0,0")
     write_image(tmp_path / "src/train/images/1.jpg")
     report = convert("visdrone", tmp_path / "src", tmp_path / "out")
     assert [line.split()[1:] for line in labels(tmp_path / "out", "1")] == [line.split()[1:] for line in LINES]
-    assert report.problems.counts == TOGETHER | {"annotations that another picture of the same name lacks, left out": 1}
+    assert report.problems.counts == TOGETHER | {"annotations that another image of the same name lacks, left out": 1}
 
 
 def test_voc_names_one_of_two_pictures(tmp_path):
@@ -148,14 +148,14 @@ def test_voc_names_one_of_two_pictures(tmp_path):
 
 
 def test_voc_files_that_wrap_or_hold_several(tmp_path):
-    """One <annotation> counts wherever it stands; boxes of several pictures are never put on one."""
+    """One <annotation> counts wherever it stands; boxes of several images are never put on one."""
     one = voc_file(voc_object("x", 20, 10, 60, 50), size="<width>400</width><height>200</height>")
     write_image(tmp_path / "src/a.jpg")
     write_text(tmp_path / "src/a.xml", f"<dataset>{one}</dataset>")
     convert("voc", tmp_path / "src", tmp_path / "out")
     assert labels(tmp_path / "out", "a") == ["0 0.100000 0.150000 0.100000 0.200000"]
     write_text(tmp_path / "src/a.xml", f"<dataset>{one}{one}</dataset>")
-    with pytest.raises(UserError, match=r"a.xml: holds 2 annotations, but VOC has a file for each picture; take them apart"):
+    with pytest.raises(UserError, match=r"a.xml: holds 2 annotations, but VOC has a file for each image; take them apart"):
         convert("voc", tmp_path / "src", tmp_path / "out")
     write_text(tmp_path / "src/a.xml", "<html/>")
     with pytest.raises(UserError, match=r"a.xml: holds no <annotation>, so it is none of VOC; remove it"):
@@ -163,7 +163,7 @@ def test_voc_files_that_wrap_or_hold_several(tmp_path):
 
 
 def test_voc_without_size_or_box(tmp_path):
-    """The size is the picture's own; an <object> without a bndbox is left out, and said."""
+    """The size is the image's own; an <object> without a bndbox is left out, and said."""
     bare = "<object><name>x</name></object>"
     write_image(tmp_path / "src/a.jpg")
     write_text(tmp_path / "src/a.xml", f"<annotation>{voc_object('x', 20, 10, 60, 50)}{bare}</annotation>")

@@ -42,8 +42,8 @@ def test_the_sets_side_by_side(tmp_path):
     ]  # fmt: skip
     assert report.problems.counts == {
         "ignored regions (category 0), left out": 2, "objects of category 11 (others), left out": 1,
-        "objects of score 0, left out": 1, "boxes without area in the picture, dropped": 1, "boxes clipped to the picture": 1,
-        "annotations without picture, left out": 1, "pictures without annotation, left out": 1,
+        "objects of score 0, left out": 1, "boxes without area in the image, dropped": 1, "boxes clipped to the image": 1,
+        "annotations without image, left out": 1, "images without annotation, left out": 1,
     }  # fmt: skip
     path = src / SETS[0] / "annotations" / "0000002_00005_d_0000014.txt"
     assert report.problems.first["objects of category 11 (others), left out"] == f"{path}:5"

@@ -34,7 +34,7 @@ def test_lists(tmp_path, lists, train, valid):
     assert (stems(tmp_path / "out", "train"), stems(tmp_path / "out", "valid")) == (train, valid)
     listed = {word for members in lists.values() for word in members.split()} & set("abc")
     unlisted = 3 - len(listed) if listed and "dog_train" not in lists else 0
-    assert report.problems.counts.get("annotations that no list of pictures names, left out", 0) == unlisted
+    assert report.problems.counts.get("annotations that no list of images names, left out", 0) == unlisted
 
 
 def test_spellings_in_lists(tmp_path):
@@ -43,12 +43,12 @@ def test_spellings_in_lists(tmp_path):
     write_text(src / "ImageSets" / "Main" / "train.txt", "\r\n".join(lines))
     report = convert("voc", src, tmp_path / "out")
     assert report.total_images == 4
-    assert report.problems.counts == {"listed pictures without annotation, left out": 1}
-    assert report.problems.first["listed pictures without annotation, left out"].endswith("train.txt:5: gone")
+    assert report.problems.counts == {"listed images without annotation, left out": 1}
+    assert report.problems.first["listed images without annotation, left out"].endswith("train.txt:5: gone")
 
 
 def test_several_years_side_by_side(tmp_path):
-    """VOC 2007 and 2012 as usual: everything trains but the test set of 2007; masks of the same names are no pictures."""
+    """VOC 2007 and 2012 as usual: everything trains but the test set of 2007; masks of the same names are no images."""
     make_voc(tmp_path / "src/VOCdevkit/VOC2007", dict.fromkeys("abc", BOX), trainval="a b", train="a", val="b", test="c")
     new = make_voc(tmp_path / "src/VOCdevkit/VOC2012", dict.fromkeys("def", BOX), trainval="d e", train="d", val="e")
     write_image(new / "SegmentationClass" / "d.png")
@@ -57,9 +57,9 @@ def test_several_years_side_by_side(tmp_path):
     assert (stems(tmp_path / "out", "train"), stems(tmp_path / "out", "valid")) == ("a b d e", "c")
     assert (tmp_path / "out" / "images" / "d.jpg").exists()
     assert report.problems.counts == {
-        "annotations that no list of pictures names, left out": 1, "pictures without annotation, left out": 1,
+        "annotations that no list of images names, left out": 1, "images without annotation, left out": 1,
     }  # fmt: skip
-    assert report.problems.first["pictures without annotation, left out"].endswith("VOC2012/JPEGImages/f.jpg")
+    assert report.problems.first["images without annotation, left out"].endswith("VOC2012/JPEGImages/f.jpg")
 
 
 def test_difficult_objects(tmp_path):
@@ -79,7 +79,7 @@ def test_without_a_size_the_picture_is_measured(tmp_path, size):
 
 
 def test_folders_of_other_programs(tmp_path):
-    """Lower-case folders, files called otherwise than their pictures, space before the declaration."""
+    """Lower-case folders, files called otherwise than their images, space before the declaration."""
     src = tmp_path / "src"
     write_image(src / "images" / "dog 7.png")
     text = "\n <?xml version='1.0'?>" + voc_file(voc_object(" dog\n", "20.0", " 10 ", 60, 50), filename="dog 7.png")
@@ -115,7 +115,7 @@ def test_objects_without_a_box(tmp_path):
 
 
 def make_dior(root, name="Horizontal Bounding Boxes"):
-    """One picture a list; the oriented boxes are others, in the same file names."""
+    """One image a list; the oriented boxes are others, in the same file names."""
     for stem, kind in (("00001", "trainval"), ("00002", "trainval"), ("11726", "test")):
         write_image(root / f"JPEGImages-{kind}" / f"{stem}.jpg", 800, 800)
         objects = voc_object("Expressway-Service-area", 80, 160, 240, 240) + voc_object("golffield", 400, 400, 800, 600)

@@ -94,7 +94,7 @@ def test_boxes_follow_the_pixels(seed):
 
 
 def test_zoom_and_shift_by_hand():
-    """Twice as large around the centre of a 100 x 100 picture, then 10 px right: x' = 2 (x - 50) + 60."""
+    """Twice as large around the centre of a 100 x 100 image, then 10 px right: x' = 2 (x - 50) + 60."""
     matrix = translation(60, 50) @ np.diag([2, 2, 1]) @ translation(-50, -50)
     label = np.array([[1, 0.4, 0.5, 0.2, 0.1]], np.float32)  # x 30..50, y 45..55
     assert np.allclose(warp_labels(label, (100, 100), matrix, (100, 100)), [[1, 0.4, 0.5, 0.4, 0.2]])  # x 20..60, y 40..60
@@ -130,7 +130,7 @@ def test_clipped_box_ends_at_the_border():
 
 
 def test_mosaic_against_a_canvas():
-    """At rest the result is the four pictures pasted around a point, cut at the borders."""
+    """At rest the result is the four images pasted around a point, cut at the borders."""
     pictures = [(rng(i).integers(0, 256, shape, np.uint8), np.array([[i, 0.5, 0.5, 0.5, 0.5]], np.float32))
                 for i, shape in enumerate([(48, 64, 3), (64, 40, 3), (64, 64, 3), (30, 64, 3)])]  # fmt: skip
 

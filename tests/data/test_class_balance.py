@@ -1,4 +1,4 @@
-"""utils.data.class_balance: how often pictures of rare classes are drawn, and what their boxes weigh."""
+"""utils.data.class_balance: how often images of rare classes are drawn, and what their boxes weigh."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ def boxes(*classes: int) -> np.ndarray:
     return np.array([[c, 0.5, 0.5, 0.1, 0.1] for c in classes], np.float32).reshape(-1, 5)
 
 
-# class 0 in 4 of 8 pictures, class 1 in 1, class 2 in none; three pictures are background
+# class 0 in 4 of 8 images, class 1 in 1, class 2 in none; three images are background
 LABELS = [boxes(0), boxes(0, 0, 0), boxes(0), boxes(0, 1), boxes(), boxes(), boxes(), boxes(0)[:0]]
 
 

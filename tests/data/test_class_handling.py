@@ -1,4 +1,4 @@
-"""train.py: --single-cls, --image-weights, cls_weights, background pictures, and the quick checks at its start."""
+"""train.py: --single-cls, --image-weights, cls_weights, background images, and the quick checks at its start."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_single_cls_trains_all_classes_as_one(one, capsys):
     last = load_checkpoint("weights/last.pt")
     assert last["names"] == ["object"]
     output = capsys.readouterr().out
-    assert "train: 8 pictures, 16 boxes" in output
+    assert "train: 8 images, 16 boxes" in output
     assert "next: python detect.py --weights weights/best.pt" in output
     assert results()["cls"][0] > 0  # scores are objectness times class probability, of one class too
 
@@ -79,7 +79,7 @@ def test_single_cls_resumes(one, monkeypatch):
 
 
 def only_green_in(folder: Path, numbers: range) -> None:
-    """Take the green boxes (class 1) out of all pictures but these."""
+    """Take the green boxes (class 1) out of all images but these."""
     for path in folder.glob("*.txt"):
         if int(path.stem) not in numbers:
             path.write_text("".join(r for r in path.read_text().splitlines(keepends=True) if r.startswith("0")))
@@ -234,7 +234,7 @@ def test_cls_weights_come_from_the_labels(here, capsys):  # noqa: F811
         train_with("--epochs 1 --hyp h.yaml")
 
 
-# --- background pictures ---
+# --- background images ---
 
 
 def test_background_pictures_train_and_are_counted(here, capsys):  # noqa: F811
@@ -246,8 +246,8 @@ def test_background_pictures_train_and_are_counted(here, capsys):  # noqa: F811
     (here / "h.txt").write_text(DULL)
     figures = train_with("--epochs 2 --batch-size 2 --hyp h.txt")  # some batches have no box at all
     output = capsys.readouterr().out
-    assert "train: 8 pictures, 6 of them background (no boxes), 4 boxes" in output
-    assert "valid: 4 pictures, 1 of them background (no boxes), 6 boxes" in output
+    assert "train: 8 images, 6 of them background (no boxes), 4 boxes" in output
+    assert "valid: 4 images, 1 of them background (no boxes), 6 boxes" in output
     assert np.isfinite(results()["total"]).all()
     assert (figures["last"]["images"], figures["last"]["targets"]) == (4, 6)
 
@@ -275,7 +275,7 @@ def test_training_says_what_the_quick_checks_find(here, capsys):  # noqa: F811
     train_with("--epochs 1 --notest")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 3
-    assert "pictures of valid that are in train, too: 1 (first: valid/0.png)" in lines[0]
+    assert "images of valid that are in train, too: 1 (first: valid/0.png)" in lines[0]
     assert "train: classes without boxes: 1 (first: green (1): 0 boxes)" in lines[1]
     assert "anchors with best possible recall 0.000" in lines[2]
 
@@ -286,7 +286,7 @@ def test_training_has_nothing_to_say_about_good_data(here, capsys):  # noqa: F81
 
 
 def test_the_quick_checks_are_quick(here, capsys, monkeypatch):  # noqa: F811
-    """They read no file: the pictures may be gone by then."""
+    """They read no file: the images may be gone by then."""
     from utils.checking.checks import quick_warnings
     from utils.checking.findings import Subject
     from utils.data.data_file import read_data
@@ -299,4 +299,4 @@ def test_the_quick_checks_are_quick(here, capsys, monkeypatch):  # noqa: F811
     shutil.rmtree("train")
     lines = quick_warnings(Subject(data, defs=parse_cfg("tiny.cfg"), img_size=SIZE), {"train": loader.dataset})
     assert [line.split(":")[1] for line in lines] == [
-        " pictures with a side under 32 pixels", " pictures over 10 times as long as wide"]  # fmt: skip
+        " images with a side under 32 pixels", " images over 10 times as long as wide"]  # fmt: skip

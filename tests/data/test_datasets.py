@@ -25,7 +25,7 @@ def write_image(path: Path, image: np.ndarray) -> Path:
 
 
 def make_set(folder: Path, shapes: list[tuple[int, int]], suffix: str = "png") -> Path:
-    """Noise pictures, each with one box, and the list of them."""
+    """Noise images, each with one box, and the list of them."""
     rng = np.random.default_rng(0)
     for i, shape in enumerate(shapes):
         write_image(folder / "images" / f"{i}.{suffix}", rng.integers(0, 256, (*shape, 3), np.uint8))
@@ -87,8 +87,8 @@ def test_empty_label_file(text):
         ("0 .5 .5 .1", "x.txt:3: expected 5 numbers .* found 4"),
         ("0 .5 .5 .1 .1 9", "x.txt:3: expected 5 numbers .* found 6"),
         ("0 .1 .1 .2 .1 .2 .2 .1", "x.txt:3: expected 5 numbers .* found 8"),
-        ("0 320 .5 .1 .1", "x.txt:3: 320 is no share of the picture, these are pixels; `check.py .* --fix` converts them"),
-        ("0 10 10 90 10 90 70", "x.txt:3: 50.0 is no share of the picture"),
+        ("0 320 .5 .1 .1", "x.txt:3: 320 is no share of the image, these are pixels; `check.py .* --fix` converts them"),
+        ("0 10 10 90 10 90 70", "x.txt:3: 50.0 is no share of the image"),
         ("0 .5 nan .1 .1", "x.txt:3: nan is not a number"),
         ("0 .5 inf .1 .1", "x.txt:3: inf is not a number"),
         ("0 .5 x .1 .1", "x.txt:3: x is not a number"),
@@ -158,7 +158,7 @@ def test_useless_sources(tmp_path, content):
 
 def test_scan_skips_what_is_corrupt_and_says_so_once(tmp_path, capfd):
     source = make_set(tmp_path, [(10, 20), (30, 40), (50, 60)])
-    (tmp_path / "images" / "1.png").write_bytes(b"not a picture")
+    (tmp_path / "images" / "1.png").write_bytes(b"not an image")
     (tmp_path / "labels" / "0.txt").unlink()
     (tmp_path / "labels" / "2.txt").write_text("1 0.5 0.5 0.1 0\n1 0 0.5 0.2 0.2\n")
     found = scan(source, 3)
@@ -167,7 +167,7 @@ def test_scan_skips_what_is_corrupt_and_says_so_once(tmp_path, capfd):
     assert [rows.shape for rows in found.labels] == [(0, 5), (1, 5)]
     loader(source)
     assert capfd.readouterr().err.strip() == (
-        f"{source}: corrupt images, skipped: 1 (first: {tmp_path}/images/1.png: not a picture that OpenCV can read); "
+        f"{source}: corrupt images, skipped: 1 (first: {tmp_path}/images/1.png: not an image that OpenCV can read); "
         f"{NO_AREA}: 1 (first: {tmp_path}/labels/2.txt:1); {CLIPPED}: 1 (first: {tmp_path}/labels/2.txt:2)"
     )
     loader(source, rank=1, world_size=2)

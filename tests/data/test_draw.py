@@ -1,4 +1,4 @@
-"""Boxes and labels on pictures."""
+"""Boxes and labels on images."""
 
 import numpy as np
 import pytest

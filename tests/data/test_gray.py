@@ -46,7 +46,7 @@ def test_trains_tests_and_detects(here, way):
 
 
 def test_gray_pictures_are_luminance(here):
-    """A picture and the same made gray give the same boxes."""
+    """An image and the same made gray give the same boxes."""
     run(train, f"{BASE} --epochs 1 --gray-scale --notest")
     picture = cv2.imread("valid/0.png")
     luminance = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
@@ -59,6 +59,6 @@ def test_gray_pictures_are_luminance(here):
 
 def test_other_channel_counts_are_refused():
     model = network(NET.replace("channels=3", "channels=2") + conv(4))
-    with pytest.raises(UserError, match="channels=2, but pictures have 3, or 1 with --gray-scale"):
+    with pytest.raises(UserError, match="channels=2, but images have 3, or 1 with --gray-scale"):
         sees_gray(model)
     assert not sees_gray(network(NET + conv(4)))

@@ -143,7 +143,7 @@ def test_size_in_any_format(tmp_path: Path, data: bytes) -> None:
 
 
 def test_headers_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set of 100,000 pictures isn't decoded to be measured."""
+    """A set of 100,000 images isn't decoded to be measured."""
     monkeypatch.setattr(imagesize, "_measure_decoded", lambda _: pytest.fail("decoded"))
     noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
     for data in (JPEG, with_segments(exif(6), XMP), encoded(".png"), pillow("PNG"), cv2.imencode(".png", noise)[1].tobytes()):
@@ -161,7 +161,7 @@ HEADERS = [
 @given(kind=st.integers(0, len(HEADERS) - 1), changes=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=4))
 @example(kind=0, changes=[(2, 0x00)])
 def test_changed_headers_are_measured_as_opencv_reads_them(tmp_path_factory, kind, changes) -> None:
-    """Or refused; where OpenCV refuses a damage that isn't in the header, it will be said when the picture is decoded."""
+    """Or refused; where OpenCV refuses a damage that isn't in the header, it will be said when the image is decoded."""
     mutable = bytearray(HEADERS[kind])
     for place, value in changes:
         mutable[place % len(mutable)] = value
@@ -183,9 +183,9 @@ def test_image_that_was_cut_short(tmp_path: Path, suffix: str) -> None:
     path, data = tmp_path / f"a{suffix}", encoded(suffix)
     for length in (0, 2, 10, 30, len(data) // 2, len(data) - 20):
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cut short|not a picture"):
+        with pytest.raises(ValueError, match=r"cut short|not an image"):
             image_size(path)
-    path.write_bytes(data + bytes(30000))  # padding behind a picture is no reason to refuse it
+    path.write_bytes(data + bytes(30000))  # padding behind an image is no reason to refuse it
     assert image_size(path) == (HEIGHT, WIDTH)
 
 
@@ -223,7 +223,7 @@ def test_a_jpeg_that_lacks_anything_else_is_cut_short(tmp_path: Path, kind: str)
 
 def test_image_size_of_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         image_size(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match="No such file"):
         image_size(tmp_path / "b.jpg")

@@ -11,7 +11,7 @@ from utils.data.datasets import scan
 from utils.data.labels import TWO_PLACES, label_folders, label_path, label_places, read_labels
 from utils.data.pictures import write_picture
 
-LAYOUTS = {  # picture -> labels: facts of Darknet's replace_image_to_label and fill_truth_detection
+LAYOUTS = {  # image -> labels: facts of Darknet's replace_image_to_label and fill_truth_detection
     "images/x.jpg": "labels/x.txt",
     "coco/images/train2017/x.jpg": "coco/labels/train2017/x.txt",
     "VOCdevkit/VOC2007/JPEGImages/x.JPEG": "VOCdevkit/VOC2007/labels/x.txt",

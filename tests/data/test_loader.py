@@ -60,11 +60,11 @@ exec timeout -k 1 100 {python} -c "
 import torch
 torch.set_num_threads(1)
 from tests.data.test_loader import batches, run_script, Parser
-run_script(lambda args: print(sum(len(b.images) for b in batches('{source}', 2, 320)), 'pictures'), Parser('x'))"
+run_script(lambda args: print(sum(len(b.images) for b in batches('{source}', 2, 320)), 'images'), Parser('x'))"
 """
 
 
-@pytest.mark.parametrize(("size", "status", "line"), [("512k", 0, "6 pictures"), ("4k", 2, "no space is left")])
+@pytest.mark.parametrize(("size", "status", "line"), [("512k", 0, "6 images"), ("4k", 2, "no space is left")])
 @pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("unshare"), reason="needs mounts of its own")
 def test_a_small_shared_memory(pictures, size, status, line):
     """A mount of its own for /dev/shm, too small for the first batch, or even for the locks of a queue."""
@@ -78,7 +78,7 @@ def test_a_small_shared_memory(pictures, size, status, line):
 
 
 class Deadly:
-    """A dataset whose last picture ends the process that reads it, as the kernel does where memory runs out."""
+    """A dataset whose last image ends the process that reads it, as the kernel does where memory runs out."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""utils.data.outputs: no two results are one file, whatever the pictures and videos are called."""
+"""utils.data.outputs: no two results are one file, whatever the images and videos are called."""
 
 import re
 from pathlib import Path
@@ -77,8 +77,8 @@ RELATIVE = st.lists(NAME, min_size=1, max_size=3).map("/".join).filter(lambda p:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(RELATIVE, max_size=12, unique=True), st.sampled_from(["mp4v", "MJPG"]))
 def test_any_names_give_distinct_files(names, fourcc):
-    """All pictures, videos and texts of the first hundred frames: different where case doesn't matter, none is a folder of
-    another, and a picture or video keeps its folder."""
+    """All images, videos and texts of the first hundred frames: different where case doesn't matter, none is a folder of
+    another, and an image or video keeps its folder."""
     outputs = plan_outputs(Path("out"), items(*names), fourcc)
     files: list[str] = []
     for item in items(*names):

@@ -1,4 +1,4 @@
-"""utils.data.pictures: what is read and written under any name, and 16-bit pictures that hold fewer bits."""
+"""utils.data.pictures: what is read and written under any name, and 16-bit images that hold fewer bits."""
 
 import os
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_dark_pictures_of_eight_bits_stay_dark() -> None:
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a.webp: OpenCV cannot write a picture of 20000x1 pixels in this format"):
+    with pytest.raises(UserError, match=r"a.webp: OpenCV cannot write an image of 20000x1 pixels in this format"):
         write_picture(tmp_path / "a.webp", np.zeros((1, 20000, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 

@@ -41,7 +41,7 @@ def test_folder_with_folders(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "a.jpg")
     picture(tmp_path / "in" / "b.png")
     video(tmp_path / "v.avi")
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     found = {(str(i.relative), i.kind) for i in find_items(str(tmp_path))}
     assert found == {("b.png", "image"), ("in/a.jpg", "image"), ("in/b.png", "image"), ("v.avi", "video")}
 
@@ -64,14 +64,14 @@ def test_pattern_list_and_single_files(tmp_path: Path) -> None:
 
 
 def test_what_a_list_names_is_looked_at_whatever_its_name(tmp_path: Path, capsys) -> None:
-    """In a folder, hidden files and those that lie beside pictures are passed over without a word."""
+    """In a folder, hidden files and those that lie beside images are passed over without a word."""
     for name in (".hidden.png", "a.png"):
         picture(tmp_path / name)
     picture(tmp_path / "b.png").rename(tmp_path / "readme")
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     (tmp_path / "list.txt").write_text(".hidden.png\na.png\nreadme\nnotes.md\n")
     assert [str(i.relative) for i in find_items(str(tmp_path / "list.txt"))] == [".hidden.png", "a.png", "readme"]
-    assert "1 of 4 files left out, no pictures that OpenCV can read: notes.md" in capsys.readouterr().err
+    assert "1 of 4 files left out, no images that OpenCV can read: notes.md" in capsys.readouterr().err
     assert [str(i.relative) for i in find_items(str(tmp_path))] == ["a.png"]
     assert not capsys.readouterr().err
 
@@ -118,7 +118,7 @@ SUFFIXES = ("jpg", "jfif", "jpe", "JPEG", "png", "bmp", "tif", "ppm", "gif", "we
 
 
 def mixed(folder: Path) -> set[str]:
-    """Pictures of all suffixes and of none or another, a clip, and what lies beside them; returns the pictures' names."""
+    """Images of all suffixes and of none or another, a clip, and what lies beside them; returns the images' names."""
     for suffix in SUFFIXES:
         kind = ".jpg" if suffix == "jfif" else f".{suffix}"
         data = cv2.imencode(kind, np.full((24, 32, 3), 9, np.uint8))[1].tobytes()
@@ -127,7 +127,7 @@ def mixed(folder: Path) -> set[str]:
         (folder / f"pic.{suffix}.backup").write_bytes(data)
     names = {path.name for path in folder.iterdir()}
     for name in ("pic.txt", "pic.xml", "labels.json", ".DS_Store", "._pic.jpg", "README"):
-        (folder / name).write_text("no picture")
+        (folder / name).write_text("no image")
     for name in ("pic.heic", "sound.xyz"):
         (folder / name).write_bytes(b"\0\0\0\x18ftypheic\0")
     (folder / "raw.nef").write_bytes(b"MM\0*\0\0\0\x08")
@@ -139,7 +139,7 @@ def test_which_files_are_pictures_is_one_rule(tmp_path: Path, capsys: pytest.Cap
     items = find_items(str(tmp_path))
     assert {i.name for i in items} == {str(tmp_path / name) for name in names}
     assert {i.kind for i in items} == {"image"}
-    said = f"{tmp_path}: 3 of {len(names) + 3} files left out, no pictures that OpenCV can read: pic.heic, raw.nef, sound.xyz\n"
+    said = f"{tmp_path}: 3 of {len(names) + 3} files left out, no images that OpenCV can read: pic.heic, raw.nef, sound.xyz\n"
     assert capsys.readouterr().err == said
     problems = Problems()
     assert set(image_paths(tmp_path, problems)) == {i.name for i in items}
@@ -173,7 +173,7 @@ def test_a_gif_is_a_video_if_it_moves(tmp_path: Path) -> None:
     assert {i.relative.name: i.kind for i in find_items(str(tmp_path))} == {"still.gif": "image", "moving.gif": "video"}
     assert find_items(str(tmp_path / "moving.gif"))[0].kind == "video"
     assert len(read_all(find_items(str(tmp_path / "moving.gif")))[0]) == 3
-    assert kind_of(tmp_path / "moving.gif") == "image"  # labels belong to the first of its pictures
+    assert kind_of(tmp_path / "moving.gif") == "image"  # labels belong to the first of its images
 
 
 def test_cameras_and_streams_need_not_answer_to_be_named() -> None:
@@ -215,10 +215,10 @@ def test_corrupt_items_are_named_and_skipped(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_only_item_corrupt_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"--source .*a.jpg: not a readable image"):
         read_all(find_items(str(tmp_path / "a.jpg")))
-    (tmp_path / "b.jpg").write_text("no picture either")
+    (tmp_path / "b.jpg").write_text("no image either")
     with pytest.raises(UserError, match="none of the 2 images and videos could be read"):
         read_all(find_items(str(tmp_path)))
 

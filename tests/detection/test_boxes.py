@@ -1,4 +1,4 @@
-"""Decoding, suppression and the way back to the picture, against formulas and loops written out here."""
+"""Decoding, suppression and the way back to the image, against formulas and loops written out here."""
 
 import math
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_nms_is_exact_with_more_candidates_than_it_tries_at_first() -> None:
 
 
 def test_unletterbox() -> None:
-    """A 640 x 480 picture in 416 x 416: ratio 0.65, 52 gray rows above. Corners come back, what sticks out is clipped."""
+    """A 640 x 480 image in 416 x 416: ratio 0.65, 52 gray rows above. Corners come back, what sticks out is clipped."""
     info = ImageInfo(Path("x.jpg"), 0, (480, 640), (0.65, 0.65), (0, 52))
     boxes = torch.tensor([[0.0, 52.0, 416.0, 364.0], [65.0, 117.0, 130.0, 182.0], [-10.0, 0.0, 500.0, 416.0]])
     expected = torch.tensor([[0.0, 0, 640, 480], [100, 100, 200, 200], [0, 0, 640, 480]])
@@ -137,7 +137,7 @@ def test_unletterbox() -> None:
 
 
 class Brightest(torch.nn.Module):
-    """A detector that needs no training: one box, on the brightest column and row, 1/10 of the picture large."""
+    """A detector that needs no training: one box, on the brightest column and row, 1/10 of the image large."""
 
     max_stride = 32
 

@@ -211,7 +211,7 @@ def test_both_kinds_in_one_network_are_one_line() -> None:
 
 
 def test_processes_divide_by_what_the_whole_batch_assigns(monkeypatch) -> None:
-    """Two processes with a picture each: the mean of their losses is the loss of both pictures."""
+    """Two processes with an image each: the mean of their losses is the loss of both images."""
     raws, targets = scene(2)
     whole, _ = TaskAlignedLoss(heads(6, 6), HYP)(raws, targets, (64, 64))
     shares = [([r[k : k + 1] for r in raws], targets[targets[:, 0] == k] * torch.tensor([0.0, 1, 1, 1, 1, 1])) for k in (0, 1)]

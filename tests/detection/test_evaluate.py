@@ -27,7 +27,7 @@ from utils.scripts.cli import run
 
 NAMES = ["red", "green"]
 CPU = torch.device("cpu")
-RECTANGLES = [  # (height, width) of a picture and x1 y1 x2 y2 of its red and green rectangle
+RECTANGLES = [  # (height, width) of an image and x1 y1 x2 y2 of its red and green rectangle
     ((120, 160), (16, 20, 80, 60), (96, 64, 144, 112)),
     ((160, 120), (8, 16, 48, 96), (56, 104, 104, 152)),
     ((200, 100), (20, 20, 80, 80), None),
@@ -38,7 +38,7 @@ RECTANGLES = [  # (height, width) of a picture and x1 y1 x2 y2 of its red and gr
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A .data file whose valid= pictures are black but for the rectangles."""
+    """A .data file whose valid= images are black but for the rectangles."""
     return write_rectangles(tmp_path, dict(zip(NAMES, (RED, GREEN), strict=True)), RECTANGLES)
 
 
@@ -70,7 +70,7 @@ class RectangleDetector(torch.nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"rect": False}, {"stretch": True}, {"batch_size": 5}])
 def test_all_rectangles_are_found(data: Path, options: dict) -> None:
-    """However the pictures were fitted into the input, boxes come back to their own pixels, to about one of them."""
+    """However the images were fitted into the input, boxes come back to their own pixels, to about one of them."""
     result = evaluate(RectangleDetector(), loader(data, **options), NAMES, device=CPU, precision="fp32")
     assert (result.map50, result.precision, result.recall, result.f1) == pytest.approx((1, 1, 1, 1))
     assert result.map > 0.9
@@ -145,7 +145,7 @@ def figures(result) -> dict:
 
 
 def loss_parts(pictures: slice) -> tuple[Tensor, Tensor]:
-    """Loss, and gradient of all pictures, of a part of one fixed batch; the first picture has most of the targets."""
+    """Loss, and gradient of all images, of a part of one fixed batch; the first image has most of the targets."""
     head = type("Head", (), {"anchors": torch.tensor([[32.0, 32.0]]), "classes": 2, "scale_x_y": 1.0, "new_coords": False})
     head.definition = type("Definition", (), {"iou_loss": "ciou", "ignore_thresh": 0.7})
     raw = torch.randn(4, 1, 8, 8, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -258,7 +258,7 @@ def test_script_benchmark(data: Path, cfg: Path, tmp_path: Path, capsys) -> None
 def test_script_errors(data: Path, cfg: Path, monkeypatch, capsys) -> None:
     two = cfg.with_name("two.cfg")
     two.write_text(cfg.read_text().replace("channels=3", "channels=2"))
-    with pytest.raises(UserError, match=r"two.cfg: channels=2, but pictures have 3, or 1 with --gray-scale"):
+    with pytest.raises(UserError, match=r"two.cfg: channels=2, but images have 3, or 1 with --gray-scale"):
         call("--data", data, "--cfg", two)
     data.write_text("classes=2\n")
     with pytest.raises(UserError, match="valid="):
@@ -272,8 +272,8 @@ def test_script_errors(data: Path, cfg: Path, monkeypatch, capsys) -> None:
 
 
 def test_the_real_network_scores_what_opencv_scores(shared: Path, tmp_path: Path, monkeypatch) -> None:
-    """yolo-fastest-1.1 on 128 real pictures, through labels, loader, network, NMS and pycocotools. OpenCV's importer,
-    which drops scores below 0.2, reaches 0.274 and 0.144 (reference/networks.md); pictures are resized a little
+    """yolo-fastest-1.1 on 128 real images, through labels, loader, network, NMS and pycocotools. OpenCV's importer,
+    which drops scores below 0.2, reaches 0.274 and 0.144 (reference/networks.md); images are resized a little
     differently here."""
     convert = pytest.importorskip("convert_dataset")
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ PATHS = [f"data/images/cam{i % 2}/{i // 2:04d}.jpg" for i in range(len(LABELS))]
 
 
 def clean() -> dict[str, Any]:
-    """The labels as COCO has them. Every second picture is cam0's, and each camera counts its own."""
+    """The labels as COCO has them. Every second image is cam0's, and each camera counts its own."""
     images, annotations = [], []
     for i, (rows, (height, width)) in enumerate(zip(LABELS, SHAPES.tolist(), strict=True)):
         images.append({"id": 10 + i, "file_name": "/".join(PATHS[i].split("/")[2:]), "width": width, "height": height})
@@ -102,7 +102,7 @@ def polygons(content: dict) -> dict:
 
 
 def other_pixels(content: dict) -> dict:
-    """Annotated in pictures twice as wide and three times as high."""
+    """Annotated in images twice as wide and three times as high."""
     content = each("images", lambda _, i: i | {"width": 2 * i["width"], "height": 3 * i["height"]})(content)
     return each("annotations", lambda _, a: a | {"bbox": (np.array(a["bbox"]) * (2, 3, 2, 3)).tolist()})(content)
 
@@ -113,7 +113,7 @@ def with_box(**item: Any) -> Callable[[dict], dict]:
 
 
 def ids_from_0(content: dict) -> dict:
-    """Of pictures and categories."""
+    """Of images and categories."""
     content = each("images", lambda n, i: i | {"id": n})(content)
     content = each("categories", lambda n, c: c | {"id": n})(content)
     lower = {"image_id": 10, "category_id": 3}
@@ -140,16 +140,16 @@ SAME: dict[str, Callable[[dict], dict]] = {
     "backslashes": each("images", lambda _, i: i | {"file_name": i["file_name"].replace("/", "\\")}),
     "another machine's paths": each("images", lambda _, i: i | {"file_name": f"C:\\me\\{i['file_name']}"}),
     "another suffix and case": each("images", lambda _, i: i | {"file_name": i["file_name"].replace(".jpg", ".PNG")}),
-    "pictures that aren't evaluated": lambda c: c | {"images": [*c["images"], {"id": 0, "file_name": "cam2/0000.jpg"}]},
+    "images that aren't evaluated": lambda c: c | {"images": [*c["images"], {"id": 0, "file_name": "cam2/0000.jpg"}]},
     "merged with itself": twice,
-    "pictures listed twice": split_pictures,
+    "images listed twice": split_pictures,
     "texts": texts,
     "segmentations only": polygons,
     "no area in the box": with_box(bbox=[5, 5, 0, 9]),
     "turned sides": with_box(bbox=[9, 9, -5, -5]),
     "no box": with_box(keypoints=[1, 2, 2]),
-    "a picture that isn't listed": with_box(image_id=999, bbox=[1, 1, 9, 9]),
-    "pictures and categories from 0": ids_from_0,
+    "an image that isn't listed": with_box(image_id=999, bbox=[1, 1, 9, 9]),
+    "images and categories from 0": ids_from_0,
     "categories in another order": lambda c: c | {"categories": c["categories"][::-1]},
     "names spelled otherwise": each("categories", lambda _, c: c | {"name": f" {c['name'].upper().replace(' ', '_')}"}),
     "one name for all that has no boxes": lambda c: c | {"categories": [{"id": 0, "name": "animals"}, *c["categories"]]},
@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "annotations null": (clean() | {"annotations": None}, "`annotations` isn't a list"),
     "empty categories": (boxed() | {"annotations": [], "categories": []}, "has 0 categories, but the .data file has classes=3"),
     "no file name": (without("images", "file_name")(clean()), "images number 1: .*has no `file_name`"),
-    "one id, two pictures": (each("images", lambda _, i: i | {"id": 1})(clean()), "images number 2: .*its id 1 is that of"),
+    "one id, two images": (each("images", lambda _, i: i | {"id": 1})(clean()), "images number 2: .*its id 1 is that of"),
     "one id, two categories": (each("categories", lambda _, c: c | {"id": 3})(clean()), "its id 3 is that of 'a dog', too"),
     "supercategory only": (each("categories", lambda n, c: {"id": c["id"], "supercategory": "x"})(clean()), "has no `name`"),
     "nan": (boxed(bbox=[1, 1, float("nan"), 5]), r"annotations number 1: .*its bbox \[1.0, 1.0, nan, 5.0\]"),
@@ -241,14 +241,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no number": (boxed(bbox=[1, 1, "wide", 5]), "annotations number 1: .*'wide'"),
     "five numbers": (boxed(bbox=[1, 1, 5, 5, 0.3]), "annotations number 1: .*its bbox isn't"),
     "half a box": (boxed(bbox=[None, 1, 5, 5]), "annotations number 1"),
-    "no picture": ({**boxed(), "annotations": [{"category_id": 3, "bbox": [1, 1, 5, 5]}]}, "has no `image_id`"),
+    "no image": ({**boxed(), "annotations": [{"category_id": 3, "bbox": [1, 1, 5, 5]}]}, "has no `image_id`"),
     "a list for an id": (boxed(image_id=[10]), "is no id"),
     "unknown category": (boxed(category_id=77), "annotation 1: category_id 77 isn't one of the file's categories"),
     "names in contradiction": (renamed("cat", "a dog", "Huhn"), "has 3 categories, 'Huhn' among them"),
     "other names and counts": (renamed("x", "y"), "category_id 5 isn't one"),
     "names without folders": (each("images", lambda n, i: i | {"file_name": f"{n // 2:04d}.jpg"})(clean()), "may be"),
-    "folders lost in the json": ({**boxed(), "images": [{"id": 10, "file_name": "0000.jpg"}]}, "lists no picture|may be"),
-    "another set": (each("images", lambda n, i: i | {"file_name": f"x{n}.jpg"})(clean()), "lists no picture data/images"),
+    "folders lost in the json": ({**boxed(), "images": [{"id": 10, "file_name": "0000.jpg"}]}, "lists no image|may be"),
+    "another set": (each("images", lambda n, i: i | {"file_name": f"x{n}.jpg"})(clean()), "lists no image data/images"),
 }  # fmt: skip
 
 
@@ -262,12 +262,12 @@ def test_what_cannot_be_told_is_refused(file: File, case: str) -> None:
 def test_a_picture_whose_folder_fits_less_is_not_listed(file: File) -> None:
     content = clean() | {"images": [i for i in clean()["images"] if i["file_name"] != "cam1/0000.jpg"]}
     content["annotations"] = []
-    with pytest.raises(UserError, match="lists no picture data/images/cam1/0000.jpg"):
+    with pytest.raises(UserError, match="lists no image data/images/cam1/0000.jpg"):
         file.truth(content)
 
 
 def test_folders_that_no_file_has(file: File) -> None:
-    """A picture that two entries fit alike."""
+    """An image that two entries fit alike."""
     content = clean() | {
         "images": [{"id": 1, "file_name": "x/0000.jpg"}, {"id": 2, "file_name": "y/0000.jpg"}],
         "annotations": [],
@@ -284,7 +284,7 @@ def test_labels_that_disagree(tmp_path: Path) -> None:
     pictured = type("Pictured", (), {"paths": PATHS, "labels": LABELS, "shapes": SHAPES})
     (tmp_path / "truth.json").write_text(json.dumps(content | {"annotations": content["annotations"][: count // 2]}))
     assert len(json_ground_truth(data, pictured, said.append).coco.anns) == count // 2
-    assert f"has {count // 2} boxes of these pictures, but their label files {count}" in said[0]
+    assert f"has {count // 2} boxes of these images, but their label files {count}" in said[0]
     (tmp_path / "truth.json").write_text(json.dumps(content | {"annotations": content["annotations"][1:]}))
     json_ground_truth(data, pictured, said.append)
     assert len(said) == 1

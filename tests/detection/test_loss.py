@@ -53,7 +53,7 @@ def test_one_box_by_hand() -> None:
 
 
 def test_the_mean_over_the_batch() -> None:
-    """The same picture twice costs what it costs once."""
+    """The same image twice costs what it costs once."""
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(1, 1, 4, 4, 7, generator=generator)
     targets = torch.tensor([[0, 1, 0.3, 0.3, 0.2, 0.3], [0, 0, 0.7, 0.6, 0.3, 0.4]])

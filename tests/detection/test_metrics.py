@@ -151,7 +151,7 @@ def test_to_dict_has_the_promised_keys() -> None:
 
 
 def test_coco_results_are_in_ids_and_pixels_of_the_users_file() -> None:
-    """Its picture is twice as wide and four times as high; it has no category for the second class."""
+    """Its image is twice as wide and four times as high; it has no category for the second class."""
     scales = np.array([[1, 1], [2, 4]])
     truth = GroundTruth(make_coco(2, 2, []), ["a", "b"], ["cat", None], scales)
     assert coco_results({1: found([10, 20, 30, 60, 0.5, 0], [1, 2, 3, 4, 0.5, 1])}, truth) == [

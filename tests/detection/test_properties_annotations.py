@@ -83,7 +83,7 @@ def damaged(draw: st.DrawFn, text: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two pictures; each example replaces what is annotated of them."""
+    """Two images; each example replaces what is annotated of them."""
     folder = tmp_path_factory.mktemp("raw")
     for name in ("a", "b"):
         write_image(folder / f"train/images/{name}.jpg")

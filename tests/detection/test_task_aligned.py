@@ -19,7 +19,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def by_hand(images, labels, boxes, probabilities, predicted, centres) -> dict[tuple[int, int], tuple[int, float]]:
-    """{(picture, cell): (target, score)}."""
+    """{(image, cell): (target, score)}."""
     wishes: dict[tuple[int, int], list[tuple[float, int, float]]] = {}
     for target, (image, label, box) in enumerate(zip(images, labels, boxes, strict=True)):
         candidates = []
@@ -44,7 +44,7 @@ def grid() -> np.ndarray:
 
 
 def scene(seed: int, targets: int, near: float = 4.0) -> dict[str, np.ndarray]:
-    """Two pictures of random targets that overlap; each cell's box is like a target's, so that overlaps are large."""
+    """Two images of random targets that overlap; each cell's box is like a target's, so that overlaps are large."""
     rng = np.random.default_rng(seed)
     centres = grid()
     corner = rng.uniform(0, 40, (targets, 2))

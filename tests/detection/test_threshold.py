@@ -24,7 +24,7 @@ BRIGHT, DIM = 255, 107  # of red: scores 1 and 0.17, see tests.rectangles
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """Two pictures of a bright and a dim box of 16x16 pixels, x.data, and net.pt, a checkpoint that finds both."""
+    """Two images of a bright and a dim box of 16x16 pixels, x.data, and net.pt, a checkpoint that finds both."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
@@ -49,7 +49,7 @@ def call(script, text: str):
 
 
 def found(weights: str, flags: str = "") -> tuple[int, float]:
-    """(boxes a picture, threshold) of detect.py."""
+    """(boxes an image, threshold) of detect.py."""
     figures = call(detect, f"--weights {weights} --source images --device cpu {flags}")
     return figures["detections"] // 2, figures["conf_thres"]
 

@@ -227,7 +227,7 @@ def test_what_needs_objectness_is_refused_for_anchor_free_heads(tmp_path, number
 
 def test_what_a_teacher_cannot_see_is_refused(tmp_path):
     gray = network(CFG.replace("channels=3", "channels=1"))
-    with pytest.raises(UserError, match="reads pictures of 1 channels, the student of 3"):
+    with pytest.raises(UserError, match="reads images of 1 channels, the student of 3"):
         load_teacher(arguments(6, save(gray, tmp_path / "g.pt", gray=True)), network(CFG), False)
     coarse = network(
         CFG.replace(conv(20, stride=2), conv(20, stride=2) + conv(20, stride=2), 1).replace("layers=-1,8", "layers=-1,9")

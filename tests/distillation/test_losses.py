@@ -157,7 +157,7 @@ def test_6_compares_each_channels_distribution_over_positions():
     assert KDSTR[6](o)["kd_feat"].item() == pytest.approx(CHANNELS * 4 * expected, rel=1e-5)
 
 
-SIZED = [  # on 128 x 128 pixels: 100 x 100, 50 x 50 and 4 x 4 pixels in the same picture, and nothing else
+SIZED = [  # on 128 x 128 pixels: 100 x 100, 50 x 50 and 4 x 4 pixels in the same image, and nothing else
     [0, 0, 78 / 128, 78 / 128, 100 / 128, 100 / 128],
     [0, 0, 92 / 128, 92 / 128, 50 / 128, 50 / 128],
     [0, 0, 112 / 128, 16 / 128, 4 / 128, 4 / 128],
@@ -223,7 +223,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(number, new_coords):
 def _half(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     saved = torch.load(f"{folder}/batch.pt", weights_only=False)
-    # unequal numbers of objects: the first process has those of its second picture only
+    # unequal numbers of objects: the first process has those of its second image only
     keep = (saved.targets[:, 0] // 2 == rank) & (saved.targets[:, 0] > 0)
     targets = saved.targets[keep] - torch.tensor([2.0 * rank, 0, 0, 0, 0, 0])
     part = slice(2 * rank, 2 * rank + 2)

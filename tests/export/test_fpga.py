@@ -49,7 +49,7 @@ OWN_FILES = {"biases.bin", "exponents.bin", "manifest.json", "tables.bin", "weig
 
 
 def calibrated(model: Darknet, size: int = 64, **settings) -> Darknet:
-    """Quantized with --FPGA, ranges from random pictures."""
+    """Quantized with --FPGA, ranges from random images."""
     quantize(model, Settings(**{"strategy": 1, "fpga": True} | settings)).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -219,7 +219,7 @@ def test_squeeze_and_excitation_is_four_steps():
 
 
 def test_bounds_hold_for_every_picture():
-    """The bound is reached by the picture made for it: all signs as the kernel's."""
+    """The bound is reached by the image made for it: all signs as the kernel's."""
     found = lower(calibrated(network(TOPOLOGIES["csp"])).inference_copy(CPU), 64, 64)
     peaks = run(found, noise().numpy()).peaks
     assert all(peaks[number] <= found.steps[number].bound for number in peaks)

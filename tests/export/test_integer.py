@@ -141,7 +141,7 @@ def test_peaks_are_of_sums_before_anything_is_cut_off():
 
 
 def small_network() -> Network:
-    """One 1x1 convolution of two filters on a gray picture."""
+    """One 1x1 convolution of two filters on a gray image."""
     arrays = {"weights": np.array([-1, 7], np.int8).reshape(2, 1, 1, 1), "biases": np.array([64, 100], np.int32)}
     options = {"bits": 4, "strides": [1, 1], "padding": 0, "dilation": 1, "groups": 1}
     only = Step("convolutional", 0, [-1], Grid(2, -128, 127), [2, 2, 2], 3, options=options, arrays=arrays,

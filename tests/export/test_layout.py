@@ -96,7 +96,7 @@ def test_integers_lie_in_the_same_way(tmp_path):
 @pytest.mark.parametrize(("words", "settings", "message"), [
     (["--raw"], {}, "--layout ultralytics is about decoded boxes, so it doesn't go with --raw"),
     (["--nms"], {}, "so it doesn't go with --nms"),
-    ([], {"maxabs": True}, r"their programs give pictures in 0\.\.1, but this network was trained with --maxabsscaler"),
+    ([], {"maxabs": True}, r"their programs give images in 0\.\.1, but this network was trained with --maxabsscaler"),
     (["--format", "fpga"], {}, "--layout: means something with --format onnx only, not with fpga"),
 ])  # fmt: skip
 def test_what_does_not_go_with_it(words, settings, message, tmp_path):

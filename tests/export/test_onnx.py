@@ -53,7 +53,7 @@ def written(model: Darknet, path: Path, **plan: object) -> "ort.InferenceSession
 
 
 def pictures(batch: int, height: int = 64, width: int = 64, channels: int = 3) -> torch.Tensor:
-    """Whole 255ths, as pictures are."""
+    """Whole 255ths, as images are."""
     return torch.randint(256, (batch, channels, height, width), generator=torch.Generator().manual_seed(batch)).float() / 255
 
 
@@ -237,7 +237,7 @@ def test_a_drop_of_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (["--conf-thres", 0.5], r"--conf-thres is about the NMS in the graph; add --nms"),
     (["--img-size", 63], r"--img-size 63: this network needs a multiple of 2"),
     (["--img-size", "64x64", "64"], r"--img-size: give one side or height and width, not 3 numbers"),
-    (["--max-drop", 0.1], r"--max-drop is about mAP@0.5 on the valid= pictures of --data; add that"),
+    (["--max-drop", 0.1], r"--max-drop is about mAP@0.5 on the valid= images of --data; add that"),
     (["--out", "WEIGHTS"], r"x.pt: would overwrite an input; name another file with --out"),
 ])  # fmt: skip
 def test_mistakes(arguments: list, message: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Pictures of different shapes with blocks of both colours, labelled; some a bit beside the cells."""
+    """Images of different shapes with blocks of both colours, labelled; some a bit beside the cells."""
     pictures = []
     for number, (height, width) in enumerate(((64, 64), (64, 128), (128, 64), (48, 64), (64, 64))):
         scale, boxes = max(height, width) // 64, []
@@ -79,7 +79,7 @@ def evaluated(data: Path, weights: Path, *more: object) -> object:
 
 
 def most_confident(rows: torch.Tensor) -> torch.Tensor:
-    """The row of one picture's predictions with the largest objectness x class probability."""
+    """The row of one image's predictions with the largest objectness x class probability."""
     return rows[(rows[:, 4:5] * rows[:, 5:]).amax(1).argmax()]
 
 
@@ -131,7 +131,7 @@ def test_map_is_that_of_the_checkpoint(name: str, data: Path, files: Path, capsy
     assert (found.params, found.macs) == (expected.params, expected.macs)
     printed = capsys.readouterr().out
     assert "ONNX Runtime on the CPU, fp32" in printed
-    assert ("NMS is in the graph and leaves confidences above 0.1, 20 boxes a picture" in printed) == (name == "nms")
+    assert ("NMS is in the graph and leaves confidences above 0.1, 20 boxes an image" in printed) == (name == "nms")
     assert (data.parent / "x.json").exists()
 
 

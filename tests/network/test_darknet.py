@@ -117,7 +117,7 @@ def test_initial_biases_expect_few_objects():
     rows = model.module_list[1].conv.bias.detach().view(2, 7)
     with torch.no_grad():
         model.module_list[1].conv.weight.zero_()
-    objectness = torch.sigmoid(rows[:, 4])  # 8 objects on a 640 px picture of stride 2, give or take the random start
+    objectness = torch.sigmoid(rows[:, 4])  # 8 objects on a 640 px image of stride 2, give or take the random start
     assert (objectness < 1e-3).all()
 
 

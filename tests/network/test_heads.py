@@ -81,7 +81,7 @@ def test_what_comes_between_head_and_convolutions():
     assert feeding(direct + "[dropout]\n" + end) == []
     assert feeding(conv(60, 1) + "[route]\nlayers=-1\ngroups=2\n" + end) == []
     assert feeding(conv(1, 1) + "[route]\nlayers=-1,-1\n" * 200 + end) == []  # 2 to the 200 channels
-    assert feeding(end) == []  # the picture
+    assert feeding(end) == []  # the image
 
 
 def test_what_the_head_reads_is_frozen_and_the_rest_is_not():

@@ -32,7 +32,7 @@ from utils.pruning.graph import ChannelGraph
 OTHERS = "[local_avgpool]\nsize=2\nstride=2\n[upsample]\nscale=0.5\n[dropout]\nprobability=.3\n"
 CFGS = (*TOPOLOGIES.values(), NET + OTHERS + head())
 SMALL = NET + conv(2) + "[se]\n" + head()
-DATA = b"classes=2\ntrain=list.txt # pictures\nvalid = list.txt\nnames=b.names\n; end\nbackup=b\n"
+DATA = b"classes=2\ntrain=list.txt # images\nvalid = list.txt\nnames=b.names\n; end\nbackup=b\n"
 LABELS = b"0 0.5 0.5 0.25 0.5\n1 0.25 0.5 0.1 0.2 0.9\n2 .1 .1 .2 .1 .2 .2\n\n1 0.9 0.5 0.3 0.2\n"
 LITTLE = 2**26  # bytes of a network whose graph costs no time
 

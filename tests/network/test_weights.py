@@ -118,7 +118,7 @@ def test_a_count_of_pictures_that_cannot_be_starts_again(seen, tmp_path):
     with noting_remarks() as remarks:
         load_weights(model, tmp_path / "a.weights")
     assert model.seen == 0
-    assert remarks == [f"{tmp_path}/a.weights: its header says that {seen} pictures were seen, which can't be; they are "
+    assert remarks == [f"{tmp_path}/a.weights: its header says that {seen} images were seen, which can't be; they are "
                        "counted from 0"]  # fmt: skip
 
 

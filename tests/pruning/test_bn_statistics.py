@@ -1,4 +1,4 @@
-"""utils.pruning.bn_statistics: statistics become those of the pictures, and nothing else changes."""
+"""utils.pruning.bn_statistics: statistics become those of the images, and nothing else changes."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_it_mends_statistics_that_are_wrong():
 
 def test_a_batch_of_one_picture_is_left_out():
     assert recalibrate(network(RESIDUAL), [*batches(1, 4), *batches(1, 1)], torch.device("cpu")) == 4
-    with pytest.raises(UserError, match="at least 2 pictures"):
+    with pytest.raises(UserError, match="at least 2 images"):
         recalibrate(network(RESIDUAL), batches(3, 1), torch.device("cpu"))
 
 

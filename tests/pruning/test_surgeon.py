@@ -96,9 +96,7 @@ def test_factors_are_covariances_and_squared_gradients(monkeypatch):
         raws = model(batch.images / 255)[1]
         DetectionLoss(model, Hyp())(raws, batch.targets, (64, 64))[0].backward()
         minded = minded + kept[-1].grad.double().square().sum((0, 2, 3))
-    cut = torch.nn.functional.unfold(torch.cat(seen).double(), 3, padding=1).unflatten(
-        1, (6, 9)
-    )  # (pictures, channels, taps, n)
+    cut = torch.nn.functional.unfold(torch.cat(seen).double(), 3, padding=1).unflatten(1, (6, 9))  # (images, channels, taps, n)
     cut = cut.permute(1, 2, 0, 3).flatten(2)
     cut = cut - cut.mean(2, keepdim=True)
     torch.testing.assert_close(factors[3].inputs, torch.einsum("ctn,dtn->cd", cut, cut) / cut[0].numel(), rtol=1e-4, atol=1e-6)

@@ -225,7 +225,7 @@ def test_weights_whose_maps_are_not_finite_are_refused(here):
     kernel = next(v for k, v in checkpoint["model"].items() if k.endswith("Conv2d.weight"))
     kernel[:] = 3e38  # sums of it overflow
     torch.save(checkpoint, "large.pt")
-    with pytest.raises(UserError, match=r"large.pt: its raw maps of training pictures aren't finite"):
+    with pytest.raises(UserError, match=r"large.pt: its raw maps of training images aren't finite"):
         ptq("--weights large.pt")
     assert not Path("large_ptq.pt").exists()
 

@@ -41,7 +41,7 @@ def start(cfg: str | Path, settings: Settings, size: int = 64, **plan: object) -
 
 
 def step(run: Run, size: int = 64) -> list[torch.Tensor]:
-    """One optimizer step on random pictures; returns the raw maps."""
+    """One optimizer step on random images; returns the raw maps."""
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.3, 0.4], [1, 0, 0.3, 0.6, 0.2, 0.2]])
     images = torch.rand(2, run.model.defs.net.channels, size, size)
     with run.autocast():

@@ -55,7 +55,7 @@ def save(model: Darknet, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two heads, joined maps; as a checkpoint, as a graph for one picture and for any number of them."""
+    """Two heads, joined maps; as a checkpoint, as a graph for one image and for any number of them."""
     folder, model = tmp_path_factory.mktemp("files"), network(SPP)
     save(model, folder / "x.pt")
     write(model, folder / "x.onnx", dynamic=False, batch=1)

@@ -263,7 +263,7 @@ def test_dry_run_sweeps_and_writes_a_picture_only(here, strategy, column, rows, 
     assert all((row["map50"] is None) != bool(data) for row in sweep)
     chosen = sweep[rows // 2]
     amount = f"--{column} {chosen[column]}"
-    after = prune(strategy, f"{amount} {data}")["after"]  # with pictures the choice is another
+    after = prune(strategy, f"{amount} {data}")["after"]  # with images the choice is another
     assert (after["params"], after["macs"]) == (chosen["params"], chosen["macs"])
     assert f"{chosen['params']:,}" in capsys.readouterr().out
 
@@ -276,7 +276,7 @@ def test_a_network_that_detects_nothing_has_map_0_and_bn_recal_is_reported(here,
     figures = prune("slim", "--data d.data --bn-recal 4")
     assert figures["before"]["map50"] == figures["masked"]["map50"] == figures["after"]["map50"] == 0
     assert figures["bn_recal"] == {"images": 4, "before": {"map50": 0.0, "map": 0.0}, "after": {"map50": 0.0, "map": 0.0}}
-    assert "BN from 4 pictures" in capsys.readouterr().out
+    assert "BN from 4 images" in capsys.readouterr().out
 
 
 def test_a_coco_json_judges_here_too(here):
@@ -284,7 +284,7 @@ def test_a_coco_json_judges_here_too(here):
     (here / "truth.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     with open("d.data", "a") as file:
         file.write("coco_json=truth.json\n")
-    with pytest.raises(UserError, match=r"truth.json: lists no picture valid/0.png"):
+    with pytest.raises(UserError, match=r"truth.json: lists no image valid/0.png"):
         prune("normal", "--data d.data")
 
 

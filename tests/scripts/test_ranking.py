@@ -92,8 +92,8 @@ def test_every_stage_is_measured_and_reported(capsys):
     assert figures["refit"]["after"] == figures["bn_recal"]["before"]
     assert {k: figures["after"][k] for k in ("map50", "map")} == figures["bn_recal"]["after"]
     said = capsys.readouterr().out
-    assert "refitted to 4 pictures" in said
-    assert "BN from 4 pictures" in said
+    assert "refitted to 4 images" in said
+    assert "BN from 4 images" in said
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def quick_warnings(subject: Subject, datasets: Mapping[str, DetectionDataset]) -
     """A line for everything of weight that the quick checks find in datasets that training has read already.
 
     subject: data, defs, img_size and stretch; its splits are filled in here. datasets: `train`, and `valid` if there is one.
-    Pictures are compared by their paths only.
+    Images are compared by their paths only.
     """
     subject.splits = [Split(name, d.source, d.paths, d.labels, d.shapes, d.problems) for name, d in datasets.items()]
     subject.twins = same_path(subject.splits)

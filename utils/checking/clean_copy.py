@@ -19,7 +19,7 @@ from utils.core.files import check_writable, make_folder, write_text
 
 @dataclass
 class Fix:
-    """What was written: the new .data, its pictures; and how many were left out: those that were in their split already, and
+    """What was written: the new .data, its images; and how many were left out: those that were in their split already, and
     those of train that valid has, too."""
 
     data: Path
@@ -29,18 +29,18 @@ class Fix:
 
 
 def write_clean(subject: Subject, out: Path) -> Fix:
-    """Write the readable pictures (hard links where the file system allows) and their usable boxes to the new folder `out`,
+    """Write the readable images (hard links where the file system allows) and their usable boxes to the new folder `out`,
     with lists, .names and .data. Those have absolute paths: relative ones count from the working directory first, which may
     be that of the originals.
 
     Rows in pixels become shares, clipped boxes stay clipped; rows that can't be used, boxes without area and repeated ones
-    are gone. A picture without label file gets an empty one. Of pictures of one content the first stays in each split, and
+    are gone. An image without label file gets an empty one. Of images of one content the first stays in each split, and
     valid's are taken out of train, unless nothing would be left of it. Raises UserError when `out` holds something or there
     is nothing to write.
     """
     check_folder(out)
     if subject.data is None or not subject.data.classes or not any(split.paths for split in subject.splits):
-        raise UserError("--fix: without classes and pictures there is nothing to write; mend the .data file first")
+        raise UserError("--fix: without classes and images there is nothing to write; mend the .data file first")
     folder = out.resolve()
     again = {(name, path) for group in subject.twins for name, path in _later(group)}
     shared = _shared(subject)
@@ -85,7 +85,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _later(group: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pictures of a group but the first of each split; one that is listed twice is the same picture."""
+    """The images of a group but the first of each split; one that is listed twice is the same image."""
     first: dict[str, str] = {}
     for name, path in group:
         first.setdefault(name, path)
@@ -93,7 +93,7 @@ def _later(group: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _shared(subject: Subject) -> set[tuple[str, str]]:
-    """The pictures of train that valid has, too; none if they are all that it could learn from."""
+    """The images of train that valid has, too; none if they are all that it could learn from."""
     train = subject.split("train")
     groups = [group for group in subject.twins if any(name == "valid" for name, _ in group)]
     shared = {(name, path) for group in groups for name, path in group if name == "train"}

@@ -1,4 +1,4 @@
-"""Checks of the data: lists, pictures, labels, classes, and what train and valid have in common."""
+"""Checks of the data: lists, images, labels, classes, and what train and valid have in common."""
 
 import os
 from collections import defaultdict
@@ -15,7 +15,7 @@ from utils.data.labels import CLIPPED, label_path
 from utils.data.picture_kinds import is_beside
 from utils.detection.ground_truth import json_ground_truth
 
-SMALLEST, LARGEST = 32, 16384  # pixels: sides of a picture that is neither an icon nor a scan of a wall
+SMALLEST, LARGEST = 32, 16384  # pixels: sides of an image that is neither an icon nor a scan of a wall
 LONGEST = 10.0  # times as long as it is wide
 MOST = 0.5  # share of the boxes that can't reach outside by accident
 RARE = 0.1  # share of the boxes that a class would have if all had as many
@@ -27,7 +27,7 @@ def unreadable(subject: Subject) -> Iterator[Finding]:
 
 
 def files(subject: Subject) -> Iterator[Finding]:
-    """Pictures and label files that are missing or damaged, rows that can't be used or were mended."""
+    """Images and label files that are missing or damaged, rows that can't be used or were mended."""
     for split in subject.splits:
         for kind, count in split.problems.counts.items():
             severity, remedy = KINDS[kind]
@@ -39,8 +39,8 @@ def boxes(subject: Subject) -> Iterator[Finding]:
     for split in subject.splits:
         if not any(map(len, split.labels)):
             looked = label_path(split.paths[0]) if split.paths else split.source
-            remedy = "write labels as images/x.jpg -> labels/x.txt, JPEGImages/x.jpg -> labels/x.txt, or beside the pictures"
-            yield Finding(ERROR, f"{split.name}: no usable box in any of the pictures", len(split.paths), str(looked), remedy)
+            remedy = "write labels as images/x.jpg -> labels/x.txt, JPEGImages/x.jpg -> labels/x.txt, or beside the images"
+            yield Finding(ERROR, f"{split.name}: no usable box in any of the images", len(split.paths), str(looked), remedy)
 
 
 def corners(subject: Subject) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ def corners(subject: Subject) -> Iterator[Finding]:
     for split in subject.splits:
         clipped = split.problems.counts.get(CLIPPED, 0)
         if clipped > MOST * len(split.rows()):
-            remedy = "a row is `class cx cy w h`, centre and size: are these corners, or sizes of other pictures?"
+            remedy = "a row is `class cx cy w h`, centre and size: are these corners, or sizes of other images?"
             yield Finding(ERROR, f"{split.name}: most boxes reach outside", clipped, split.problems.first[CLIPPED], remedy)
 
 
@@ -66,9 +66,9 @@ def coco_annotations(subject: Subject) -> Iterator[Finding]:
 
 
 def orphans(subject: Subject) -> Iterator[Finding]:
-    """Label files beside those that are used, whose picture isn't there (a picture that no list names may wait for its
+    """Label files beside those that are used, whose image isn't there (an image that no list names may wait for its
     turn)."""
-    used: dict[str, set[str]] = defaultdict(set)  # folder of labels -> folders of their pictures
+    used: dict[str, set[str]] = defaultdict(set)  # folder of labels -> folders of their images
     labels = set()
     for split in subject.splits:
         for path in split.paths:
@@ -82,7 +82,7 @@ def orphans(subject: Subject) -> Iterator[Finding]:
         paths = [os.path.join(folder, name) for name in names]
         found += [p for p in paths if os.path.abspath(p) not in labels and _holds_labels(p)]
     if found:
-        yield Finding(WARNING, "label files without picture", len(found), found[0], "find their pictures, or remove them")
+        yield Finding(WARNING, "label files without image", len(found), found[0], "find their images, or remove them")
 
 
 def _text_files(folder: str) -> list[str]:
@@ -90,7 +90,7 @@ def _text_files(folder: str) -> list[str]:
 
 
 def _holds_labels(path: str) -> bool:
-    """Whether a text file holds labels rather than a list of pictures or names, which may lie beside them."""
+    """Whether a text file holds labels rather than a list of images or names, which may lie beside them."""
     try:
         rows, findings = usable_rows(Path(path).read_text(encoding="utf-8-sig"), path, (1, 1), ANY_CLASS)
     except (OSError, UnicodeDecodeError):
@@ -99,7 +99,7 @@ def _holds_labels(path: str) -> bool:
 
 
 def shared_labels(subject: Subject) -> Iterator[Finding]:
-    """Different pictures whose names differ only in the suffix: one label file would stand for both."""
+    """Different images whose names differ only in the suffix: one label file would stand for both."""
     pictures = dict.fromkeys(path for split in subject.splits for path in split.paths)
     suffixes: dict[str, set[str]] = defaultdict(set)
     for path in pictures:
@@ -108,40 +108,40 @@ def shared_labels(subject: Subject) -> Iterator[Finding]:
     found = [stem for stem, endings in suffixes.items() if len(endings) > 1]
     if found:
         both = f"{found[0]}{{{','.join(sorted(suffixes[found[0]]))}}}"
-        yield Finding(WARNING, "pictures that share a label file", len(found), both, "rename one of them and write its own")
+        yield Finding(WARNING, "images that share a label file", len(found), both, "rename one of them and write its own")
 
 
 def repeated(subject: Subject) -> Iterator[Finding]:
-    """Pictures of the same content within a split."""
+    """Images of the same content within a split."""
     for split in subject.splits:
         groups = [[path for name, path in group if name == split.name] for group in subject.twins]
         groups = [group for group in groups if len(group) > 1]
         if groups:
             extra, remedy = sum(len(group) - 1 for group in groups), "remove them: training and mAP count them every time"
-            yield Finding(WARNING, f"{split.name}: pictures again", extra, f"{groups[0][1]} = {groups[0][0]}", remedy)
+            yield Finding(WARNING, f"{split.name}: images again", extra, f"{groups[0][1]} = {groups[0][0]}", remedy)
 
 
 def overlap(subject: Subject) -> Iterator[Finding]:
-    """Pictures that training sees and validation measures."""
+    """Images that training sees and validation measures."""
     found = []
     for group in subject.twins:
         trained = [path for name, path in group if name == "train"]
         found += [(path, trained[0]) for name, path in group if name == "valid" and trained]
     if found:
         first = found[0][0] if found[0][0] == found[0][1] else f"{found[0][0]} = {found[0][1]}"
-        remedy = "keep each picture in one of them: mAP of pictures that were learnt says nothing"
-        yield Finding(ERROR, "pictures of valid that are in train, too", len(found), first, remedy)
+        remedy = "keep each image in one of them: mAP of images that were learnt says nothing"
+        yield Finding(ERROR, "images of valid that are in train, too", len(found), first, remedy)
 
 
 SIZES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
-    (f"pictures with a side under {SMALLEST} pixels", lambda s: s.min(1) < SMALLEST, "are they thumbnails?"),
-    (f"pictures with a side over {LARGEST:,} pixels", lambda s: s.max(1) > LARGEST, "cut them into tiles"),
-    (f"pictures over {LONGEST:g} times as long as wide", lambda s: s.max(1) > LONGEST * s.min(1), "cut them into tiles"),
+    (f"images with a side under {SMALLEST} pixels", lambda s: s.min(1) < SMALLEST, "are they thumbnails?"),
+    (f"images with a side over {LARGEST:,} pixels", lambda s: s.max(1) > LARGEST, "cut them into tiles"),
+    (f"images over {LONGEST:g} times as long as wide", lambda s: s.max(1) > LONGEST * s.min(1), "cut them into tiles"),
 )
 
 
 def sizes(subject: Subject) -> Iterator[Finding]:
-    """Pictures of absurd sizes."""
+    """Images of absurd sizes."""
     for split in subject.splits:
         for what, is_absurd, remedy in SIZES:
             indices = np.flatnonzero(is_absurd(split.shapes))
@@ -162,7 +162,7 @@ def classes(subject: Subject) -> Iterator[Finding]:
         remedy = "label them, or remove their names: they cost outputs and learn nothing"
         yield from _class_finding(subject, train == 0, WARNING, "train: classes without boxes", remedy, train)
         few = (train > 0) & (train < RARE * train.sum() / count)
-        remedy = "more pictures of them, --image-weights, or cls_weights in --hyp"
+        remedy = "more images of them, --image-weights, or cls_weights in --hyp"
         yield from _class_finding(subject, few, WARNING, "train: rare classes", remedy, train)
     if valid is not None:
         remedy = "mAP says nothing about them"

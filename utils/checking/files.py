@@ -1,4 +1,4 @@
-"""One pass over the pictures and label files of a split, in parallel: what of them can be used and what is wrong.
+"""One pass over the images and label files of a split, in parallel: what of them can be used and what is wrong.
 
     list or folder -> paths -> WorkerPool: examine(path) -> Split
 
@@ -38,11 +38,11 @@ from utils.data.labels import (
 )
 from utils.data.pictures import FEWER_BITS, libraries_silenced, read_picture
 
-CUT = "pictures cut short"
-CORRUPT = "pictures that cannot be read"
-DAMAGED = "pictures damaged inside"
-NO_LABEL = "pictures without label file"
-EMPTY_LABEL = "pictures without boxes (background)"
+CUT = "images cut short"
+CORRUPT = "images that cannot be read"
+DAMAGED = "images damaged inside"
+NO_LABEL = "images without label file"
+EMPTY_LABEL = "images without boxes (background)"
 NO_TEXT = "label files that are no text"
 NO_ROW = "label rows that aren't five numbers"
 NOT_FINITE = "label values that are nan or infinite"
@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[str, str]] = {
     CUT: (ERROR, "get these files again; training leaves them out"),
     CORRUPT: (ERROR, "get these files again; training leaves them out"),
     DAMAGED: (ERROR, "get these files again; training would see gray or noise"),
-    NO_PICTURE: (NOTE, "convert those that are pictures in a format that OpenCV can't read, such as HEIC"),
+    NO_PICTURE: (NOTE, "convert those that are images in a format that OpenCV can't read, such as HEIC"),
     NO_END: (NOTE, "nothing has to be done here; other programs may refuse them"),
     **dict.fromkeys(FEWER_BITS.values(), (NOTE, "right unless they are that dark; other programs see them nearly black")),
     TWO_PLACES: (WARNING, "remove those that are out of date"),
@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[str, str]] = {
     NO_ROW: (ERROR, f"{ROW}, without commas"),
     NOT_FINITE: (ERROR, f"{ROW}, with numbers"),
     NO_CLASS: (ERROR, "ids count from 0; mend them, or classes= and the names"),
-    PIXELS: (ERROR, "divide cx and w by the picture's width, cy and h by its height"),
+    PIXELS: (ERROR, "divide cx and w by the image's width, cy and h by its height"),
     NO_AREA: (WARNING, "remove them; training drops them"),
     CLIPPED: (WARNING, "look at some: are they `cx cy w h`, not corners? training clips them"),
     CONFIDENCE: (WARNING, "look at some: are these detections what is to be learned? their confidences count for nothing"),
@@ -91,7 +91,7 @@ class Examined:
 
 
 def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool = False) -> Split:
-    """Look through the pictures of a list or folder, their headers (with `decode` all of their pixels) and label files.
+    """Look through the images of a list or folder, their headers (with `decode` all of their pixels) and label files.
 
     classes: how many there may be. workers: processes; 1: none besides this one. Raises UserError when there is no such
     list or nothing in it.
@@ -115,7 +115,7 @@ def survey(name: str, source: Path, classes: int, workers: int = 1, decode: bool
 
 
 def examine(path: str, classes: int, decode: bool) -> Examined:
-    """One picture and its labels."""
+    """One image and its labels."""
     problems: list[tuple[str, str]] = []
     shape = _picture_shape(path, decode, problems)
     if shape is None:
@@ -124,7 +124,7 @@ def examine(path: str, classes: int, decode: bool) -> Examined:
 
 
 def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> tuple[int, int] | None:
-    """(height, width), or None for a picture that can't be used, which is then noted."""
+    """(height, width), or None for an image that can't be used, which is then noted."""
     try:
         height, width, remark = measure(path)
     except ValueError as error:
@@ -140,13 +140,13 @@ def _picture_shape(path: str, decode: bool, problems: list[tuple[str, str]]) -> 
 
 
 def _decoding_complaint(path: str) -> str:
-    """What the decoder says against a picture. libjpeg says it on stderr only, and gives a picture that is half gray."""
+    """What the decoder says against an image. libjpeg says it on stderr only, and gives an image that is half gray."""
     with tempfile.TemporaryFile() as said:
         with libraries_silenced(said.fileno()):
             image = read_picture(path)
         said.seek(0)
         words = said.read().decode(errors="replace").strip().splitlines()
-    return words[0] if words else "" if image is not None else "not a picture that OpenCV can read"
+    return words[0] if words else "" if image is not None else "not an image that OpenCV can read"
 
 
 def file_print(path: str) -> int:
@@ -167,7 +167,7 @@ def content_hash(path: str) -> bytes:
 
 
 def _boxes(path: str, shape: tuple[int, int], classes: int, problems: list[tuple[str, str]]) -> np.ndarray:
-    """(n, 5) the boxes of a picture that can be used; what is wrong with its labels is noted."""
+    """(n, 5) the boxes of an image that can be used; what is wrong with its labels is noted."""
     label = ""
     try:
         with open_labels(path) as file:  # text mode takes twice as long
@@ -190,7 +190,7 @@ def _boxes(path: str, shape: tuple[int, int], classes: int, problems: list[tuple
 def usable_rows(text: str, name: str, shape: tuple[int, int], classes: int) -> tuple[np.ndarray, list[Finding]]:
     """((n, 5) boxes as utils.data.labels.parse_labels gives them, what was found in which line), whatever the text holds.
 
-    Rows in pixels are divided by the picture's `shape` (height, width); rows that mean nothing are left out.
+    Rows in pixels are divided by the image's `shape` (height, width); rows that mean nothing are left out.
     """
     try:
         rows, findings = parse_labels(text, name, classes)

@@ -1,4 +1,4 @@
-"""What a check looks at and what it says: the data, its pictures and labels, the network; findings with a remedy."""
+"""What a check looks at and what it says: the data, its images and labels, the network; findings with a remedy."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,9 +41,9 @@ def finding_of(error: UserError | str, remedy: str = "mend it", severity: str = 
 
 @dataclass
 class Split:
-    """The pictures of `train` or `valid` that can be read, in the list's order.
+    """The images of `train` or `valid` that can be read, in the list's order.
 
-    labels: a picture's usable boxes, (n, 5) class, cx, cy, w, h within 0..1; shapes: its (height, width) in pixels.
+    labels: an image's usable boxes, (n, 5) class, cx, cy, w, h within 0..1; shapes: its (height, width) in pixels.
     problems: what was found besides, by kind. prints: files of the same content have the same one; empty where nobody
     looked for that.
     """
@@ -57,7 +57,7 @@ class Split:
     prints: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def rows(self) -> np.ndarray:
-        """(boxes, 5) of all pictures."""
+        """(boxes, 5) of all images."""
         return np.concatenate([np.zeros((0, 5), np.float32), *self.labels])
 
     def class_counts(self, classes: int) -> np.ndarray:
@@ -70,7 +70,7 @@ class Subject:
     """Everything that the checks look at.
 
     data, defs: None where they can't be read or weren't named; `found` says why they can't. cfg, weights: paths or ''.
-    img_size: side of the network's input in pixels. twins: groups of pictures, as (name of the split, path), of one
+    img_size: side of the network's input in pixels. twins: groups of images, as (name of the split, path), of one
     content.
     """
 

@@ -54,7 +54,7 @@ def _wrong_filters(defs: Defs) -> list[int]:
 
 
 def geometry(subject: Subject) -> Iterator[Finding]:
-    """Maps that don't fit together, an image size that the strides don't divide, channels that pictures don't have."""
+    """Maps that don't fit together, an image size that the strides don't divide, channels that images don't have."""
     defs = subject.defs
     if defs is None or not defs.head_indices() or _wrong_filters(defs):
         return
@@ -65,11 +65,11 @@ def geometry(subject: Subject) -> Iterator[Finding]:
     except UserError as error:
         yield finding_of(error)
     if defs.net.channels not in (1, 3):
-        what = f"a network for pictures of {defs.net.channels} channels"
-        yield Finding(ERROR, what, 1, f"{defs.name}:{defs.net.line}", "pictures have 3, or 1 with --gray-scale: set channels=")
+        what = f"a network for images of {defs.net.channels} channels"
+        yield Finding(ERROR, what, 1, f"{defs.name}:{defs.net.line}", "images have 3, or 1 with --gray-scale: set channels=")
     if subject.img_size == defs.net.width != defs.net.height:
         what = f"a cfg for {defs.net.width}x{defs.net.height}, used at {subject.img_size}x{subject.img_size}"
-        yield Finding(NOTE, what, 1, defs.name, "pictures are letterboxed into a square")
+        yield Finding(NOTE, what, 1, defs.name, "images are letterboxed into a square")
 
 
 def _strides(subject: Subject) -> dict[int, float]:
@@ -147,7 +147,7 @@ def tiny_boxes(subject: Subject) -> Iterator[Finding]:
 
 
 def _smallest(subject: Subject) -> str:
-    """The picture with the smallest box, as a share of the picture."""
+    """The image with the smallest box, as a share of the image."""
     train = subject.split("train")
     smallest = [rows[:, 3:].max(1).min() if len(rows) else np.inf for rows in train.labels]
     return train.paths[int(np.argmin(smallest))]

@@ -48,7 +48,7 @@ def read_subject(
     for name in SPLITS:
         source = getattr(subject.data, name)
         if source is None:
-            remedy = f"add `{name}=` with a list or a folder of pictures"
+            remedy = f"add `{name}=` with a list or a folder of images"
             subject.found.append(Finding(ERROR, f"a .data without a line `{name}=`", 1, data, remedy))
             continue
         try:
@@ -113,7 +113,7 @@ def _read_network(subject: Subject, img_size: int | None) -> None:
 
 
 def same_content(splits: list[Split]) -> list[list[tuple[str, str]]]:
-    """Groups of pictures, as (name of the split, path), whose files have the same content, in the lists' order.
+    """Groups of images, as (name of the split, path), whose files have the same content, in the lists' order.
 
     Only those of one print are read whole, and none twice that is one file under several names.
     """
@@ -130,7 +130,7 @@ def same_content(splits: list[Split]) -> list[list[tuple[str, str]]]:
 
 
 def same_path(splits: list[Split]) -> list[list[tuple[str, str]]]:
-    """The same of pictures that are listed more than once, without a look into files."""
+    """The same of images that are listed more than once, without a look into files."""
     return _grouped([(split.name, path) for split in splits for path in split.paths], lambda picture: picture[1])
 
 

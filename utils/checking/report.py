@@ -70,5 +70,5 @@ def _splits_table(splits: dict[str, dict[str, Any]]) -> str:
 
 
 def fix_line(fix: Fix) -> str:
-    left_out = f"{fix.repeated} repeated pictures and {fix.overlapping} of valid's in train left out"
-    return f"Written: {fix.data} ({fix.pictures:,} pictures, {left_out}); what a check says of it:"
+    left_out = f"{fix.repeated} repeated images and {fix.overlapping} of valid's in train left out"
+    return f"Written: {fix.data} ({fix.pictures:,} images, {left_out}); what a check says of it:"

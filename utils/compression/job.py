@@ -177,7 +177,7 @@ class Job:
         return {kind: out}
 
     def show(self, name: str, weights: str, pictures: list[str]) -> list[Path]:
-        """The pictures with the boxes that a network finds, in their order."""
+        """The images with the boxes that a network finds, in their order."""
         listed, out = self.work / "pictures.txt", self.work / name
         with contextlib.suppress(FileExistsError):
             os.makedirs(out)

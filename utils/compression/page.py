@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing else. Whatever comes from files, names of classes and of pictures, is escaped."""
+"""report.html: one page that needs nothing else. Whatever comes from files, names of classes and of images, is escaped."""
 
 import base64
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from utils.compression.aim import KINDS
 from utils.compression.charts import Point, bars, curve
 
-SIDE = 480  # pixels of a picture's longer side
+SIDE = 480  # pixels of an image's longer side
 QUALITY = 85  # of JPEG
 
 STYLE = """
@@ -49,7 +49,7 @@ def page(result: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray, np.nd
         ("mAP by class", classes_table(result)),
         ("What was tried", _tried(result)),
         ("Filters of each layer", _layers(result["layers"])),
-        ("The same pictures before and after", _pairs(pictures)),
+        ("The same images before and after", _pairs(pictures)),
         ("Files", table(["file", "what"], [[path, kind] for kind, path in result["files"].items()])),
         ("Commands", f"<pre>{escape(chr(10).join(result['commands']))}</pre>"),
         ("Made with", _made_with(result)),
@@ -76,13 +76,13 @@ def figures_table(result: dict[str, Any]) -> str:
         old, new = before[key] / unit, after[key] / unit
         rows.append([title, f"{old:,.{digits}f}", f"{new:,.{digits}f}", _change(old, new)])
     old, new = before["ms"], after["ms"]
-    rows.append(["milliseconds a picture", _spread(old), _spread(new), _change(old["median"], new["median"])])
+    rows.append(["milliseconds an image", _spread(old), _spread(new), _change(old["median"], new["median"])])
     header = ["", "before", "after", "change"]
     if result["int8"]:
         header.append("after, 8 bits")
         extra = {"mAP@0.5": f"{result['int8']['map50']:.4f}", "mAP@0.5:0.95": f"{result['int8']['map']:.4f}"}
         rows = [[*row, extra.get(row[0], "")] for row in rows]
-    note = f"Milliseconds: median (least to most) of {result['turns']} turns of both networks, one picture, PyTorch."
+    note = f"Milliseconds: median (least to most) of {result['turns']} turns of both networks, one image, PyTorch."
     return table(header, rows) + f'<p class="small">{escape(note)}</p>'
 
 
@@ -133,7 +133,7 @@ def _pairs(pictures: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A BGR picture as a JPEG in an address, at most SIDE pixels long."""
+    """A BGR image as a JPEG in an address, at most SIDE pixels long."""
     scale = min(SIDE / max(image.shape[:2]), 1.0)
     size = tuple(max(round(s * scale), 1) for s in image.shape[1::-1])
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image

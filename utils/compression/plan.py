@@ -43,7 +43,7 @@ class Plan:
         pictures = {key: len(image_paths(data.source(key), Problems())) for key in ("train", "valid")}
         for key, number in pictures.items():
             if number < LEAST_PICTURES:
-                raise UserError(f"{data.source(key)}: has {number} picture to {'train' if key == 'train' else 'measure'} on; "
+                raise UserError(f"{data.source(key)}: has {number} image to {'train' if key == 'train' else 'measure'} on; "
                                 "compressing needs more, a few hundred are usual")  # fmt: skip
         finetuning = args.epochs or finetuning_epochs(pictures["train"])
         sparse = args.epochs or round(finetuning * SPARSE / (1 - SPARSE))
@@ -64,13 +64,13 @@ class Plan:
         rounds = 1 if target else args.rounds
         rows = [["convert.py", "the network as a checkpoint of this suite"]] if self.takes_in else []
         rows += [
-            ["check.py", f"{self.pictures['train']:,} pictures to train on, {self.pictures['valid']:,} to measure on"],
+            ["check.py", f"{self.pictures['train']:,} images to train on, {self.pictures['valid']:,} to measure on"],
             ["test.py", "the network as it came"],
         ]
         rows += [["train.py", "one epoch, to see how long it takes"]] if args.hours else []
         rows += [
             ["train.py --prune", f"sparse training, {self.epochs[0]} epochs{limit}"],
-            [f"{args.strategy}_prune.py", f"{aim}; refitted on {args.refit} pictures"],
+            [f"{args.strategy}_prune.py", f"{aim}; refitted on {args.refit} images"],
             ["train.py --finetune", f"{self.epochs[1]} epochs{limit}" + (", taught by the network that came" * args.teacher)],
             ["test.py", "the small network"],
         ]
@@ -79,7 +79,7 @@ class Plan:
         rows += [["PTQ.py", "8 bits by calibration"]] if args.bits == 8 else []
         rows.append(["convert.py", "network.cfg, .weights, .pt"])
         rows.append(["export.py", "network.onnx" if self.has_onnx else f"left out: {', '.join(ONNX)} aren't all installed"])
-        rows += [["detect.py", "the same pictures before and after"], ["", "report.html"]]
+        rows += [["detect.py", "the same images before and after"], ["", "report.html"]]
         width = max(len(step) for step, _ in rows)
         return format_table(["plan"], [[f"{n:2}  {step:<{width}}  {what}"] for n, (step, what) in enumerate(rows, 1)])
 

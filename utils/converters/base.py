@@ -17,7 +17,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 
 @dataclass(slots=True)
 class Found:
-    """The boxes of one picture as its annotation states them, in pixels: four numbers x1, y1, x2, y2 a box in `corners`.
+    """The boxes of one image as its annotation states them, in pixels: four numbers x1, y1, x2, y2 a box in `corners`.
 
     `place` and a box's number in `numbers` say where the box stands ("a.xml: object 3"); `size` is the (width, height)
     that the annotation states, 0 where it is silent.
@@ -59,7 +59,7 @@ class Found:
 
 @dataclass(slots=True)
 class Entry:
-    """One picture. Of each of `notes` the format's `parse` makes a Found: the path of an annotation file, or a Found.
+    """One image. Of each of `notes` the format's `parse` makes a Found: the path of an annotation file, or a Found.
     No splits: the source doesn't say. misfit: see tree.Match.
     """
 
@@ -85,7 +85,7 @@ class Options:
     """What a conversion may be asked for.
 
     `names`: the classes to keep, in this order. `only`: a part of the paths of the annotation files that count.
-    `valid_share`: of the pictures, held out where the source has no validation set. `out`: not to be read.
+    `valid_share`: of the images, held out where the source has no validation set. `out`: not to be read.
     """
 
     names: tuple[str, ...] | None = None

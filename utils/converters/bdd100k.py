@@ -1,4 +1,4 @@
-"""BDD100K's JSON (Yu et al. 2020, "BDD100K"; format: doc.bdd100k.com): the lists of 2018 and of 2020, and a file a picture."""
+"""BDD100K's JSON (Yu et al. 2020, "BDD100K"; format: doc.bdd100k.com): the lists of 2018 and of 2020, and a file an image."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _RELEASES = (
 
 def read_bdd100k(source: Path, options: Options) -> Annotations:
     """images/100k/{train,val,test}/*.jpg with one of: labels/det_20/det_{train,val}.json (2020),
-    labels/bdd100k_labels_images_{train,val}.json (2018), labels/100k/{train,val}/*.json, a file a picture.
+    labels/bdd100k_labels_images_{train,val}.json (2018), labels/100k/{train,val}/*.json, a file an image.
 
     The names of 2020 count as those of 2018. Raises UserError when there is no JSON file.
     """
@@ -42,7 +42,7 @@ def read_bdd100k(source: Path, options: Options) -> Annotations:
 
 
 def _chosen(tree: Tree, pictures: Pictures, result: Annotations) -> tuple[list[str], bool]:
-    """The files to read, and whether each is about a single picture."""
+    """The files to read, and whether each is about a single image."""
     files = tree.files(".json")
     single = [path for path in files if stem_of(path) in pictures]
     rest = sorted(set(files) - set(single))
@@ -59,14 +59,14 @@ def _read_list(path: str, tree: Tree, pictures: Pictures, result: Annotations) -
         if key not in ("", "frames"):
             continue
         if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
-            raise UserError(f"{path}: picture number {number + 1}: has no `name`; not BDD100K's format")
+            raise UserError(f"{path}: image number {number + 1}: has no `name`; not BDD100K's format")
         found = Found(f"{path}: {frame['name']}: label ")
         _add_labels(frame.get("labels"), found)
         _add(frame["name"], path, found, tree, pictures, result)
 
 
 def _add(name: str, path: str, note: Any, tree: Tree, pictures: Pictures, result: Annotations) -> None:
-    """An entry for the picture `name` that the annotation file `path` is about."""
+    """An entry for the image `name` that the annotation file `path` is about."""
     near, splits = nearest(path), tree.split(path)
 
     def preference(picture: str) -> tuple[bool, bool, int]:  # images/10k has some of images/100k again

@@ -14,12 +14,12 @@ _RELEASE = re.compile(r"(?:train|val|test)(20\d\d)")
 
 
 def read_coco(source: Path, options: Options) -> Annotations:
-    """annotations/instances_{train,val}2017.json anywhere under the source, and the pictures of their file_names; other
+    """annotations/instances_{train,val}2017.json anywhere under the source, and the images of their file_names; other
     JSON files (Roboflow's, say) where there is no such name.
 
     The file's name or folder says which split it is; a single file is used for both. Category ids become 0, 1, ... in
-    their order; crowd regions are left out. A picture that is listed again gets the boxes of both. Raises UserError when
-    there is no such file, for several that are neither, and for those of two releases, which share their pictures.
+    their order; crowd regions are left out. An image that is listed again gets the boxes of both. Raises UserError when
+    there is no such file, for several that are neither, and for those of two releases, which share their images.
     """
     tree, result = Tree(source, options), Annotations([])
     files = tree.files(".json")
@@ -28,7 +28,7 @@ def read_coco(source: Path, options: Options) -> Annotations:
         raise tree.missing("instances*.json")
     releases = sorted({year for path in files for year in _RELEASE.findall(os.path.basename(path))})
     if len(releases) > 1:
-        raise UserError(f"{source}: has the releases {', '.join(releases)}, which share pictures; choose: --only {releases[0]}")
+        raise UserError(f"{source}: has the releases {', '.join(releases)}, which share images; choose: --only {releases[0]}")
     nameless = [path for path in files if not tree.split(path)]
     if nameless and len(files) > 1:
         raise UserError(f"{nameless[0]}: several annotation files, and this one's name has neither `train` nor `val` in it; "
@@ -71,7 +71,7 @@ def _found(file: CocoFile, key: Key, image: CocoImage) -> Found:
 
 
 def _preference(path: str) -> Callable[[str], tuple[bool, int]]:
-    """Of pictures of one name: the one in the folder that the annotation file `path` is called after
+    """Of images of one name: the one in the folder that the annotation file `path` is called after
     (instances_train2017.json), else the nearest."""
     near, own = nearest(path), os.path.basename(path)
 

@@ -1,4 +1,4 @@
-"""One picture and its annotation -> boxes that can be trained on."""
+"""One image and its annotation -> boxes that can be trained on."""
 
 import functools
 from array import array
@@ -14,17 +14,17 @@ from utils.data.image_size import measure
 from utils.data.labels import CLIPPED, DUPLICATE, NO_AREA, Problems
 from utils.data.stated_sizes import size_of_pixels, sizes_differ
 
-OUTSIDE = "boxes outside the picture, left out"
-UNREADABLE = "pictures that cannot be read, left out"
-_ROUNDING = 1e-5  # of the picture's side: x + width of decimal fractions may end this far outside
+OUTSIDE = "boxes outside the image, left out"
+UNREADABLE = "images that cannot be read, left out"
+_ROUNDING = 1e-5  # of the image's side: x + width of decimal fractions may end this far outside
 _UNIT = 1e-6  # of a label's numbers, which have six digits
 
 
 @dataclass(slots=True)
 class Examined:
-    """What is left of an entry: names and `boxes` (n, 4) as cx, cy, w, h of the picture's sides.
+    """What is left of an entry: names and `boxes` (n, 4) as cx, cy, w, h of the image's sides.
 
-    `shape`: the picture's (height, width), None where it can't be read.
+    `shape`: the image's (height, width), None where it can't be read.
     """
 
     names: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ def known_names(form: str, options: Options) -> Mapping[str, str] | None:
 
 
 def examine(entry: Entry, form: str, options: Options) -> Examined:
-    """Read the annotations of a picture, measure the picture, clip the boxes and drop those that are of no use.
+    """Read the annotations of an image, measure the image, clip the boxes and drop those that are of no use.
 
     Raises UserError for an annotation that cannot be understood.
     """

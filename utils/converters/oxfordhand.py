@@ -1,4 +1,4 @@
-"""The Oxford hand dataset's .mat files, one a picture (Mittal et al. 2011, "Hand detection using multiple proposals")."""
+"""The Oxford hand dataset's .mat files, one an image (Mittal et al. 2011, "Hand detection using multiple proposals")."""
 
 import zlib
 from pathlib import Path

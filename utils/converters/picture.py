@@ -23,9 +23,9 @@ _COCO_SIZES = (32, 96)  # between what COCO's evaluation calls small, medium and
 
 
 def draw_report(report: Report, path: Path) -> None:
-    """Write the picture as PNG, in fonts that have the letters of the names; where none has, with numbers instead."""
+    """Write the image as PNG, in fonts that have the letters of the names; where none has, with numbers instead."""
     names, samples = legible(report.names), choose_samples(report.items)
-    titles = [item.target if font_of(item.target) else f"picture {n}" for n, item in enumerate(samples, 1)]
+    titles = [item.target if font_of(item.target) else f"image {n}" for n, item in enumerate(samples, 1)]
     with matplotlib.rc_context({"font.family": families([*names, *titles, report.data.stem])}):
         figure = _figure(report, names, samples, titles)
         with replacing(path) as temporary:
@@ -40,12 +40,12 @@ def _figure(report: Report, names: Sequence[str], samples: Sequence[Item], title
     _classes(figure.add_subplot(grid[2, :2]), names, [report.class_boxes[name] for name in report.names])
     _sizes(figure.add_subplot(grid[2, 2:]), box_sides(report.items))
     stem = report.data.stem if font_of(report.data.stem) else "dataset"
-    figure.suptitle(_plain(f"{stem}: {report.total_images:,} pictures, {report.class_boxes.total():,} boxes"))
+    figure.suptitle(_plain(f"{stem}: {report.total_images:,} images, {report.class_boxes.total():,} boxes"))
     return figure
 
 
 def choose_samples(items: Sequence[Item], count: int = SAMPLES) -> list[Item]:
-    """Pictures that show as many classes as possible: each is the first with the most classes that haven't been seen yet,
+    """Images that show as many classes as possible: each is the first with the most classes that haven't been seen yet,
     or, when all have been, one more from further on."""
     rest = {i: set(item.classes.tolist()) for i, item in enumerate(items) if len(item.classes)}
     places, unseen = list(rest), set().union(*rest.values())
@@ -59,7 +59,7 @@ def choose_samples(items: Sequence[Item], count: int = SAMPLES) -> list[Item]:
 
 
 def box_sides(items: Sequence[Item]) -> np.ndarray:
-    """The square root of each box's area, in pixels of its picture."""
+    """The square root of each box's area, in pixels of its image."""
     return np.concatenate([np.sqrt(item.boxes[:, 2:].prod(1) * np.prod(item.shape)) for item in items])
 
 
@@ -106,7 +106,7 @@ def _sizes(axes: Axes, sides: np.ndarray) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(
-        title="box sizes", xlabel="square root of the area, pixels of the picture (dashed: COCO's 32 and 96)", ylabel="boxes"
+        title="box sizes", xlabel="square root of the area, pixels of the image (dashed: COCO's 32 and 96)", ylabel="boxes"
     )
 
 

@@ -25,7 +25,7 @@ _MASKS = re.compile(r"(^|/)(annotations?|labels?|[a-z]*masks?|colormaps?|trimaps
 class Tree:
     """All files under `root`, sorted; hidden ones and those of the folder that is written (options.out) left out.
     `pictures` are those to learn from: masks, which often have the same names, lie in folders of other kinds. `others` are
-    neither pictures nor what describes them.
+    neither images nor what describes them.
 
     `--only` (options.only) narrows `files`, but not `pictures`.
     """
@@ -94,14 +94,14 @@ def split_of(text: str) -> tuple[str, ...]:
 
 
 class Match(NamedTuple):
-    """A picture, and how badly it fits: of two annotations that match the same picture, the one with less is its own."""
+    """An image, and how badly it fits: of two annotations that match the same image, the one with less is its own."""
 
     path: str
     misfit: tuple[int, bool, Any]
 
 
 class Pictures:
-    """Pictures by name; what `folded` ignores, and the suffix, may differ where no picture has the very name."""
+    """Images by name; what `folded` ignores, and the suffix, may differ where no image has the very name."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._by_stem: dict[str, list[str]] = {}
@@ -112,7 +112,7 @@ class Pictures:
         return folded(without_suffix(name)) in self._by_stem
 
     def matches(self, name: str, preference: Callable[[str], Any]) -> list[Match]:
-        """The pictures that `name`, with or without folders and suffix, fits best: those that share most of its folders, then
+        """The images that `name`, with or without folders and suffix, fits best: those that share most of its folders, then
         those of the very name, then those with the least `preference`. Several where that doesn't decide."""
         name = name.replace("\\", "/")
         folders, _, own = name.rpartition("/")
@@ -124,7 +124,7 @@ class Pictures:
         return [Match(*pair) for pair in zip(paths, misfits, strict=True) if pair[1] == min(misfits)]
 
     def find(self, name: str, preference: Callable[[str], Any], place: str) -> Match | None:
-        """The one of `matches`. Raises UserError naming the annotation `place` where several pictures that differ fit alike."""
+        """The one of `matches`. Raises UserError naming the annotation `place` where several images that differ fit alike."""
         return only(self.matches(name, preference), place)
 
 
@@ -149,7 +149,7 @@ def nearest(path: str) -> Callable[[str], int]:
 
 
 def read_paired(source: Path, options: Options, suffix: str, names: list[str]) -> Annotations:
-    """An entry for each annotations/*`suffix` that a picture of its name belongs to; splits by the folders' names.
+    """An entry for each annotations/*`suffix` that an image of its name belongs to; splits by the folders' names.
 
     Raises UserError when there is no annotation.
     """
@@ -161,35 +161,35 @@ def read_paired(source: Path, options: Options, suffix: str, names: list[str]) -
     for path in files:
         match = pictures.find(stem_of(path), nearest(path), path)
         if match is None:
-            result.problems.add("annotations without picture, left out", path)
+            result.problems.add("annotations without image, left out", path)
         else:
             result.entries.append(Entry(match.path, tree.split(os.path.dirname(path)), (path,), match.misfit))
     return note_unused(tree, result)
 
 
 def note_unused(tree: Tree, result: Annotations) -> Annotations:
-    """Count the pictures that no entry is about, and the files of other kinds."""
+    """Count the images that no entry is about, and the files of other kinds."""
     used = {entry.image for entry in result.entries}
     unused = [path for path in tree.pictures if path not in used]
-    for kind, paths in (("pictures without annotation, left out", unused), (NO_PICTURE, tree.others)):
+    for kind, paths in (("images without annotation, left out", unused), (NO_PICTURE, tree.others)):
         if paths:
             result.problems.add(kind, paths[0], len(paths))
     return result
 
 
 def merge_repeated(entries: list[Entry], problems: Problems) -> list[Entry]:
-    """One entry a picture, with the annotations and splits of all that fit it alike, as where a picture is listed twice.
-    Where some fit it better, the others are about another picture of its name, which isn't there."""
+    """One entry an image, with the annotations and splits of all that fit it alike, as where an image is listed twice.
+    Where some fit it better, the others are about another image of its name, which isn't there."""
     merged: dict[str, Entry] = {}
     for entry in entries:
         first = merged.setdefault(entry.image, entry)
         if first is entry:
             continue
         if entry.misfit == first.misfit:
-            problems.add("annotations of a picture that has one already, put together", entry.image)
+            problems.add("annotations of an image that has one already, put together", entry.image)
             first.notes, splits = first.notes + entry.notes, first.splits + entry.splits
             first.splits = tuple(dict.fromkeys(splits))
         else:
-            problems.add("annotations that another picture of the same name lacks, left out", entry.image)
+            problems.add("annotations that another image of the same name lacks, left out", entry.image)
             merged[entry.image] = min(first, entry, key=lambda e: e.misfit)
     return list(merged.values())

@@ -157,7 +157,7 @@ _HEADS = {"yolov5": _anchored, "yolov8": _anchor_free}
 
 
 def _img_size(found: Foreign, stride: int, assumed: list[str]) -> int:
-    """Side of the pictures that it was trained on, as a multiple of the stride."""
+    """Side of the images that it was trained on, as a multiple of the stride."""
     held, own = found.facts[0], found.facts[-1]
     settings = (attributes(s) for s in (held.get("train_args"), held.get("opt"), own.get("args")))
     told = next((s["imgsz"] for s in settings if "imgsz" in s), None)

@@ -1,4 +1,4 @@
-"""VisDrone-DET's text files, one a picture (Zhu et al., "Detection and Tracking Meet Drones Challenge", and its toolkit)."""
+"""VisDrone-DET's text files, one an image (Zhu et al., "Detection and Tracking Meet Drones Challenge", and its toolkit)."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pascal VOC's XML, one file a picture; DIOR has the same in other folders.
+"""Pascal VOC's XML, one file an image; DIOR has the same in other folders.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", development kit; Li et al. 2020, "Object detection in
 optical remote sensing images: a survey and a new benchmark" (DIOR).
@@ -22,7 +22,7 @@ def read_voc(source: Path, options: Options) -> Annotations:
     """VOC<year>/ with JPEGImages/, Annotations/*.xml, ImageSets/Main/{train,val,trainval,test}.txt, or several of them.
 
     With a test list, trainval trains and test validates; without one, train and val do. Without lists the folders' names
-    say; XML files may then lie anywhere, the pictures too. Raises UserError when there is no XML.
+    say; XML files may then lie anywhere, the images too. Raises UserError when there is no XML.
     """
     return _read(source, options, ("annotations", ""))
 
@@ -46,11 +46,11 @@ def _read(source: Path, options: Options, folders: tuple[str, ...]) -> Annotatio
     pictures, members = Pictures(tree.pictures), _listed(tree, files, result)
     for path in files:
         if members is not None and path not in members:
-            result.problems.add("annotations that no list of pictures names, left out", path)
+            result.problems.add("annotations that no list of images names, left out", path)
             continue
         match = _picture_of(path, pictures)
         if match is None:
-            result.problems.add("annotations without picture, left out", path)
+            result.problems.add("annotations without image, left out", path)
             continue
         own = tree.split(os.path.dirname(path)) or tree.split(os.path.dirname(match.path))
         result.entries.append(Entry(match.path, own if members is None else members[path], (path,), match.misfit))
@@ -58,7 +58,7 @@ def _read(source: Path, options: Options, folders: tuple[str, ...]) -> Annotatio
 
 
 def _picture_of(path: str, pictures: Pictures) -> Match | None:
-    """The picture called as its annotation; of several, or where there is none, the one that the annotation names."""
+    """The image called as its annotation; of several, or where there is none, the one that the annotation names."""
     near = nearest(path)
     found = pictures.matches(stem_of(path), near)
     if len(found) != 1:
@@ -69,7 +69,7 @@ def _picture_of(path: str, pictures: Pictures) -> Match | None:
 
 
 def _listed(tree: Tree, files: list[str], result: Annotations) -> dict[str, tuple[str, ...]] | None:
-    """Annotation file -> splits, by the lists of pictures; None without lists."""
+    """Annotation file -> splits, by the lists of images; None without lists."""
     paths = [path for path in tree.paths if path.lower().endswith(".txt") and _is_list(path)]
     if not paths:
         return None
@@ -78,7 +78,7 @@ def _listed(tree: Tree, files: list[str], result: Annotations) -> dict[str, tupl
     for path in paths:
         lists[stem_of(path).lower()] += _members(path, files, missing)
     for where in missing.values():
-        result.problems.add("listed pictures without annotation, left out", where)
+        result.problems.add("listed images without annotation, left out", where)
     trainval = list(dict.fromkeys(lists["trainval"] + lists["train"] + lists["val"]))
     if lists["test"]:  # none of those listed may be annotated: the challenge kept the tests' boxes to itself
         chosen = {TRAIN: trainval, VALID: lists["test"]}
@@ -98,12 +98,12 @@ def _is_list(path: str) -> bool:
 
 
 def _members(path: str, files: list[str], missing: dict[str, str]) -> list[str]:
-    """The annotation files of the pictures that a list (.../Main/*.txt) names; `missing`: name -> where it is listed."""
+    """The annotation files of the images that a list (.../Main/*.txt) names; `missing`: name -> where it is listed."""
     above = os.path.dirname(os.path.dirname(path))
     root = os.path.dirname(above) if os.path.basename(above).lower() == "imagesets" else above
     by_stem = {folded(stem_of(file)): file for file in files if file.startswith(root + os.sep)}
     found = []
-    for number, line in enumerate(split_lines(read_text(path, "list of pictures", paths=True)), 1):
+    for number, line in enumerate(split_lines(read_text(path, "list of images", paths=True)), 1):
         names = _spellings(line.strip())
         known = next((by_stem[name] for name in map(folded, names) if name in by_stem), None)
         if known:
@@ -142,7 +142,7 @@ def _annotation(path: str) -> ElementTree.Element:
     root = _parsed(path)
     found = list(root.iter("annotation"))
     if len(found) > 1:
-        raise UserError(f"{path}: holds {len(found)} annotations, but VOC has a file for each picture; take them apart")
+        raise UserError(f"{path}: holds {len(found)} annotations, but VOC has a file for each image; take them apart")
     if not found and root.find(".//object") is None:
         raise UserError(f"{path}: holds no <annotation>, so it is none of VOC; remove it")
     return found[0] if found else root

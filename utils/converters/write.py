@@ -26,7 +26,7 @@ _LEFTOVER = re.compile(r"^\..*\.tmp(\.\w+)?$")  # utils.core.files.replacing's, 
 
 @dataclass(slots=True)
 class Item:
-    """One picture to write: its file name in images/, class numbers (n), boxes (n, 4) as cx, cy, w, h of the picture's
+    """One image to write: its file name in images/, class numbers (n), boxes (n, 4) as cx, cy, w, h of the image's
     sides, and (height, width) in pixels."""
 
     image: str
@@ -86,7 +86,7 @@ def _look_through(
         readable.append(entry)
         found.append(([numbers.setdefault(name, len(numbers)) for name in seen.names], seen))
     if not numbers:
-        raise UserError(f"no picture with a box was found; {result.problems.summary() or 'check --src'}")
+        raise UserError(f"no image with a box was found; {result.problems.summary() or 'check --src'}")
     names = list(options.names or result.names or sorted(numbers))
     order = np.array([names.index(name) for name in numbers], np.int64)
     targets = target_names([entry.image for entry in readable])
@@ -113,7 +113,7 @@ def target_names(images: list[str]) -> dict[str, str]:
 
 
 def _write(item: Item, out: str, copy: bool) -> None:
-    """The picture and its label file."""
+    """The image and its label file."""
     place_image(item.image, os.path.join(out, "images", item.target), copy)
     text = "".join(
         f"{number} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"

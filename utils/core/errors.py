@@ -23,8 +23,8 @@ class UserError(Exception):
 def one_line(text: str) -> str:
     r"""`text` as one line of a terminal: what would end it there or steer the terminal, as names of files may hold, is escaped.
 
-    >>> print(one_line("a\nb.jpg: no picture"))
-    a\nb.jpg: no picture
+    >>> print(one_line("a\nb.jpg: no image"))
+    a\nb.jpg: no image
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -102,7 +102,7 @@ GENTLE = TRAINED | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50, "lea
 # train.py --prune without --s, directed sparsity: gentle, and a rate that still teaches something when the last channels go.
 DIRECTED = GENTLE | {"lrf": 0.2}
 # train.py --quantized with trained weights: only the rounding is new. Larger rates train the network away from them, mosaics
-# make other ranges and statistics than the pictures that it will see: both cost a point (EXPERIMENTS.md).
+# make other ranges and statistics than the images that it will see: both cost a point (EXPERIMENTS.md).
 QUANTIZED = TRAINED | {"lr0": 0.0001, "lr0_adam": 0.00002, "mosaic": 0.0}
 # Finetuning in up to SHORT optimizer steps; from LONG steps on it is best as any training.
 BRIEF = {"lr0": 0.0005, "lr0_adam": 0.0001, "lrf": TRAINED["lrf"], "ema_share": 0.2}
@@ -119,7 +119,7 @@ def finetuning(epochs: int, steps: int) -> dict[str, float]:
     """train.py --finetune: a pruned network's, for so many epochs and optimizer steps.
 
     BRIEF's numbers up to SHORT steps become the usual ones at LONG steps, as powers of the steps in between. No more epochs
-    than those that a training from scratch ends with, without mosaics, are like these: whole pictures alone, since mosaics
+    than those that a training from scratch ends with, without mosaics, are like these: whole images alone, since mosaics
     move a network away from what it will see.
     """
     usual, whole_pictures = Hyp(), {"mosaic": 0.0} if epochs <= Hyp.close_mosaic else {}

@@ -1,4 +1,4 @@
-"""Pictures of figures: what a training did, epoch by epoch."""
+"""Images of figures: what a training did, epoch by epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ PANELS = {
 
 
 def plot_results(results: dict[str, np.ndarray], path: Path) -> None:
-    """Draw the columns of a results.txt (utils.training.log.read_results) over the epochs into a picture file."""
+    """Draw the columns of a results.txt (utils.training.log.read_results) over the epochs into an image file."""
     there = {title: tuple(c for c in columns if c in results) for title, columns in PANELS.items()}
     panels = {title: columns for title, columns in there.items() if any(np.isfinite(results[c]).any() for c in columns)}
     figure = Figure(figsize=(11, 4 * ((len(panels) + 1) // 2)), layout="constrained")

@@ -1,4 +1,4 @@
-"""How pictures become a network's input: decided once, and the same in training, evaluation, detection and export."""
+"""How images become a network's input: decided once, and the same in training, evaluation, detection and export."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

@@ -54,7 +54,7 @@ SHARE = Range(0, 1)
 NOT_ALL = Range(0, 1, below=True)  # a share after which something is left
 NOT_ALL_OR_NONE = Range(0, 1, above=True, below=True)
 POSITIVE = Range(0, 1e6, above=True)
-IMG_SIZE = whole(1, 8192)  # a side in pixels; a batch of larger pictures fits no memory
+IMG_SIZE = whole(1, 8192)  # a side in pixels; a batch of larger images fits no memory
 BATCH_SIZE = whole(1, 4096)
 WORKERS = whole(0, 256)  # processes: none is the program itself
 PROCESSES = whole(1, 256)

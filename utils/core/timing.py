@@ -43,7 +43,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 class Stopwatch:
-    """Time spent in each stage of a batch. `images` takes the number of pictures of each batch.
+    """Time spent in each stage of a batch. `images` takes the number of images of each batch.
 
     Figures are of warm calls: the first of all imports, allocates and chooses algorithms, which may take seconds.
     """

@@ -66,7 +66,7 @@ def _start() -> None:
 
 def dead_worker(error: Exception) -> UserError:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError("a process that reads pictures was ended by the system, mostly for want of memory: give fewer --workers, "
+    return UserError("a process that reads images was ended by the system, mostly for want of memory: give fewer --workers, "
                      f"or a smaller --batch-size ({text[:100]})")  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Geometry and colour of training pictures, with OpenCV and NumPy.
+"""Geometry and colour of training images, with OpenCV and NumPy.
 
-A picture is (image, labels): image (h, w, 3) BGR or (h, w) gray, uint8; labels (n, 5) float32 rows class, cx, cy, w, h,
+An image is (image, labels): image (h, w, 3) BGR or (h, w) gray, uint8; labels (n, 5) float32 rows class, cx, cy, w, h,
 normalised to the image. Everything random comes from the Generator that is passed in, so that a sample is a function
 of its seed alone.
 """
@@ -13,9 +13,9 @@ import numpy as np
 from utils.core.hyp import Hyp
 
 Picture = tuple[np.ndarray, np.ndarray]
-FILL = 114  # the gray around letterboxed pictures
+FILL = 114  # the gray around letterboxed images
 MIN_SIDE = 2.0  # pixels; what is smaller after augmentation can't be learnt
-MIN_VISIBLE = 0.1  # share of a box that must be left in the picture
+MIN_VISIBLE = 0.1  # share of a box that must be left in the image
 MAX_ASPECT = 20.0  # a box cut to a thinner sliver doesn't show its object
 
 
@@ -28,7 +28,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fitted_size(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the largest picture of `shape`'s aspect ratio inside `size`."""
+    """(height, width) of the largest image of `shape`'s aspect ratio inside `size`."""
     scale = min(size[0] / shape[0], size[1] / shape[1])
     return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
 
@@ -67,7 +67,7 @@ def translation(x: float, y: float) -> np.ndarray:
 
 
 def mosaic(pictures: list[Picture], size: tuple[int, int], hyp: Hyp, rng: np.random.Generator) -> Picture:
-    """Four pictures that meet in one point near the centre (Bochkovskiy et al., YOLOv4), under one random affine map.
+    """Four images that meet in one point near the centre (Bochkovskiy et al., YOLOv4), under one random affine map.
 
     Each is warped straight into the result: no canvas of twice the size, one interpolation instead of two.
     """
@@ -82,7 +82,7 @@ def mosaic(pictures: list[Picture], size: tuple[int, int], hyp: Hyp, rng: np.ran
 
 
 def affine(picture: Picture, size: tuple[int, int], hyp: Hyp, rng: np.random.Generator) -> Picture:
-    """One picture, centred and under a random affine map, as an image of `size` (height, width)."""
+    """One image, centred and under a random affine map, as an image of `size` (height, width)."""
     image, labels = picture
     matrix = random_affine(size, hyp, rng) @ translation(-image.shape[1] / 2, -image.shape[0] / 2)
     return draw([(image, labels, matrix)], size)
@@ -136,7 +136,7 @@ def warp_labels(labels: np.ndarray, shape: tuple[int, int], matrix: np.ndarray, 
 
 
 def flip(picture: Picture, horizontal: bool, vertical: bool) -> Picture:
-    """Mirror a picture left to right and/or upside down."""
+    """Mirror an image left to right and/or upside down."""
     image, labels = picture
     if not (horizontal or vertical):
         return picture

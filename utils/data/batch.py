@@ -1,4 +1,4 @@
-"""Batches of pictures, and how they come from the processes that read them."""
+"""Batches of images, and how they come from the processes that read them."""
 
 import contextlib
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def normalise(images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, maxabs: bool = False) -> Tensor:
-    """uint8 pictures (batch, channels, height, width) -> 0..1, or with `maxabs` -1..1, on `device` in channels_last."""
+    """uint8 images (batch, channels, height, width) -> 0..1, or with `maxabs` -1..1, on `device` in channels_last."""
     images = images.to(device, non_blocking=True)
     if maxabs:  # in float32 first: a bfloat16 between 1 and 2 has no room for 128 levels after the subtraction
         return (images.float() / 127.5 - 1).to(dtype, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Rare and badly detected classes: how much more often their pictures are drawn, how much more their boxes weigh.
+"""Rare and badly detected classes: how much more often their images are drawn, how much more their boxes weigh.
 
 All of it is a function of the labels (and of the last evaluation), so every process of a training finds the same.
 """
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MOST = 10.0  # times as often as a picture that nobody needs: a single picture of a class must not be learnt by heart
+MOST = 10.0  # times as often as an image that nobody needs: a single image of a class must not be learnt by heart
 
 
 def class_counts(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
-    """(classes,) boxes of each class; labels: (n, 5) a picture, class first."""
+    """(classes,) boxes of each class; labels: (n, 5) an image, class first."""
     rows = np.concatenate([np.zeros((0, 5), np.float32), *labels])
     return np.bincount(rows[:, 0].astype(int), minlength=classes)
 
@@ -19,7 +19,7 @@ def class_counts(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
 def class_needs(labels: Sequence[np.ndarray], classes: int, precision: Sequence[float] | None = None) -> np.ndarray:
     """(classes,) how much more often than it comes by itself a class should be seen: (2 - AP) / sqrt(f), at most MOST.
 
-    f: share of the pictures that show the class, whose inverse square root is the repeat factor of LVIS (Gupta, Dollár and
+    f: share of the images that show the class, whose inverse square root is the repeat factor of LVIS (Gupta, Dollár and
     Girshick 2019, section 5). precision: AP of each class in the last evaluation, None before there was one: all are 1.
     """
     shown = np.zeros(classes)
@@ -31,7 +31,7 @@ def class_needs(labels: Sequence[np.ndarray], classes: int, precision: Sequence[
 
 
 def image_weights(labels: Sequence[np.ndarray], classes: int, precision: Sequence[float] | None = None) -> np.ndarray:
-    """(pictures,) how often each should be drawn, relative to the others: the largest need among its classes, so that the
+    """(images,) how often each should be drawn, relative to the others: the largest need among its classes, so that the
     number of its boxes doesn't count; 1 for background."""
     needs = class_needs(labels, classes, precision)
     return np.array([needs[rows[:, 0].astype(int)].max() if len(rows) else 1.0 for rows in labels])
@@ -39,7 +39,7 @@ def image_weights(labels: Sequence[np.ndarray], classes: int, precision: Sequenc
 
 def weighted_order(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As many indices as there are weights, in random order; index i comes n * weights[i] / sum(weights) times, rounded up
-    or down at random (systematic sampling), so that chance alone leaves out no picture that is due."""
+    or down at random (systematic sampling), so that chance alone leaves out no image that is due."""
     count = len(weights)
     order = rng.permutation(count)
     ends = np.cumsum(weights[order])

@@ -1,4 +1,4 @@
-"""Which picture of a COCO json is which file, and which of its categories is which class."""
+"""Which image of a COCO json is which file, and which of its categories is which class."""
 
 import os
 from collections import defaultdict
@@ -11,11 +11,11 @@ from utils.data.stated_sizes import sizes_differ
 
 
 def pictures_of(file: CocoFile, paths: Sequence[str]) -> list[list[Key]]:
-    """For each picture the images that are it: one, or several where the file lists the same file_name again.
+    """For each image the images that are it: one, or several where the file lists the same file_name again.
 
     The image whose file_name shares most parts with the path, counted from the end, is meant; so a.jpg is enough where
-    there is one such name. Of several pictures that the same image could be, it is the one that shares most. Raises
-    UserError for a picture that isn't listed, and where that doesn't decide.
+    there is one such name. Of several images that the same image could be, it is the one that shares most. Raises
+    UserError for an image that isn't listed, and where that doesn't decide.
     """
     listed: dict[str, dict[str, list[Key]]] = defaultdict(dict)  # name of the file -> file_name -> images
     for key, image in file.images.items():
@@ -29,7 +29,7 @@ def pictures_of(file: CocoFile, paths: Sequence[str]) -> list[list[Key]]:
 
 
 def _check_sizes(file: CocoFile, keys: list[Key]) -> None:
-    """Raise UserError where images of one file_name can't be the same picture."""
+    """Raise UserError where images of one file_name can't be the same image."""
     first = file.images[keys[0]]
     for key in keys[1:]:
         if sizes_differ(first.size, file.images[key].size):
@@ -38,13 +38,13 @@ def _check_sizes(file: CocoFile, keys: list[Key]) -> None:
 
 
 def _rank(path: str, name: str) -> tuple[int, bool]:
-    """How well a file_name fits a picture's path; the very name is better than one that is spelled otherwise."""
+    """How well a file_name fits an image's path; the very name is better than one that is spelled otherwise."""
     parts = path_parts(path)
     return shared_parts(parts, path_parts(name)), os.path.basename(path) == name.rpartition("/")[2]
 
 
 def _choice(file: CocoFile, path: str, listed: dict[str, dict[str, list[Key]]]) -> str:
-    """The file_name that a picture's path fits best."""
+    """The file_name that an image's path fits best."""
     names = listed.get(path_parts(path)[0])
     if not names:
         raise _unlisted(file, path)
@@ -53,12 +53,12 @@ def _choice(file: CocoFile, path: str, listed: dict[str, dict[str, list[Key]]]) 
     ranks = {name: _rank(path, name) for name in names}
     best = [name for name in names if ranks[name] == max(ranks.values())]
     if len(best) > 1:
-        raise UserError(f"{file.path}: {path} may be its {best[0]} or its {best[1]}; give the picture such a folder")
+        raise UserError(f"{file.path}: {path} may be its {best[0]} or its {best[1]}; give the image such a folder")
     return best[0]
 
 
 def _check_shared(file: CocoFile, chosen: dict[str, str]) -> None:
-    """Raise UserError for pictures that have to share a file_name."""
+    """Raise UserError for images that have to share a file_name."""
     wanted: dict[str, list[str]] = defaultdict(list)
     for path, name in chosen.items():
         wanted[name].append(path)
@@ -73,7 +73,7 @@ def _check_shared(file: CocoFile, chosen: dict[str, str]) -> None:
 
 
 def _unlisted(file: CocoFile, path: str) -> UserError:
-    return UserError(f"{file.path}: lists no picture {path}; use the json that belongs to valid= in the .data file")
+    return UserError(f"{file.path}: lists no image {path}; use the json that belongs to valid= in the .data file")
 
 
 def classes_of(file: CocoFile, names: list[str], say: Callable[[str], None]) -> dict[Key, int]:

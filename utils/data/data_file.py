@@ -1,4 +1,4 @@
-""".data and .names files: which pictures, which classes."""
+""".data and .names files: which images, which classes."""
 
 import dataclasses
 import os
@@ -34,15 +34,15 @@ class DataConfig:
         return self.folded or self.classes
 
     def as_one_class(self) -> "DataConfig":
-        """The same pictures with all classes as one, called `object`. A coco_json, which has the classes, no longer fits."""
+        """The same images with all classes as one, called `object`. A coco_json, which has the classes, no longer fits."""
         extra = {key: value for key, value in self.extra.items() if key != "coco_json"}
         return dataclasses.replace(self, classes=1, names=["object"], extra=extra, folded=self.classes)
 
     def source(self, key: str) -> Path:
-        """The pictures of `train` or `valid`; UserError when the file doesn't name them."""
+        """The images of `train` or `valid`; UserError when the file doesn't name them."""
         found = {"train": self.train, "valid": self.valid}[key]
         if found is None:
-            raise UserError(f"{self.path}: needs a line `{key}=` with a list or a folder of pictures")
+            raise UserError(f"{self.path}: needs a line `{key}=` with a list or a folder of images")
         return found
 
 

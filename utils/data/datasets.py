@@ -37,7 +37,7 @@ from utils.data.loader import Loader
 from utils.data.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
-# The share of the free memory that decoded pictures may take, of all processes together: where nobody asked, and where
+# The share of the free memory that decoded images may take, of all processes together: where nobody asked, and where
 # --cache-images did.
 CACHE_ROOM = {None: 0.25, True: 0.8}
 
@@ -58,7 +58,7 @@ class Draw(NamedTuple):
 
 @dataclass
 class Scan:
-    """What a source holds: paths, labels (n, 5) a picture, (height, width) of each, and what had to be mended."""
+    """What a source holds: paths, labels (n, 5) an image, (height, width) of each, and what had to be mended."""
 
     paths: list[str]
     labels: list[np.ndarray]
@@ -100,7 +100,7 @@ def scan(source: str | Path, classes: int) -> Scan:
 
 
 def _look(path: str, classes: int) -> tuple[Size | None, str, np.ndarray | None, list[Finding]]:
-    """(size or None, a remark on the picture or why it has no size, labels, what was mended in them)."""
+    """(size or None, a remark on the image or why it has no size, labels, what was mended in them)."""
     try:
         height, width, remark = measure(path)
     except ValueError as error:
@@ -117,9 +117,9 @@ def _no_labels(found: Scan, labelled: int) -> str:
 
 
 class DetectionDataset(Dataset):
-    """Pictures of one source; `dataset[i]` is a Sample, letterboxed or, when `training`, augmented.
+    """Images of one source; `dataset[i]` is a Sample, letterboxed or, when `training`, augmented.
 
-    `mosaic`, `epoch` and `weights`, how often each picture is drawn relative to the others (None: each once), take effect
+    `mosaic`, `epoch` and `weights`, how often each image is drawn relative to the others (None: each once), take effect
     when the next epoch begins, in workers that persist too. label_classes: how many classes the labels have where all of
     them count as one; 0: `classes`. Raises UserError as scan.
     """
@@ -212,7 +212,7 @@ class DetectionDataset(Dataset):
             tqdm.write(f"{self.paths[index]}: cannot be decoded; a gray image without boxes stands in for it", file=sys.stderr)
 
     def fill_cache(self, room: float) -> str:
-        """Keep all pictures, decoded and resized, if they need at most the share `room` of the free memory; returns what is
+        """Keep all images, decoded and resized, if they need at most the share `room` of the free memory; returns what is
         short, "" if nothing is. To be called before the workers fork, who then share them."""
         channels = 1 if self.gray else 3
         ratios = 1.0 if self.stretch else self.shapes.min(1) / self.shapes.max(1)
@@ -238,7 +238,7 @@ class BatchPlan(Sampler[list[Draw]]):
 
     Training: a permutation of the set, filled up from its own beginning to whole batches; rank r takes every
     world_size-th sample of each, so that together they see the same batch, whatever their number. With the dataset's
-    `weights`, pictures and partners of mosaics are drawn by them instead. Otherwise: every image once, in order (by aspect
+    `weights`, images and partners of mosaics are drawn by them instead. Otherwise: every image once, in order (by aspect
     ratio with `rect`), batch number b going to rank b % world_size.
     """
 
@@ -269,7 +269,7 @@ class BatchPlan(Sampler[list[Draw]]):
             yield draws[self.rank :: self.world_size] if dataset.training else draws
 
     def _partners(self, epoch: int, first: int, count: int) -> list[tuple[int, ...]]:
-        """The partners of `count` samples from number `first` on; none are chosen where pictures have no weights."""
+        """The partners of `count` samples from number `first` on; none are chosen where images have no weights."""
         weights = self.dataset.weights
         if weights is None:
             return [()] * count
@@ -283,7 +283,7 @@ class BatchPlan(Sampler[list[Draw]]):
         order = rng.permutation(count) if training else np.arange(count)
         if training and self.dataset.weights is not None:
             order = weighted_order(self.dataset.weights, rng)
-        if self.rect:  # stable, so that pictures of one shape stay shuffled
+        if self.rect:  # stable, so that images of one shape stay shuffled
             shapes = self.dataset.shapes[order]
             order = order[np.argsort(shapes[:, 0] / shapes[:, 1], kind="stable")]
         if training:
@@ -341,7 +341,7 @@ def create_loader(
 
 
 def validation_dataset(data: DataConfig, prepared: Preparation, img_size: int) -> DetectionDataset:
-    """The pictures of the .data file's line valid=, without augmentation, for one look at some of them."""
+    """The images of the .data file's line valid=, without augmentation, for one look at some of them."""
     return DetectionDataset(
         data.source("valid"), classes=data.classes, img_size=img_size, stretch=prepared.stretch, gray=prepared.gray
     )
@@ -350,7 +350,7 @@ def validation_dataset(data: DataConfig, prepared: Preparation, img_size: int) -
 def evaluation_loader(
     data: DataConfig, prepared: Preparation, *, split: str = "valid", rect: bool = True, **options: Any
 ) -> Loader:
-    """Every picture of a line (`valid` or `train`) of the .data file once, without augmentation, prepared as the network sees
+    """Every image of a line (`valid` or `train`) of the .data file once, without augmentation, prepared as the network sees
     them. rect: letterboxed into rectangles, which stretching needs none of. options: of create_loader."""
     return create_loader(
         data.source(split), classes=data.classes, label_classes=data.label_classes, training=False,

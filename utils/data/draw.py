@@ -1,4 +1,4 @@
-"""Boxes on pictures, and pictures side by side."""
+"""Boxes on images, and images side by side."""
 
 import colorsys
 import functools
@@ -26,7 +26,7 @@ def class_colour(number: int) -> Colour:
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """A copy of `image` (height, width, 3) BGR with boxes (n, 6): x1 y1 x2 y2 in pixels, confidence, class.
 
-    Lines and letters grow with the picture and stay readable on a small one; labels stay inside it. The most confident
+    Lines and letters grow with the image and stay readable on a small one; labels stay inside it. The most confident
     boxes are drawn last, on top. Names that no font of this machine has the letters of become `class 3`.
     """
     names = legible(names)
@@ -76,16 +76,16 @@ def _stamp(text: str, scale: float) -> np.ndarray:
 
 
 def _press(ground: np.ndarray, stamp: np.ndarray, ink: Colour) -> None:
-    """Put the ink onto a part of a picture, in place; what reaches over its edges is left out."""
+    """Put the ink onto a part of an image, in place; what reaches over its edges is left out."""
     height, width = (min(sides) for sides in zip(stamp.shape, ground.shape, strict=False))
     share = stamp[:height, :width, None]
     ground[:height, :width] = (ground[:height, :width] * (1 - share) + np.array(ink) * share).round()
 
 
 def image_grid(images: Sequence[np.ndarray], columns: int = 4, cell: int = 320, gap: int = 4) -> np.ndarray:
-    """BGR pictures of any size in rows of `columns`, the longer side of each `cell` pixels, on white.
+    """BGR images of any size in rows of `columns`, the longer side of each `cell` pixels, on white.
 
-    A row is as high as its highest picture. Needs at least one picture.
+    A row is as high as its highest image. Needs at least one image.
     """
     small = [_fitted(image, cell) for image in images]
     rows = [small[i : i + columns] for i in range(0, len(small), columns)]
@@ -103,7 +103,7 @@ def image_grid(images: Sequence[np.ndarray], columns: int = 4, cell: int = 320, 
 
 
 def _fitted(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its longer side `side` pixels long."""
+    """The image with its longer side `side` pixels long."""
     scale = side / max(image.shape[:2])
     height, width = (max(round(s * scale), 1) for s in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

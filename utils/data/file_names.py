@@ -17,12 +17,12 @@ def stem_of(path: str) -> str:
 
 
 def without_suffix(name: str) -> str:
-    """`name` less a picture's suffix; what follows another dot belongs to the name."""
+    """`name` less an image's suffix; what follows another dot belongs to the name."""
     return os.path.splitext(name)[0] if is_image(name) else name
 
 
 def path_parts(path: str) -> list[str]:
-    """The parts of a path that any system wrote, folded and from the last on, the picture's suffix left out.
+    """The parts of a path that any system wrote, folded and from the last on, the image's suffix left out.
 
     >>> path_parts("Cam1\\\\Images/./a.b.JPG")
     ['a.b', 'images', 'cam1']

@@ -24,7 +24,7 @@ def _legible(names: tuple[str, ...]) -> tuple[str, ...]:
     missing = [name for name in names if not name.isascii() and not font_of(name)]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        remark(f"no font on this machine has the letters of {shown}; pictures show the class's number instead; install one for "
+        remark(f"no font on this machine has the letters of {shown}; images show the class's number instead; install one for "
                "this language (the Noto fonts have all)")  # fmt: skip
     return tuple(f"class {number}" if name in missing else name for number, name in enumerate(names))
 
@@ -50,7 +50,7 @@ def font_files() -> list[Path]:
 
 @functools.cache
 def letters_of(path: Path) -> np.ndarray:
-    """The code points that a font has pictures for; none for a font that can't be opened or not be drawn in any size."""
+    """The code points that a font has images for; none for a font that can't be opened or not be drawn in any size."""
     from matplotlib.ft2font import FT2Font
 
     try:

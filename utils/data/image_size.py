@@ -1,4 +1,4 @@
-"""The size of a picture from the first bytes of its file, so that a large set can be looked through in seconds.
+"""The size of an image from the first bytes of its file, so that a large set can be looked through in seconds.
 
 Pillow's reading of headers takes a third longer, and sees neither that a file was cut short nor which EXIF blocks OpenCV obeys.
 """
@@ -26,7 +26,7 @@ _MOST = 1 << 30  # pixels that OpenCV decodes, unless told otherwise
 
 
 class CutShortError(ValueError):
-    """A picture that ends before its pixels do."""
+    """An image that ends before its pixels do."""
 
     def __init__(self, text: str = "cut short") -> None:
         super().__init__(text)
@@ -47,10 +47,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def measure(path: str | Path) -> Measured:
-    """Measure a picture as OpenCV reads it, EXIF orientation applied.
+    """Measure an image as OpenCV reads it, EXIF orientation applied.
 
     JPEG and PNG are read from their headers where these leave no doubt, everything else is decoded. Raises ValueError saying
-    what is wrong with a file that is no picture, and CutShortError, which is one, for a file that was cut short: OpenCV would
+    what is wrong with a file that is no image, and CutShortError, which is one, for a file that was cut short: OpenCV would
     decode that half gray and say nothing.
     """
     try:
@@ -68,7 +68,7 @@ def measure(path: str | Path) -> Measured:
 def _measure_decoded(data: bytes) -> Measured:
     image, remark = decode(data)
     if image is None:
-        raise ValueError("not a picture that OpenCV can read")
+        raise ValueError("not an image that OpenCV can read")
     return Measured(*image.shape[:2], remark)
 
 

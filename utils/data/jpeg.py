@@ -70,9 +70,9 @@ def _read_frame(data: bytes, at: int, length: int) -> tuple[int, int, tuple[int,
 
 
 def is_whole(data: bytes, header: Header) -> bool:
-    """Is all of the picture in the data, whose end mark is missing?
+    """Is all of the image in the data, whose end mark is missing?
 
-    What a decoder misses it takes from the bytes that follow. So it must give one and the same picture whatever they are:
+    What a decoder misses it takes from the bytes that follow. So it must give one and the same image whatever they are:
     nothing, several lots of random bytes, and those after one more restart marker, if the data has such.
     """
     if not _has_all_scans(data, header):

@@ -1,4 +1,4 @@
-"""Lists of images and their label files: a line `class cx cy w h` a box, normalised to 0..1 of the picture."""
+"""Lists of images and their label files: a line `class cx cy w h` a box, normalised to 0..1 of the image."""
 
 import contextlib
 import functools
@@ -16,15 +16,15 @@ from utils.core.files import read_text
 from utils.data.picture_kinds import BESIDE, IMAGE, kind_of, left_out
 
 MISSING_IMAGE = "listed images that aren't there"
-NO_PICTURE = "files in the folder that are no pictures, left out"
+NO_PICTURE = "files in the folder that are no images, left out"
 TWO_PLACES = "labels in two places, the first taken"
-CLIPPED = "boxes clipped to the picture"
-NO_AREA = "boxes without area in the picture, dropped"
+CLIPPED = "boxes clipped to the image"
+NO_AREA = "boxes without area in the image, dropped"
 DUPLICATE = "duplicate boxes, dropped"
 CONFIDENCE = "boxes with a confidence behind them, taken without it"
 POLYGON = "polygons, taken as the boxes around them"
-FAR = 2.0  # a coordinate above this is no share of a picture's side
-_ROUNDING = 1e-5  # labels are written with 6 digits: less than this outside the picture is not worth a word
+FAR = 2.0  # a coordinate above this is no share of an image's side
+_ROUNDING = 1e-5  # labels are written with 6 digits: less than this outside the image is not worth a word
 
 Finding = tuple[str, int]  # what was mended, in which line
 
@@ -37,7 +37,7 @@ class Problems:
     >>> problems.add(NO_AREA, "labels/a.txt:3")
     >>> problems.add(NO_AREA, "labels/b.txt:1")
     >>> problems.summary()
-    'boxes without area in the picture, dropped: 2 (first: labels/a.txt:3)'
+    'boxes without area in the image, dropped: 2 (first: labels/a.txt:3)'
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -255,7 +255,7 @@ def _mistake(number: int, fields: list[str], name: str, classes: int) -> str | N
         return f"{where}: class {fields[0]}, but the .data has classes={classes} (0..{classes - 1})"
     far = next((text for text in fields[1:] if float(text) > FAR), None)
     if far:
-        return f"{where}: {far[:30]} is no share of the picture, these are pixels; `check.py --data ... --fix` converts them"
+        return f"{where}: {far[:30]} is no share of the image, these are pixels; `check.py --data ... --fix` converts them"
     return None
 
 

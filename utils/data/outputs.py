@@ -1,4 +1,4 @@
-"""Which file holds the result of which picture, video and frame: planned for all of them before the first is written.
+"""Which file holds the result of which image, video and frame: planned for all of them before the first is written.
 
 >>> items = [Item(name, Path(name), kind) for name, kind in (("a.jpg", "image"), ("a.png", "image"), ("v.avi", "video"))]
 >>> outputs = plan_outputs(Path("out"), items, "mp4v")
@@ -22,7 +22,7 @@ WRITABLE = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", 
 
 @dataclass(frozen=True)
 class Output:
-    """The files of one item: `path`, the picture or video with boxes, and texts with the boxes of its frames."""
+    """The files of one item: `path`, the image or video with boxes, and texts with the boxes of its frames."""
 
     path: Path
     is_video: bool
@@ -35,7 +35,7 @@ class Output:
 def plan_outputs(folder: Path, items: list[Item], fourcc: str, inputs: Iterable[Path] = ()) -> dict[str, Output]:
     """Item name -> its output: files of the item's own name, or of a longer one where another item has those already.
 
-    No two are one file, not even where upper and lower case are the same; nor is one a folder of another. Pictures choose
+    No two are one file, not even where upper and lower case are the same; nor is one a folder of another. Images choose
     first, since how many frames a video has, and so which texts, is only known at its end. Raises UserError when a result
     would take the place of an item or of one of the `inputs`.
     """
@@ -85,7 +85,7 @@ def _family(stem: str) -> str | None:
 
 @dataclass
 class _Names:
-    """The names that are given away, folded. families: of the texts of pictures, and of folders that are called like such
+    """The names that are given away, folded. families: of the texts of images, and of folders that are called like such
     a text; frames: of the texts of videos."""
 
     folders: set[str]

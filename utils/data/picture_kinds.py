@@ -1,4 +1,4 @@
-"""Which files are pictures and which are videos: one rule for folders, lists and single files."""
+"""Which files are images and which are videos: one rule for folders, lists and single files."""
 
 import os
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ PICTURE_SUFFIXES = frozenset({
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv",
 })  # fmt: skip
-# what lies beside pictures in a dataset, and of which nobody expects that it is read as one
+# what lies beside images in a dataset, and of which nobody expects that it is read as one
 _BESIDE_SUFFIXES = frozenset({
     ".7z", ".cache", ".cfg", ".csv", ".data", ".db", ".doc", ".docx", ".gz", ".html", ".ini", ".ipynb", ".json", ".jsonl",
     ".log", ".lst", ".m", ".mat", ".md", ".names", ".npy", ".npz", ".onnx", ".pdf", ".pkl", ".pt", ".pth", ".py", ".rar",
     ".rst", ".sh", ".tar", ".tgz", ".tmp", ".tsv", ".txt", ".weights", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 })  # fmt: skip
 _BESIDE_NAMES = frozenset({"changelog", "copying", "licence", "license", "makefile", "readme"})
-# cameras' raw data begins like TIFF, but holds a thumbnail where OpenCV looks for the picture
+# cameras' raw data begins like TIFF, but holds a thumbnail where OpenCV looks for the image
 _RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".srw"})
 
 _SIGNATURES = (
@@ -31,7 +31,7 @@ _LOOK = 32  # bytes that tell a format
 
 
 def is_image(path: str | Path) -> bool:
-    """Does the name end as a picture's does?"""
+    """Does the name end as an image's does?"""
     return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES
 
 
@@ -42,9 +42,9 @@ def is_beside(path: str | Path) -> bool:
 
 
 def kind_of(path: str | Path, *, listed: bool = False) -> str:
-    """IMAGE, VIDEO, BESIDE (see is_beside) or OTHER. Names that end as a picture's do or that lie beside pictures are
-    believed; the content of the others says whether OpenCV can read it as a picture. listed: a user wrote this very name
-    into a list of pictures, so that it lies beside nothing."""
+    """IMAGE, VIDEO, BESIDE (see is_beside) or OTHER. Names that end as an image's do or that lie beside images are
+    believed; the content of the others says whether OpenCV can read it as an image. listed: a user wrote this very name
+    into a list of images, so that it lies beside nothing."""
     if is_beside(path) and not listed:
         return BESIDE
     suffix = os.path.splitext(path)[1].lower()
@@ -54,7 +54,7 @@ def kind_of(path: str | Path, *, listed: bool = False) -> str:
 
 
 def holds_picture(path: str | Path) -> bool:
-    """Does a file begin as pictures do that OpenCV reads?"""
+    """Does a file begin as images do that OpenCV reads?"""
     try:
         with open(path, "rb") as file:
             head = file.read(_LOOK)
@@ -86,13 +86,13 @@ def _is_netpbm(head: bytes) -> bool:
 
 
 def left_out(paths: Sequence[str | Path], total: int) -> str:
-    """What to say of files that are no pictures; empty without any. total: files that were looked at, these included.
+    """What to say of files that are no images; empty without any. total: files that were looked at, these included.
 
     >>> left_out(["in/a.xyz", "in/b"], 8)
-    '2 of 8 files left out, no pictures that OpenCV can read: a.xyz, b'
+    '2 of 8 files left out, no images that OpenCV can read: a.xyz, b'
     """
     names = [os.path.basename(path) for path in paths]
     if not names:
         return ""
     more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} of {total} files left out, no pictures that OpenCV can read: {', '.join(names[:3])}{more}"
+    return f"{len(names)} of {total} files left out, no images that OpenCV can read: {', '.join(names[:3])}{more}"

@@ -1,4 +1,4 @@
-"""The one reader and writer of picture files, and names of files for libraries that know no bytes but UTF-8.
+"""The one reader and writer of image files, and names of files for libraries that know no bytes but UTF-8.
 
 Python opens the files and OpenCV sees their bytes only: a name that isn't UTF-8 would end the process in OpenCV.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from utils.core.errors import UserError
 from utils.core.files import replacing
 
-FEWER_BITS = {8: "16-bit picture holding 8 bits, read as 8", 12: "16-bit picture holding 12 bits, read as 12"}
+FEWER_BITS = {8: "16-bit image holding 8 bits, read as 8", 12: "16-bit image holding 12 bits, read as 12"}
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 _stderr = threading.RLock()  # there is one for all threads
@@ -78,7 +78,7 @@ def write_picture(path: str | Path, image: np.ndarray, options: Sequence[int] = 
     except cv2.error:
         encoded = False
     if not encoded:
-        raise UserError(f"{path}: OpenCV cannot write a picture of {image.shape[1]}x{image.shape[0]} pixels in this format")
+        raise UserError(f"{path}: OpenCV cannot write an image of {image.shape[1]}x{image.shape[0]} pixels in this format")
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

@@ -1,4 +1,4 @@
-"""Where pictures to detect on come from: files, folders, patterns, videos, cameras and network streams."""
+"""Where images to detect on come from: files, folders, patterns, videos, cameras and network streams."""
 
 import contextlib
 import glob
@@ -27,7 +27,7 @@ STREAM_TIMEOUT = 10  # seconds without a frame after which a stream counts as en
 
 @dataclass
 class Item:
-    """One picture, video or stream. `name` opens it and is shown; `relative` is its place under the output folder."""
+    """One image, video or stream. `name` opens it and is shown; `relative` is its place under the output folder."""
 
     name: str
     relative: Path
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass
 class Frame:
-    """A picture to detect on: `image` (height, width, 3) BGR uint8; `number` counts the item's frames from 1.
+    """An image to detect on: `image` (height, width, 3) BGR uint8; `number` counts the item's frames from 1.
 
     fps: frames a second of a video or stream, None for an image; total: frames of the item, None when unknown.
     """
@@ -118,7 +118,7 @@ def _files(paths: list[Path], base: Path, exclude: Path | None, source: str, *, 
 
 
 def is_animated(path: str | Path) -> bool:
-    """Is this a GIF of several pictures, which are frames of a video, so to speak?"""
+    """Is this a GIF of several images, which are frames of a video, so to speak?"""
     with open(path, "rb") as file:
         if not file.read(6).startswith(b"GIF8"):
             return False
@@ -243,7 +243,7 @@ def open_capture(source: str | int) -> cv2.VideoCapture:
     if "://" in source:
         raise ValueError("this stream cannot be opened; check address and network")
     is_video = os.path.splitext(source)[1].lower() in VIDEO_SUFFIXES
-    raise ValueError("not a readable video" if is_video else "neither a picture nor a video that OpenCV can read")
+    raise ValueError("not a readable video" if is_video else "neither an image nor a video that OpenCV can read")
 
 
 def open_writer(path: Path, fourcc: str, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:

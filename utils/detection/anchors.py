@@ -30,8 +30,8 @@ def label_sizes(
 ) -> np.ndarray:
     """(n, 2) width and height, in pixels of the network's input, of every labelled box.
 
-    labels: (boxes, 5) class, cx, cy, w, h a picture, normalised; shapes: (pictures, 2) height, width; as
-    utils.data.datasets.scan gives them. img_size: (height, width) of the input, into which pictures are letterboxed (scaled by
+    labels: (boxes, 5) class, cx, cy, w, h an image, normalised; shapes: (images, 2) height, width; as
+    utils.data.datasets.scan gives them. img_size: (height, width) of the input, into which images are letterboxed (scaled by
     one factor) or stretched.
     """
     scales = np.array(img_size) / shapes

@@ -1,4 +1,4 @@
-"""Boxes: from a head's raw map to pixels, non-maximum suppression, back to the original picture."""
+"""Boxes: from a head's raw map to pixels, non-maximum suppression, back to the original image."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from utils.data.batch import ImageInfo
 from utils.network.decode import to_corners
 
-MAX_CANDIDATES = 30000  # boxes of one picture that NMS looks at
+MAX_CANDIDATES = 30000  # boxes of one image that NMS looks at
 COORDINATE_LIMIT = 1e4  # pixels; larger coordinates lose batched_nms, which adds offsets to them, the precision it needs
 AUGMENTATIONS = ((1.0, False), (0.83, True), (0.67, False))  # (scale, mirrored) of test-time augmentation
 
@@ -32,7 +32,7 @@ def nms(
 ) -> list[Tensor]:
     """Non-maximum suppression of decoded predictions (batch, boxes, 5 + classes), class by class.
 
-    Returns a picture's detections each: (n, 6) x1 y1 x2 y2 confidence class, most confident first, n <= max_det.
+    Returns an image's detections each: (n, 6) x1 y1 x2 y2 confidence class, most confident first, n <= max_det.
     confidence = objectness * class probability. agnostic: boxes of different classes suppress each other too;
     multi_label: a box counts for every class above conf_thres, not only its best; classes: keep only these.
     """
@@ -79,7 +79,7 @@ def _first_kept(boxes: Tensor, scores: Tensor, groups: Tensor, iou_thres: float,
 
 
 def unletterbox(boxes: Tensor, info: ImageInfo) -> Tensor:
-    """(n, 4) x1 y1 x2 y2 in pixels of the letterboxed input -> pixels of the original picture, clipped to it."""
+    """(n, 4) x1 y1 x2 y2 in pixels of the letterboxed input -> pixels of the original image, clipped to it."""
     height, width = info.shape
     x = ((boxes[:, 0::2] - info.pad[0]) / info.ratio[0]).clamp(0, width)
     y = ((boxes[:, 1::2] - info.pad[1]) / info.ratio[1]).clamp(0, height)
@@ -87,7 +87,7 @@ def unletterbox(boxes: Tensor, info: ImageInfo) -> Tensor:
 
 
 def augmented_predictions(model: nn.Module, images: Tensor) -> Tensor:
-    """Test-time augmentation: the decoded predictions of the pictures as they are, mirrored at 0.83 and at 0.67 of
+    """Test-time augmentation: the decoded predictions of the images as they are, mirrored at 0.83 and at 0.67 of
     their size, one after the other: (batch, boxes, 5 + classes) in pixels of `images` (batch, channels, height, width).
 
     model: a Darknet in eval mode. Sizes are rounded to multiples of its `max_stride`.

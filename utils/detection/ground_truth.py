@@ -1,7 +1,7 @@
 """What detections are compared with: the labels of a dataset, or the COCO json that its .data file names.
 
 pycocotools trusts its input: an annotation whose id is 0 counts as missed, of two with one id one is lost, an absent key
-is an exception at the end of an evaluation. So it never sees a user's file, but always one made here: pictures 0, 1, ..,
+is an exception at the end of an evaluation. So it never sees a user's file, but always one made here: images 0, 1, ..,
 categories 1, 2, .., annotations 1, 2, ..
 """
 
@@ -29,8 +29,8 @@ DISAGREE = 0.1  # share of the boxes by which labels and json may differ without
 
 @dataclass
 class GroundTruth:
-    """Annotations as pycocotools wants them, and what the user's file has instead: ids of pictures and of classes (None:
-    it has no such class), and how many of its pixels a picture's are wide and high (pictures, 2), None: as many."""
+    """Annotations as pycocotools wants them, and what the user's file has instead: ids of images and of classes (None:
+    it has no such class), and how many of its pixels an image's are wide and high (images, 2), None: as many."""
 
     coco: COCO
     image_ids: list[Key]
@@ -39,7 +39,7 @@ class GroundTruth:
 
 
 class Pictured(Protocol):
-    """What there is to evaluate: paths of pictures, their labels and shapes as of dataset_ground_truth."""
+    """What there is to evaluate: paths of images, their labels and shapes as of dataset_ground_truth."""
 
     paths: list[str]
     labels: list[np.ndarray]
@@ -70,8 +70,8 @@ def annotation(number: int, picture: int, label: int, box: Sequence[float], crow
 
 
 def dataset_ground_truth(labels: list[np.ndarray], shapes: np.ndarray, classes: int) -> GroundTruth:
-    """Ground truth of any dataset: labels, an array a picture (n, 5) of class and cx cy w h as shares of the picture;
-    shapes (pictures, 2): their heights and widths in pixels."""
+    """Ground truth of any dataset: labels, an array an image (n, 5) of class and cx cy w h as shares of the image;
+    shapes (images, 2): their heights and widths in pixels."""
     annotations: list[dict[str, Any]] = []
     for picture, (rows, (height, width)) in enumerate(zip(labels, shapes, strict=True)):
         sides = rows[:, 3:5].astype(np.float64) * (width, height)
@@ -101,7 +101,7 @@ def json_ground_truth(data: DataConfig, pictured: Pictured, say: Callable[[str],
     boxes = sum(not a["iscrowd"] for a in truth.coco.dataset["annotations"])
     labelled = sum(map(len, pictured.labels))
     if labelled and abs(boxes - labelled) > DISAGREE * max(boxes, labelled):
-        say(f"warning: {path}: has {boxes} boxes of these pictures, but their label files {labelled}; mAP is measured with "
+        say(f"warning: {path}: has {boxes} boxes of these images, but their label files {labelled}; mAP is measured with "
             "the former, training with the latter; do they belong together?")  # fmt: skip
     return truth
 
@@ -109,12 +109,12 @@ def json_ground_truth(data: DataConfig, pictured: Pictured, say: Callable[[str],
 def coco_ground_truth(
     path: Path, paths: Sequence[str], shapes: np.ndarray, names: list[str], say: Callable[[str], None] = _to_stderr
 ) -> GroundTruth:
-    """Ground truth of a COCO json, for the pictures `paths` of `shapes` (pictures, 2): heights and widths in pixels.
+    """Ground truth of a COCO json, for the images `paths` of `shapes` (images, 2): heights and widths in pixels.
 
-    Pictures are found by as much of their path as is needed, categories by name, else by the order of their ids. Boxes
+    Images are found by as much of their path as is needed, categories by name, else by the order of their ids. Boxes
     count as pycocotools counts them, but those without area, which nothing could find, are left out, and the same
-    annotation again; in a picture of another size than the file says they are scaled. What was left out or mended is
-    said. Raises UserError when it is no such json, and for a picture or a class that can't be told.
+    annotation again; in an image of another size than the file says they are scaled. What was left out or mended is
+    said. Raises UserError when it is no such json, and for an image or a class that can't be told.
     """
     problems = Problems()
     file = read_coco_file(str(path), problems)
@@ -141,7 +141,7 @@ class _Writer:
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, picture: int, keys: list[Key], path: str, shape: np.ndarray) -> np.ndarray:
-        """A picture of `shape` (height, width), which the file lists as `keys`. Returns (2,): how many of the file's pixels
+        """An image of `shape` (height, width), which the file lists as `keys`. Returns (2,): how many of the file's pixels
         one of its own is wide and high."""
         found = list(self._kept(keys))
         image = max((self.file.images[key] for key in keys), key=lambda image: min(image.size))
@@ -173,7 +173,7 @@ class _Writer:
                 yield found
 
     def _size(self, image: CocoImage, path: str, real: Size, found: list[CocoBox]) -> Size:
-        """(width, height) in whose pixels the boxes are. `real` is the picture's own."""
+        """(width, height) in whose pixels the boxes are. `real` is the image's own."""
         if not found:
             return real
         reach = max(b.box[0] + b.box[2] for b in found), max(b.box[1] + b.box[3] for b in found)

@@ -33,7 +33,7 @@ class HeadLoss:
             self.class_weights = torch.from_numpy(class_loss_weights(counts, self.hyp.cls_weights)).float()
 
     def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """raws: each head's raw map; targets (n, 6): picture, class, cx cy w h as shares of the input; image_size: (height,
+        """raws: each head's raw map; targets (n, 6): image, class, cx cy w h as shares of the input; image_size: (height,
         width) of the input in pixels.
 
         Returns (loss, parts): the mean over the batch, and its summands by name without gradient.

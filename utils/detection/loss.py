@@ -35,7 +35,7 @@ class HeadGrid:
 
 @dataclass
 class Matches:
-    """Which predictions of one head learn which targets, n pairs: indices (n,) of the target, the picture, the anchor,
+    """Which predictions of one head learn which targets, n pairs: indices (n,) of the target, the image, the anchor,
     the row and the column."""
 
     target: Tensor
@@ -61,7 +61,7 @@ class RatioAssigner:
         self.anchor_t, self.most = anchor_t, most
 
     def __call__(self, images: Tensor, boxes: Tensor, grids: list[HeadGrid]) -> list[Matches]:
-        """images (n,): each target's picture; boxes (n, 4): cx cy w h in pixels. Returns the matches of each grid."""
+        """images (n,): each target's image; boxes (n, 4): cx cy w h in pixels. Returns the matches of each grid."""
         anchors = torch.cat([g.anchors for g in grids])
         ratio = boxes[:, None, 2:] / anchors
         ratio = torch.maximum(ratio, 1 / ratio).amax(-1)  # (n, all anchors)
@@ -82,7 +82,7 @@ def _cells(images: Tensor, boxes: Tensor, chosen: Tensor, grid: HeadGrid) -> Mat
     steps = centre.new_tensor([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]])
     reached = torch.cat((inside < grid.reach, inside > 1 - grid.reach), 1)  # left, upper, right, lower neighbour
     limit = centre.new_tensor([grid.columns - 1, grid.rows - 1])
-    cell = cell.clamp_(min=torch.zeros_like(limit), max=limit)  # a centre on the right or lower edge of the picture
+    cell = cell.clamp_(min=torch.zeros_like(limit), max=limit)  # a centre on the right or lower edge of the image
     candidates = cell + steps[:, None]  # (5, pairs, 2)
     valid = torch.cat((torch.ones_like(reached[:, :1]), reached), 1).T & ((candidates >= 0) & (candidates <= limit)).all(-1)
     step, pair = valid.nonzero(as_tuple=True)
@@ -190,11 +190,11 @@ class DetectionLoss(HeadLoss):
 
     @torch.no_grad()
     def _overlapping(self, head: YoloHead, raw: Tensor, grid: HeadGrid, images: Tensor, boxes: Tensor) -> Tensor:
-        """(batch, anchors, ny, nx): whether a prediction overlaps a target of its picture by more than ignore_thresh."""
+        """(batch, anchors, ny, nx): whether a prediction overlaps a target of its image by more than ignore_thresh."""
         predicted = to_corners(decode_map(raw, grid.anchors, grid.stride, head.scale_x_y, head.new_coords)).flatten(1, 3)
         corners = to_corners(boxes)
         overlapping = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=raw.device)
-        for picture in images.unique().tolist():  # a loop over pictures keeps the pairs' matrix small
+        for picture in images.unique().tolist():  # a loop over images keeps the pairs' matrix small
             ious = box_iou(predicted[picture], corners[images == picture])
             overlapping[picture] = ious.amax(1) > head.definition.ignore_thresh
         return overlapping.view(raw.shape[:-1])

@@ -24,7 +24,7 @@ class Evaluation:
     reaches that confidence, the one to recommend; None if nothing was found. per_class: a dict a class {name, images,
     targets, precision, recall, f1, map50, map}; a class without targets has zeros and counts in no mean. speed_ms: an
     image's preprocess, inference and nms. detections: index in the dataset -> (n, 6) x1 y1 x2 y2 confidence class in
-    pixels of the original picture. params, macs: filled in by the script that knows the network.
+    pixels of the original image. params, macs: filled in by the script that knows the network.
     """
 
     map50: float
@@ -64,7 +64,7 @@ def coco_results(detections: dict[int, np.ndarray], truth: GroundTruth) -> list[
 
 
 def _each(detections: dict[int, np.ndarray]) -> Iterator[tuple[int, int, list[float], float]]:
-    """(picture, class, box x y w h, confidence) of every detection."""
+    """(image, class, box x y w h, confidence) of every detection."""
     for picture, rows in sorted(detections.items()):
         boxes = np.concatenate((rows[:, :2], rows[:, 2:4] - rows[:, :2]), 1).astype(np.float64).tolist()
         for box, score, label in zip(boxes, rows[:, 4].tolist(), rows[:, 5].astype(int).tolist(), strict=True):
@@ -72,9 +72,9 @@ def _each(detections: dict[int, np.ndarray]) -> Iterator[tuple[int, int, list[fl
 
 
 def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names: list[str]) -> Evaluation:
-    """Compare detections (index in the dataset -> (n, 6) x1 y1 x2 y2 confidence class, pixels of the original picture)
+    """Compare detections (index in the dataset -> (n, 6) x1 y1 x2 y2 confidence class, pixels of the original image)
     with the ground truth, by COCOeval with COCO's own limits: IoU 0.5 to 0.95 in steps of 0.05, the 100 best
-    detections of a class and picture. Without any ground truth every figure is 0."""
+    detections of a class and image. Without any ground truth every figure is 0."""
     judge = _judge(truth, detections)
     curve = judge.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class); -1 where a class has no targets
     occurs = curve[0, 0] > -1
@@ -94,8 +94,8 @@ def compute_metrics(truth: GroundTruth, detections: dict[int, np.ndarray], names
 
 @dataclass
 class ClassMatches:
-    """What COCOeval matched of one class at IoU 0.5, all pictures together: scores of its detections, rising, whether
-    each found a target, the number of targets and of pictures that have some."""
+    """What COCOeval matched of one class at IoU 0.5, all images together: scores of its detections, rising, whether
+    each found a target, the number of targets and of images that have some."""
 
     scores: np.ndarray
     hits: np.ndarray

@@ -20,7 +20,7 @@ TABLE = 2**22  # entries of the table of targets and cells that is worked on at 
 
 @dataclass
 class Assignment:
-    """m pairs: target (m,), picture (m,) and cell (m,) are indices, score (m,) is the label of the class. No cell of a picture
+    """m pairs: target (m,), image (m,) and cell (m,) are indices, score (m,) is the label of the class. No cell of an image
     is in two pairs."""
 
     target: Tensor
@@ -52,7 +52,7 @@ class TaskAlignedAssigner:
     def __call__(
         self, images: Tensor, labels: Tensor, boxes: Tensor, logits: Tensor, predicted: Tensor, centres: Tensor
     ) -> Assignment:
-        """images, labels (n,): picture and class of each target; boxes (n, 4): x1 y1 x2 y2; logits (batch, cells, classes) and
+        """images, labels (n,): image and class of each target; boxes (n, 4): x1 y1 x2 y2; logits (batch, cells, classes) and
         predicted (batch, cells, 4), x1 y1 x2 y2: what each cell says; centres (cells, 2): where it stands. All in pixels."""
         step = max(1, TABLE // max(len(centres), 1))
         rows = torch.arange(len(boxes), device=boxes.device).split(step)

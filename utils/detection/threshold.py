@@ -1,7 +1,7 @@
 """The confidence above which detections are worth showing: recommended by an evaluation, kept with the weights it evaluated.
 
 What scores mean differs from network to network: objectness learns the overlap with the target, and after a short training
-even good boxes score low. So the threshold is the one where F1 on the validation pictures is best, and not a constant.
+even good boxes score low. So the threshold is the one where F1 on the validation images is best, and not a constant.
 """
 
 CONF_THRES = "conf_thres"  # field of a checkpoint, and of an ONNX file's metadata; None or absent where nothing was evaluated

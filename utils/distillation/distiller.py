@@ -160,7 +160,7 @@ class Distiller:
         return terms
 
     def _as_trained(self, images: Tensor, maxabs: bool) -> Tensor:
-        """Pictures in the range that the teacher was trained on."""
+        """Images in the range that the teacher was trained on."""
         if self.maxabs is None or self.maxabs == maxabs:
             return images
         return images * 2 - 1 if self.maxabs else (images + 1) / 2

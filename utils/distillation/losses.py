@@ -35,7 +35,7 @@ class Observed:
 
     heads: the student's; student, teacher: a raw map each head, (batch, anchors, ny, nx, 5 + classes), the teacher's in
     the student's order. maps: pairs of feature maps (batch, channels, height, width) of the same height and width.
-    targets (n, 6): picture, class, cx cy w h as shares of the input; image_size: (height, width) of the input in pixels.
+    targets (n, 6): image, class, cx cy w h as shares of the input; image_size: (height, width) of the input in pixels.
     weights: of the parts of the detection loss, by name; assign: what gives it its matches. small: see size_weights.
     """
 
@@ -164,7 +164,7 @@ def attention(features: Tensor) -> Tensor:
 
 def attention_transfer(o: Observed) -> Terms:
     """4: strategy 3, and Zagoruyko & Komodakis 2017: half the squared distance of the maps' attention, mean over
-    positions (the squared distance of their Q / |Q|), pictures and maps."""
+    positions (the squared distance of their Q / |Q|), images and maps."""
     distances = [(attention(s) - attention(t)).square().mean() / 2 for s, t in o.maps]
     return teacher_boxes(o) | {"kd_feat": ATTENTION * torch.stack(distances).mean()}
 
@@ -193,7 +193,7 @@ def near_objects(o: Observed, rows: int, columns: int, batch: int) -> Tensor:
     areas = (boxes[:, 2:].prod(1)[:, None] + anchors.prod(1))[..., None, None]
     near = torch.zeros(batch, rows, columns, dtype=torch.bool, device=boxes.device)
     images = o.targets[:, 0].long()
-    for picture in images.unique().tolist():  # one picture's targets at a time keep the table small
+    for picture in images.unique().tolist():  # one image's targets at a time keep the table small
         mine = images == picture
         overlap = down[mine][..., :, None] * across[mine][..., None, :]  # (targets, anchors, rows, columns)
         iou = overlap / (areas[mine] - overlap)
@@ -212,7 +212,7 @@ def _overlaps(centres: Tensor, sides: Tensor, anchors: Tensor, stride: float, ce
 
 def channel_wise(o: Observed) -> Terms:
     """6: CWD, Shu et al. 2021, equations 3 and 4: each channel's softmax over the positions, KL from the teacher's to the
-    student's, tau^2 / (N C) times the sum over channels and positions; N pictures, C channels; mean over maps.
+    student's, tau^2 / (N C) times the sum over channels and positions; N images, C channels; mean over maps.
 
     With --kd-small a position i counts w_i times (size_weights): the distributions are w_i exp(F_i / tau) / sum_j w_j
     exp(F_j / tau), which is softmax(F / tau + log w). So the divergence stays one, 0 where the maps agree; weights in its sum
@@ -249,7 +249,7 @@ def size_weights(o: Observed, rows: int, columns: int, batch: int) -> Tensor:
 
 
 def centred(features: Tensor) -> tuple[Tensor, Tensor]:
-    """((values, channels) less each channel's mean, (channels,) its variance), over the pictures (of all processes) and
+    """((values, channels) less each channel's mean, (channels,) its variance), over the images (of all processes) and
     positions."""
     values = features.float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])  # a view of a channels_last map
     values = values - mean_with_gradient(values.mean(0))

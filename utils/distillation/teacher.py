@@ -27,7 +27,7 @@ WITHOUT_ANCHORS = _numbers(lambda strategy: not strategy.anchored)
 @dataclass
 class Teacher:
     """A trained network. heads: for each head of the student the number of the teacher's; maxabs: whether
-    it was trained on pictures in -1..1, None if it doesn't say; parameters: their number."""
+    it was trained on images in -1..1, None if it doesn't say; parameters: their number."""
 
     model: Darknet
     heads: list[int]
@@ -37,7 +37,7 @@ class Teacher:
 
 
 def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teacher:
-    """The teacher of --t_cfg and --t_weights. gray: whether the student was asked to see one-channel pictures.
+    """The teacher of --t_cfg and --t_weights. gray: whether the student was asked to see one-channel images.
 
     Raises UserError, naming what differs and which strategies don't mind, where --KDstr can't be used with this student.
     """
@@ -74,10 +74,10 @@ def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teac
 def _check_inputs(student: Darknet, teacher: Loaded, name: str) -> None:
     theirs, mine = teacher.model.defs.net.channels, student.defs.net.channels
     if theirs != mine:
-        raise UserError(f"{name}: the teacher reads pictures of {theirs} channels, the student of {mine} (--gray-scale); "
+        raise UserError(f"{name}: the teacher reads images of {theirs} channels, the student of {mine} (--gray-scale); "
                         "train one of them as the other")  # fmt: skip
     if student.max_stride % teacher.model.max_stride:
-        raise UserError(f"{name}: the teacher needs pictures whose sides are multiples of {teacher.model.max_stride}, the "
+        raise UserError(f"{name}: the teacher needs images whose sides are multiples of {teacher.model.max_stride}, the "
                         f"student's are multiples of {student.max_stride}: they can't see the same ones")  # fmt: skip
 
 

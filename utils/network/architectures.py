@@ -47,7 +47,7 @@ def _block(kind: str, channels: int, repeats: int, shortcut: bool = False) -> Mo
 
 
 def _backbone(block: str, stem: int, deepest: int) -> tuple[Module, ...]:
-    """Down to a 32nd of the picture's sides. stem: size of the first kernel; deepest: repeats of the block at stride 16."""
+    """Down to a 32nd of the image's sides. stem: size of the first kernel; deepest: repeats of the block at stride 16."""
     stages = ((128, 3), (256, 6), (512, deepest), (1024, 3))
     pairs = (part for channels, repeats in stages for part in (_down(channels), _block(block, channels, repeats, True)))
     return (_down(64, stem), *pairs, Module("SPPF", 1024))
@@ -107,7 +107,7 @@ class Found:
     filters: of each convolution, by its name; those that aren't named have the scale's. biased: names of the convolutions that
     have a bias instead of a batch normalisation. activations: of the convolutions, as a cfg calls them; the others have swish.
     anchors: width and height in pixels, those of all heads one after another. reg_max: values of each side's distribution.
-    channels: of the picture.
+    channels: of the image.
     """
 
     filters: Mapping[str, int] = field(default_factory=dict)

@@ -34,9 +34,9 @@ MOST_SEEN = 2**53  # pictures: no training comes near, and there is room to go o
 class Checkpoint:
     """What came with a network's tensors. `path` is for messages.
 
-    tensors: the state dict, under the names of utils.network.darknet.Darknet. settings: how pictures are prepared: img_size in
+    tensors: the state dict, under the names of utils.network.darknet.Darknet. settings: how images are prepared: img_size in
     pixels, gray, maxabs, stretch, and class_map50 with --image-weights; what isn't known isn't in it. quantization: for
-    Settings.from_dict. seen: pictures that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for
+    Settings.from_dict. seen: images that the network has learnt from. epoch: the last one, counted from 0; -1: none. hyp: for
     Hyp.restored.
     class_term: whether one class had its class term in training, see utils.network.class_term. conf_thres: the confidence
     threshold that an evaluation of these weights recommends, see utils.detection.threshold.
@@ -96,7 +96,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def picture_settings(fields: Fields) -> dict[str, Any]:
-    """How pictures are prepared; only what the fields tell."""
+    """How images are prepared; only what the fields tell."""
     settings: dict[str, Any] = {k: fields.flag(k) for k in PREPARATION if k in fields}
     if "img_size" in fields:
         settings["img_size"] = fields.whole("img_size", least=IMG_SIZE.least, most=IMG_SIZE.most)

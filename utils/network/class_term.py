@@ -42,7 +42,7 @@ def mend_class_term(model: Darknet, checkpoint: Checkpoint, anew: Collection[int
 
 
 def _make_certain(model: Darknet, source: int, anchors: int) -> None:
-    """Make the logit of the class of each anchor CERTAIN, whatever the picture."""
+    """Make the logit of the class of each anchor CERTAIN, whatever the image."""
     module = model.module_list[source]
     normalisation = module.BatchNorm2d
     offset = module.conv.bias if normalisation is None else normalisation.bias

@@ -25,7 +25,7 @@ def weights_bytes(model: Darknet) -> int:
 
 
 def layer_macs(model: Darknet, height: int, width: int) -> list[int]:
-    """Multiply-accumulates of each layer for one picture, from the shapes alone (a forward pass under torch's counter takes
+    """Multiply-accumulates of each layer for one image, from the shapes alone (a forward pass under torch's counter takes
     seconds); windows of pooling, shortcuts and activations count nothing."""
     shapes = output_shapes(model.defs, height, width)
     maps = {-1: (model.defs.net.channels, height, width)} | dict(enumerate(shapes))
@@ -36,7 +36,7 @@ def layer_macs(model: Darknet, height: int, width: int) -> list[int]:
 
 
 def network_size(network: type[Darknet], defs: Defs, img_size: int) -> dict[str, int]:
-    """{params, macs} of the network that `defs` describes, for a picture of img_size x img_size; computes no map."""
+    """{params, macs} of the network that `defs` describes, for an image of img_size x img_size; computes no map."""
     with torch.device("meta"):
         model = network(defs, img_size)
     return {"params": count_parameters(model), "macs": sum(layer_macs(model, img_size, img_size))}
@@ -44,7 +44,7 @@ def network_size(network: type[Darknet], defs: Defs, img_size: int) -> dict[str,
 
 @torch.inference_mode()
 def latency_ms(model: Darknet, img_size: int, device: torch.device, precision: str = "auto", runs: int = 20) -> float:
-    """Median milliseconds of one picture through the fused network, decoding included, after warming up.
+    """Median milliseconds of one image through the fused network, decoding included, after warming up.
 
     A network so slow that `runs` of it would take more than LATENCY_SECONDS runs less often, but at least 3 times.
     """
@@ -56,7 +56,7 @@ def latency_ms(model: Darknet, img_size: int, device: torch.device, precision: s
 
 
 def costs(model: Darknet, img_size: int, device: torch.device, precision: str = "auto") -> dict[str, Any]:
-    """{params, macs, bytes, latency_ms} at one picture of img_size x img_size."""
+    """{params, macs, bytes, latency_ms} at one image of img_size x img_size."""
     return {
         **network_size(type(model), model.defs, img_size),
         "bytes": weights_bytes(model),

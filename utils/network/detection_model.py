@@ -12,7 +12,7 @@ from utils.network.heads import Head
 class DetectionModel(Protocol):
     """A Darknet, or an exported graph in its place.
 
-    max_stride: what the sides of its input are multiples of. Called with pictures (batch, channels, height, width) it gives
+    max_stride: what the sides of its input are multiples of. Called with images (batch, channels, height, width) it gives
     (decoded predictions, raw maps of the heads), as Darknet does in eval mode; a graph that only decodes gives no raw maps.
     """
 

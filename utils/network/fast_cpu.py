@@ -37,7 +37,7 @@ TOLERANCE = 0.02  # of the trial, relative: bfloat16 keeps 8 bits
 def speed_up(module_list: nn.ModuleList, defs: Defs, height: int, width: int) -> None:
     """Replace layers of a fused network in eval mode on the CPU, in place. They can't be moved, saved or trained any more.
 
-    height, width: of the pictures, in pixels.
+    height, width: of the images, in pixels.
     """
     shapes = output_shapes(defs, height, width)
     for index, module in enumerate(module_list):

@@ -22,7 +22,7 @@ def weight_count(d: LayerDef, channels: int) -> int:
 
 def check_memory(defs: Defs, shapes: list[Shape], image: Shape, limit: int | None) -> None:
     """Raise UserError, naming the largest layer, for a network that needs more than `limit` bytes (None: nobody knows) for
-    its weights and the maps that one layer reads and writes of one picture of the size `image`: less is never enough.
+    its weights and the maps that one layer reads and writes of one image of the size `image`: less is never enough.
     """
     if limit is None:
         return
@@ -36,5 +36,5 @@ def check_memory(defs: Defs, shapes: list[Shape], image: Shape, limit: int | Non
         raise UserError(
             f"{defs.where(largest)}: this network needs {needed / 2**30:,.1f} GiB of memory at {image[2]}x{image[1]}, no more "
             f"than {limit / 2**30:,.1f} can be used; this layer, the largest, has {weights[largest]:,} weights and an output "
-            f"of {width}x{height}x{channels}: make it, or the picture, smaller"
+            f"of {width}x{height}x{channels}: make it, or the image, smaller"
         )

@@ -65,7 +65,7 @@ class YoloHead(Head):
         return decode(raw, self.anchors, height / raw.shape[2], self.scale_x_y, self.new_coords)
 
     def start(self, bias: Tensor, stride: float) -> None:
-        """Few objects (8 a 640-pixel picture) and equal classes (Lin et al. 2017, section 3.3)."""
+        """Few objects (8 a 640-pixel image) and equal classes (Lin et al. 2017, section 3.3)."""
         rows = bias.view(self.predictions, -1)
         rows[:, 4] += math.log(8 / (640 / stride) ** 2)
         rows[:, 5:] += math.log(0.6 / max(self.classes - 0.99, 0.6))
@@ -89,7 +89,7 @@ class DflHead(Head):
         return decode_dfl(raw, self.reg_max, height / raw.shape[2])
 
     def start(self, bias: Tensor, stride: float) -> None:
-        """Flat distributions, and few objects: 5 a 640-pixel picture, shared by all classes."""
+        """Flat distributions, and few objects: 5 a 640-pixel image, shared by all classes."""
         bias[: 4 * self.reg_max] = 1.0
         bias[4 * self.reg_max :] = math.log(5 / self.classes / (640 / stride) ** 2)
 

@@ -12,7 +12,7 @@ from utils.network.shapes import Shape, output_shapes
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: where its maps come from (-1 is the image), the shape of its output, and what it costs a picture."""
+    """One layer: where its maps come from (-1 is the image), the shape of its output, and what it costs an image."""
 
     index: int
     kind: str

@@ -81,7 +81,7 @@ def _read_values(path: str | Path) -> tuple[int, np.ndarray]:
         header, values = file.read(size).ljust(size, b"\0"), np.fromfile(file, dtype="<f4")
     (seen,) = struct.unpack("<q" if size == 20 else "<i", header[12:])
     if not 0 <= seen <= MOST_SEEN:
-        remark(f"{path}: its header says that {seen} pictures were seen, which can't be; they are counted from 0")
+        remark(f"{path}: its header says that {seen} images were seen, which can't be; they are counted from 0")
         seen = 0
     rest = max(Path(path).stat().st_size - size, 0)
     if rest % 4:

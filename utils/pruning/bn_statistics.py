@@ -1,7 +1,7 @@
 """Batch-normalisation statistics measured again: what a pruned network needs before anything is trained.
 
 Removing channels changes what the next layers see; their running means and variances are those of the network before.
-One pass over training pictures measures them again (Li et al. 2020, EagleEye).
+One pass over training images measures them again (Li et al. 2020, EagleEye).
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,22 +35,22 @@ class _OnlyNorms(nn.Module):
 
 
 def recalibrate(model: Darknet, batches: Iterable[Batch], device: torch.device, maxabs: bool = False) -> int:
-    """Replace, in place, all running means and variances by their averages over `batches`; returns the number of pictures.
+    """Replace, in place, all running means and variances by their averages over `batches`; returns the number of images.
 
     Each batch counts the same. Weights and everything that isn't a batch normalisation stay as they are. Raises UserError when
-    no batch has two pictures or more.
+    no batch has two images or more.
     """
     counts: list[int] = []
 
     def inputs() -> Iterator[Tensor]:
         for batch in tqdm(batches, desc="batch normalisation", unit="batch", leave=False):
-            if len(batch.images) > 1:  # a 1x1 map of a single picture has no variance
+            if len(batch.images) > 1:  # a 1x1 map of a single image has no variance
                 counts.append(len(batch.images))
                 yield normalise(batch.images, device, maxabs=maxabs)
 
     home, training = next(model.parameters()).device, model.training
     update_bn(inputs(), _OnlyNorms(model.to(device)).eval())
     if not counts:
-        raise UserError("--bn-recal: statistics need batches of at least 2 pictures; raise --bn-recal or --batch-size")
+        raise UserError("--bn-recal: statistics need batches of at least 2 images; raise --bn-recal or --batch-size")
     model.to(home).train(training)
     return sum(counts)

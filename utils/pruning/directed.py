@@ -105,7 +105,7 @@ class DirectedSparsity:
 
     def __init__(self, model: Darknet, strategy: int, target: float, steps: int, promise: Promise,
                  spend: str = NOTHING, img_size: int = 0) -> None:  # fmt: skip
-        """spend: a key of COSTS, at pictures of img_size x img_size, or NOTHING."""
+        """spend: a key of COSTS, at images of img_size x img_size, or NOTHING."""
         graph = ChannelGraph(model.defs)
         cost = COSTS[spend](model, graph, img_size) if spend != NOTHING else None
         self.channels = penalised_channels(graph, strategy)

@@ -1,4 +1,4 @@
-"""What pictures tell of a network's channels: gradients of the detection loss, with statistics frozen and no step taken."""
+"""What images tell of a network's channels: gradients of the detection loss, with statistics frozen and no step taken."""
 
 import copy
 import math
@@ -19,12 +19,12 @@ from utils.pruning.importance import Evidence, RawChannels, TaylorTerms
 from utils.pruning.least_squares import windows
 from utils.pruning.surgeon import Factors, readers
 
-PLACES = 256  # of each picture that the factors of a convolution are sampled at
-BATCH = 4  # pictures whose terms are summed up before their size counts: of 1, 4 and 16 what measured best (EXPERIMENTS.md)
+PLACES = 256  # of each image that the factors of a convolution are sampled at
+BATCH = 4  # images whose terms are summed up before their size counts: of 1, 4 and 16 what measured best (EXPERIMENTS.md)
 
 
 class Loss(Protocol):
-    """What a network's raw maps (see Darknet) cost, given targets (n, 6) and the pictures' (height, width): (sum, terms)."""
+    """What a network's raw maps (see Darknet) cost, given targets (n, 6) and the images' (height, width): (sum, terms)."""
 
     def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Any]: ...
 
@@ -33,7 +33,7 @@ def gather(
     model: Darknet, graph: ChannelGraph, batches: Iterable[Batch], loss_of: Callable[[Darknet], Loss], device: torch.device,
     maxabs: bool = False, needs: Collection[str] = (),
 ) -> Evidence:  # fmt: skip
-    """The Evidence that labelled pictures give; `model` itself stays as it is. loss_of: a network -> its detection loss.
+    """The Evidence that labelled images give; `model` itself stays as it is. loss_of: a network -> its detection loss.
 
     Batch normalisation uses its running statistics, as in inference. needs: which fields there have to be besides terms:
     "curvature", squares of all kernels' gradients, which takes half as long again; "factors", of all convolutions.

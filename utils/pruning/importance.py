@@ -26,9 +26,9 @@ from utils.pruning.surgeon import Factors, Surgeon
 class Evidence:
     """What a criterion is told besides the weights.
 
-    combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of pictures, raw channels) TaylorTerms of each
+    combine: the strategy's rule for gamma (see gamma_scores). terms: (batches of images, raw channels) TaylorTerms of each
     batch. curvature: (raw channels,) the sum over a filter's kernel, gamma and beta of w^2 * mean of (dL/dw)^2. factors: of
-    the convolutions that read channels (see utils.pruning.surgeon). pictures: how many pictures all come from; with 0 they are
+    the convolutions that read channels (see utils.pruning.surgeon). pictures: how many images all come from; with 0 they are
     empty.
     """
 

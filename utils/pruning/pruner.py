@@ -65,7 +65,7 @@ class Choice:
 class Pruner:
     """Scores of a network's channels and blocks under a strategy; `choose` says what goes for an amount.
 
-    importance: the criterion (utils.pruning.importance.CRITERIA), `evidence` what it needs of pictures. cost: what scores are
+    importance: the criterion (utils.pruning.importance.CRITERIA), `evidence` what it needs of images. cost: what scores are
     weighed against (see utils.pruning.spend), None where they alone decide.
     """
 
@@ -114,7 +114,7 @@ class Pruner:
         return Choice(amount, mask, weakest_blocks(self.blocks, self.block_scores(mask.keep), amount.shortcuts))
 
     def block_scores(self, keep: np.ndarray) -> np.ndarray:
-        """(blocks,) what is lost with the end of each block, by the criterion if that reads pictures. One that compares the
+        """(blocks,) what is lost with the end of each block, by the criterion if that reads images. One that compares the
         kernels of a layer with each other says nothing of whole blocks: there the mean |gamma| decides."""
         criterion = CRITERIA[self.importance]
         if not criterion.needs:

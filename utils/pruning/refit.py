@@ -1,4 +1,4 @@
-"""Refitting after a cut: what reads a removed channel learns from some pictures to do without it, by least squares.
+"""Refitting after a cut: what reads a removed channel learns from some images to do without it, by least squares.
 
 compact_model absorbs what a removed channel carries on average, a constant. What it carries besides can often be told from
 the channels that stay. So, layer by layer in the network's order, each convolution that reads fewer channels than before is
@@ -79,7 +79,7 @@ def _release(network: Darknet, index: int, maps: Maps) -> None:
 def refit(model: Darknet, small: Darknet, graph: ChannelGraph, keep: np.ndarray, dropped: Collection[Block],
           batches: Sequence[Tensor]) -> list[int]:  # fmt: skip
     """Fit `small`, in place, which compact_model(model, graph, keep, dropped) made, to the maps that `model` makes of
-    `batches`, (pictures, channels, height, width) each, as the network reads them, on the device to compute on.
+    `batches`, (images, channels, height, width) each, as the network reads them, on the device to compute on.
 
     Returns the indices in `model` of the layers that were fitted.
     """

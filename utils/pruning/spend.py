@@ -43,7 +43,7 @@ def parameter_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
 
 
 def mac_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
-    """Multiply-accumulates of one picture of img_size x img_size that go with a channel."""
+    """Multiply-accumulates of one image of img_size x img_size that go with a channel."""
     shapes = output_shapes(model.defs, img_size, img_size)
     maps = {-1: (model.defs.net.channels, img_size, img_size)} | dict(enumerate(shapes))
 

@@ -27,11 +27,11 @@ from utils.pruning.least_squares import RIDGE
 
 @dataclass(frozen=True)
 class Factors:
-    """What pictures tell of one convolution, in float64.
+    """What images tell of one convolution, in float64.
 
     inputs: (channels, channels) covariance of the channels that it reads. taps: (kernel positions, kernel positions) how
     what lies under them varies together, on average 1 for one with itself. outputs: (filters,) the squares of the loss's
-    gradients by a filter's map, summed over its positions, of an average picture.
+    gradients by a filter's map, summed over its positions, of an average image.
     """
 
     inputs: Tensor

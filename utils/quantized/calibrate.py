@@ -19,9 +19,9 @@ Raws = list[Tensor]
 
 @torch.no_grad()
 def calibrate(model: Darknet, batches: Iterable[Tensor], total: int) -> int:
-    """Observe the ranges of all maps, in place, on batches of pictures as the network reads them; returns their number.
+    """Observe the ranges of all maps, in place, on batches of images as the network reads them; returns their number.
 
-    The network computes in float meanwhile, with the statistics that it has. total: pictures, for the bar.
+    The network computes in float meanwhile, with the statistics that it has. total: images, for the bar.
     """
     watched = [q for q in quantizers(model) if not q.config.dynamic]
     model.eval()
@@ -68,7 +68,7 @@ def signal_to_noise(found: list[Raws], wanted: list[Raws]) -> float:
 @torch.no_grad()
 def correct_biases(model: Darknet, batches: Iterable[Tensor], total: int) -> dict[int, float]:
     """Add to each convolution's bias what the rounding of its kernel takes away on average, in place: E[(W - Wq) x] for each
-    filter, measured on calibrated pictures (bias correction, Nagel et al. 2019, section 4.2, empirically).
+    filter, measured on calibrated images (bias correction, Nagel et al. 2019, section 4.2, empirically).
 
     Returns {layer: largest change of a bias}.
     """

@@ -126,7 +126,7 @@ class Settings:
         return self._of(self.plan.activation, max(self.a_bit, least))
 
     def image(self) -> QuantizerConfig:
-        """Of the input, whose range is that of all pictures."""
+        """Of the input, whose range is that of all images."""
         return replace(self.activation(WHOLE), observer="minmax")
 
     def _of(self, config: QuantizerConfig, bits: int) -> QuantizerConfig:

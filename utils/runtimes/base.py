@@ -28,7 +28,7 @@ class Request:
 
 
 class Runtime(Protocol):
-    """One program that computes networks. An adapter reads a file and gives the network; all that has to do with pictures,
+    """One program that computes networks. An adapter reads a file and gives the network; all that has to do with images,
     boxes and their judgement stays outside of it.
 
     packages: that it needs, by the name that is imported -> that is installed.

@@ -1,6 +1,6 @@
 """Milliseconds of a network in a runtime, measured in a process of its own, so that no other's thread pool disturbs it.
 
-Several are measured by taking turns: each process computes a few pictures and then sleeps while the others have theirs, so
+Several are measured by taking turns: each process computes a few images and then sleeps while the others have theirs, so
 that a machine that is busy with something else slows all of them.
 """
 
@@ -122,7 +122,7 @@ def _serve(pipe: Connection, job: Job) -> None:
 
 
 def _run(network: Any, images: torch.Tensor, device: torch.device) -> float:
-    """Milliseconds of one picture."""
+    """Milliseconds of one image."""
     start = time.perf_counter()
     network(images)
     if device.type == "cuda":

@@ -160,8 +160,8 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """How pictures become the network's input; checkpoints know what they were trained with."""
+    """How images become the network's input; checkpoints know what they were trained with."""
     parser.add_argument("--stretch", action="store_true", help="resize as Darknet does, without keeping the aspect ratio; "
                         "a checkpoint knows by itself")  # fmt: skip
-    parser.add_argument("--gray-scale", action="store_true", help="one-channel pictures; a checkpoint knows by itself")
-    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="pictures in -1..1; a checkpoint knows by itself")
+    parser.add_argument("--gray-scale", action="store_true", help="one-channel images; a checkpoint knows by itself")
+    parser.add_argument("--maxabsscaler", "-mas", action="store_true", help="images in -1..1; a checkpoint knows by itself")

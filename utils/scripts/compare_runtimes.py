@@ -56,7 +56,7 @@ def make_jobs(args: argparse.Namespace, img_size: int | None) -> list[Job]:
 
 
 def accuracy(args: argparse.Namespace, job: Job) -> float | UserError:
-    """mAP@0.5 on the valid= pictures, as test.py measures it; or why the runtime can't read the file."""
+    """mAP@0.5 on the valid= images, as test.py measures it; or why the runtime can't read the file."""
     try:
         loaded = load(job.runtime, job.threads, job.request)
     except UserError as error:

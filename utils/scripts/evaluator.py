@@ -45,7 +45,7 @@ class Evaluator:
         self.truth = json_ground_truth(self.data, self.loader.dataset) if self.loader is not None else None
 
     def _loader(self, key: str) -> Loader:
-        """The pictures of `key` in the .data file, prepared as the network was trained to see them."""
+        """The images of `key` in the .data file, prepared as the network was trained to see them."""
         return evaluation_loader(
             self.data, self.prepared, split=key, img_size=self.loaded.img_size, batch_size=self.args.batch_size,
             stride=self.loaded.model.max_stride, workers=self.args.workers,
@@ -53,7 +53,7 @@ class Evaluator:
 
     @property
     def prepared(self) -> Preparation:
-        """How pictures are prepared."""
+        """How images are prepared."""
         return self.loaded.preparation(maxabs=self.args.maxabsscaler, stretch=self.args.stretch)
 
     def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
@@ -68,31 +68,31 @@ class Evaluator:
         return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
 
     def recalibrate(self, model: Darknet, count: int) -> int:
-        """Measure a model's batch-normalisation statistics again, in place, on `count` training pictures; returns how many
+        """Measure a model's batch-normalisation statistics again, in place, on `count` training images; returns how many
         there were."""
         return recalibrate(model, self.pictures(count), self.device, self.prepared.maxabs)
 
     def evidence(self, pruner: Pruner, count: int, needs: Collection[str]) -> Evidence:
-        """What `count` training pictures tell of the channels; see utils.pruning.evidence."""
+        """What `count` training images tell of the channels; see utils.pruning.evidence."""
         batches = self.pictures(count, EVIDENCE_BATCH)
         return gather(
             pruner.model, pruner.graph, batches, lambda m: build_loss(m, Hyp()), self.device, self.prepared.maxabs, needs
         )
 
     def refit(self, pruner: Pruner, choice: Choice, small: Darknet, count: int) -> tuple[int, int]:
-        """Refit a compact model, in place, on `count` training pictures, or as many as half of the memory holds: (pictures,
+        """Refit a compact model, in place, on `count` training images, or as many as half of the memory holds: (images,
         layers that were fitted)."""
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
         size = self.loaded.img_size
         most = max(1, free // 2 // bytes_per_picture(pruner.model, size, size)) if free is not None else count
         if most < count:
-            print(f"--refit: half of the free memory, {free / 2**31:.1f} GiB, holds the maps of {most} pictures only")
+            print(f"--refit: half of the free memory, {free / 2**31:.1f} GiB, holds the maps of {most} images only")
         batches = [normalise(b.images, self.device, maxabs=self.prepared.maxabs) for b in self.pictures(min(count, most))]
         layers = refit(pruner.model, small, pruner.graph, choice.mask.keep, choice.dropped, batches)
         return sum(map(len, batches)), len(layers)
 
     def pictures(self, count: int, batch_size: int = 0) -> Loader:
-        """`count` training pictures, or all if there are fewer, spread evenly over the set and letterboxed without
+        """`count` training images, or all if there are fewer, spread evenly over the set and letterboxed without
         augmentation; batch_size 0: that of the evaluation."""
         dataset = self._loader("train").dataset
         indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))

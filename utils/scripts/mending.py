@@ -14,10 +14,10 @@ STAGES = {"refit": "refitted", "bn_recal": "re-estimated"}  # option and key of 
 def add_mending_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("after the cut")
     group.add_argument("--refit", type=whole(0, 1_000_000), default=0, metavar="N",
-                       help="fit what reads removed channels to the original network's maps of N training pictures, by least "
+                       help="fit what reads removed channels to the original network's maps of N training images, by least "
                        "squares")  # fmt: skip
     group.add_argument("--bn-recal", type=whole(0, 1_000_000), default=0, metavar="N",
-                       help="measure batch normalisation's statistics again on N training pictures")  # fmt: skip
+                       help="measure batch normalisation's statistics again on N training images")  # fmt: skip
 
 
 def mend(
@@ -63,5 +63,5 @@ def stage_columns(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(title, {map50, map}) of the compact network and of each stage that it went through."""
     done = [(option, figures[option]) for option in STAGES if figures[option]]
     compact = done[0][1]["before"] if done else figures["after"]
-    titles = {"refit": "refitted to {} pictures", "bn_recal": "BN from {} pictures"}
+    titles = {"refit": "refitted to {} images", "bn_recal": "BN from {} images"}
     return [("compact", compact)] + [(titles[option].format(stage["images"]), stage["after"]) for option, stage in done]

@@ -39,7 +39,7 @@ slim at 0.7 keeps 10 % of the parameters and loses 1.1 points, layer with 12 of 
 layer_channel with both keeps 8 % and loses 2.9, and is the fastest.
 Which channels: by gamma (--importance gamma) only after sparse training, when what goes is weak already. The gammas count as
 not sparse if the strongest removed one is above 0.1 and above a tenth of the median of all that could go (blocks: of the mean
-gammas at their ends); then auto takes gradients of 64 training pictures instead: taylor, or with --refit obs, which knows
+gammas at their ends); then auto takes gradients of 64 training images instead: taylor, or with --refit obs, which knows
 what that makes up for. The strategies' rules for shared channels are for gammas; by other criteria a shared channel is worth
 the sum of its members, by obs what all its readers lose. --refit 64 costs seconds to minutes and gains more than any choice
 of channels. An mAP@0.5 under 5 % of the original's is called out before anything is written.
@@ -68,12 +68,12 @@ def prune_parser(strategy: str, description: str) -> Parser:
                         "for each part, so that parts may keep different numbers of channels: wherever that spares any, or "
                         "nowhere (default: where it spares a tenth of the convolution's)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
-                        help="write no network: a table and a picture of what a sweep of amounts would leave")  # fmt: skip
+                        help="write no network: a table and an image of what a sweep of amounts would leave")  # fmt: skip
     parser.add_argument("--force", action="store_true",
                         help="where the amount asked for can't be had, take the nearest instead of stopping")  # fmt: skip
-    parser.add_argument("--save-dir", default="", help="write cfg, weights and picture here instead of cfg/ and weights/")
-    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="pictures a batch, for the evaluation")
-    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that load pictures")
+    parser.add_argument("--save-dir", default="", help="write cfg, weights and image here instead of cfg/ and weights/")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="images a batch, for the evaluation")
+    parser.add_argument("--workers", type=WORKERS, default=2, help="processes that load images")
     add_device_arguments(parser)
     add_inference_arguments(parser)
     parser.set_defaults(strategy=strategy)
@@ -91,7 +91,7 @@ def _add_amounts(parser: Parser, strategy: str) -> None:
                          help="with --data: as many as cost at most D of mAP@0.5 before any finetuning")  # fmt: skip
     amounts.add_argument("--target-params", type=Target, metavar="F",
                          help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
-    amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one picture")
+    amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one image")
 
 
 def prune(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def check_arguments(args: argparse.Namespace) -> Limits:
     wanting = {"--refit": args.refit, "--bn-recal": args.bn_recal, "--max-drop": args.max_drop is not None}
     if not args.data and any(wanting.values()):
         raise UserError(
-            f"{next(flag for flag, wanted in wanting.items() if wanted)} needs --data FILE.data: pictures to measure on"
+            f"{next(flag for flag, wanted in wanting.items() if wanted)} needs --data FILE.data: images to measure on"
         )
     check_ranking(args)
     if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
@@ -195,7 +195,7 @@ def settle(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base:
 
 
 def dry_run(args: argparse.Namespace, limits: Limits, evaluator: Evaluator, first: Pruner, base: Amount) -> dict[str, Any]:
-    """A table and a picture of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
+    """A table and an image of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
     model, size = first.model, evaluator.loaded.img_size
     mending = args.refit or args.bn_recal
     before = network_size(Darknet, model.defs, size) | evaluator.accuracy(model, "original")
@@ -263,8 +263,8 @@ def output_paths(args: argparse.Namespace, model: Darknet, amount: Amount | None
 
 @torch.no_grad()
 def max_difference(masked: Darknet, small: Darknet, img_size: int) -> float:
-    """Largest absolute difference of the raw outputs of masked and compact network on a random picture (seed 0) of at most
-    eight strides: constants differ at borders, of which small pictures have no fewer kinds."""
+    """Largest absolute difference of the raw outputs of masked and compact network on a random image (seed 0) of at most
+    eight strides: constants differ at borders, of which small images have no fewer kinds."""
     img_size = min(img_size, 8 * masked.max_stride)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, masked.defs.net.channels, img_size, img_size, generator=generator)

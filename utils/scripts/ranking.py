@@ -21,7 +21,7 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
                        "the amount, else obs with --refit, else taylor with --data, else group-norm; with --dry-run also "
                        "several, or all")  # fmt: skip
     group.add_argument("--importance-images", type=whole(1, 1_000_000), default=64, metavar="N",
-                       help="training pictures that taylor, fisher, obd and obs take gradients from")  # fmt: skip
+                       help="training images that taylor, fisher, obd and obs take gradients from")  # fmt: skip
     group.add_argument("--spend", choices=[*COSTS, NOTHING], default=None,
                        help="weigh importance against the parameters or MACs that go with a channel (default: for obs what "
                        "--target-params or --target-macs limits, else none)")  # fmt: skip
@@ -44,7 +44,7 @@ def check_ranking(args: argparse.Namespace) -> None:
         )
     blind = [name for name in args.importance if name != AUTO and CRITERIA[name].needs]
     if blind and not args.data:
-        raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled pictures to take gradients from")
+        raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled images to take gradients from")
 
 
 def choose_importance(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal | None) -> str:
@@ -85,6 +85,6 @@ def rank(args: argparse.Namespace, names: list[str], limits: Limits, evaluator: 
     evidence = Evidence()
     if needs - {""}:
         evidence = evaluator.evidence(first, args.importance_images, needs)
-        print(f"gradients of {evidence.pictures} training pictures taken")
+        print(f"gradients of {evidence.pictures} training images taken")
     cost = COSTS[args.spend](model, first.graph, evaluator.loaded.img_size) if args.spend in COSTS else None
     return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]

@@ -84,7 +84,7 @@ class RunLog:
         self.board = _tensorboard(board, max(len(text.splitlines()) - 1, 0)) if board else None
 
     def add(self, row: dict[str, float], last: bool = False) -> None:
-        """Append an epoch (see results_row) to everything; `last` makes sure that the picture is up to date."""
+        """Append an epoch (see results_row) to everything; `last` makes sure that the image is up to date."""
         self.text = (self.text or _header(row) + "\n") + format_row(row) + "\n"
         write_text(self.path, self.text)
         if last or row["epoch"] % PLOT_EVERY == 0:

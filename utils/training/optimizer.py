@@ -13,7 +13,7 @@ from utils.core.hyp import Hyp
 def build_optimizer(model: nn.Module, hyp: Hyp, adam: bool, step_images: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; groups: kernels (with weight decay), the rest, biases (both without).
 
-    step_images: pictures an optimizer step learns from. Weight decay falls with it, as more steps make up an epoch.
+    step_images: images an optimizer step learns from. Weight decay falls with it, as more steps make up an epoch.
     """
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     biases = [m.bias for m in model.modules() if getattr(m, "bias", None) is not None]

@@ -142,7 +142,7 @@ class Run:
         return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that this step's pictures are resized to: with multi-scale 0.67 to 1.5 times their size.
+        """(height, width) that this step's images are resized to: with multi-scale 0.67 to 1.5 times their size.
 
         All batches of one optimizer step share the factor, which depends on seed and step alone.
         """
@@ -211,7 +211,7 @@ class Run:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where the run that wrote this checkpoint stood.
 
-        Where an epoch has another number of optimizer steps than it had, as with a set of pictures that has grown, the
+        Where an epoch has another number of optimizer steps than it had, as with a set of images that has grown, the
         schedule goes on from the same share of its way. Raises UserError for a checkpoint that doesn't hold such a run; this
         one can't be used then.
         """

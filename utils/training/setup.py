@@ -35,7 +35,7 @@ from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, directed, rates, settle
 from utils.training.run import Plan, Run
 
-EVALUATION_BATCH = 16  # test.py's: rectangular batches pad pictures depending on which others they come with
+EVALUATION_BATCH = 16  # test.py's: rectangular batches pad images depending on which others they come with
 FEW_STEPS = 200  # fewer are too few to fade channels in and to recover from it
 Say = Callable[[str], None]
 
@@ -55,12 +55,12 @@ class Setup:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What last.pt tells test.py, detect.py and a resumed run of how pictures are prepared and drawn."""
+        """What last.pt tells test.py, detect.py and a resumed run of how images are prepared and drawn."""
         found = {"img_size": self.run.plan.img_size, **self.prepared.to_settings()}
         return found if self.class_map50 is None else found | {"class_map50": self.class_map50}
 
     def weigh_images(self, evaluation: Evaluation | None = None) -> None:
-        """Draw pictures of rare and, after an evaluation, of badly detected classes more often from the next epoch on.
+        """Draw images of rare and, after an evaluation, of badly detected classes more often from the next epoch on.
         Classes that weren't measured count as well detected."""
         if evaluation:
             measured = evaluation.per_class
@@ -175,7 +175,7 @@ def preparation(args: argparse.Namespace, loaded: Loaded, checkpoint: Checkpoint
 def create_loaders(
     args: argparse.Namespace, data: DataConfig, loaded: Loaded, prepared: Preparation, hyp: Hyp, world: World
 ) -> tuple[DataLoader, DataLoader | None]:
-    """Loaders of the training and the validation pictures; no validation where the .data names none, with --notest."""
+    """Loaders of the training and the validation images; no validation where the .data names none, with --notest."""
     shared = {
         "img_size": loaded.img_size, "stride": loaded.model.max_stride, "workers": args.workers,
         "cache_images": args.cache_images, "rank": world.rank, "world_size": world.size,
@@ -215,7 +215,7 @@ def describe_data(
     for name, dataset in datasets.items():
         background = sum(not len(rows) for rows in dataset.labels)
         without = f", {background} of them background (no boxes)" if background else ""
-        say(f"{name}: {len(dataset):,} pictures{without}, {sum(map(len, dataset.labels)):,} boxes")
+        say(f"{name}: {len(dataset):,} images{without}, {sum(map(len, dataset.labels)):,} boxes")
     subject = Subject(data, defs=loaded.model.defs, img_size=loaded.img_size, stretch=prepared.stretch)
     for line in quick_warnings(subject, datasets):
         say(f"warning: {line}")

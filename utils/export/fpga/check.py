@@ -27,7 +27,7 @@ class Agreement:
 
 
 def compare(model: Darknet, network: Network, pictures: list[Tensor], maxabs: bool = False) -> Agreement:
-    """The integer network against the model that it was made of, on uint8 pictures (batch, channels, height, width)."""
+    """The integer network against the model that it was made of, on uint8 images (batch, channels, height, width)."""
     results = [run(network, batch.numpy()) for batch in pictures]
     peaks = {number: max(r.peaks[number] for r in results) for number in results[0].peaks}
     found = [m for r in results for m in r.maps]

@@ -5,7 +5,7 @@ manifest.json   the steps in the order of computation (see utils.export.fpga.int
 weights.bin     kernels. One file for all layers, as for biases and tables: it is copied to the accelerator's memory as it
                 is, and a layer's address is the file's address there plus the manifest's offset
 biases.bin      int32, one a filter, in units of its layer's sums, in the order of the filters
-tables.bin      `pixels`: the image's integer for each byte of a picture; and a table for each layer whose activation is one
+tables.bin      `pixels`: the image's integer for each byte of an image; and a table for each layer whose activation is one
 exponents.bin   int16, for each step: the exponents of its inputs, weights, sums and output, its shift, its aligning shifts:
                 the same numbers as in the manifest, for those who'd rather not read JSON; what a step lacks is 0
 
@@ -13,7 +13,7 @@ Every array begins at a multiple of 64 bytes; numbers are little-endian. Kernels
 two a byte, the first in the lower half.
 
     network = read("weights/best_fpga")
-    maps = utils.export.fpga.integer.run(network, pictures).maps
+    maps = utils.export.fpga.integer.run(network, images).maps
 
 Kernels lie as (filters, channels a group, rows, columns), the last index fastest, or, reordered, in tiles: see `tile`.
 """

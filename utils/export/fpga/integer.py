@@ -71,7 +71,7 @@ class Step:
 
 @dataclass
 class Network:
-    """An FPGA dump in memory. input: the image's grid; pixels: (256,) the image's integer for each value of a picture's
+    """An FPGA dump in memory. input: the image's grid; pixels: (256,) the image's integer for each value of an image's
     bytes; outputs: numbers of the steps whose maps heads read; info: everything that computing doesn't need."""
 
     input: Grid

@@ -89,7 +89,7 @@ def tiling_of(args: argparse.Namespace) -> dump.Tiling | None:
 
 
 def description(loaded: Loaded, size: tuple[int, int], prepared: Preparation) -> dict[str, Any]:
-    """What the manifest says besides the steps: how to prepare pictures, and what the outputs mean."""
+    """What the manifest says besides the steps: how to prepare images, and what the outputs mean."""
     model = loaded.model
     return {
         "network": model.defs.name, "quantization": model.quantization.to_dict(), "names": loaded.names,
@@ -106,7 +106,7 @@ def description(loaded: Loaded, size: tuple[int, int], prepared: Preparation) ->
 
 
 def check_pictures(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None, prepared: Preparation) -> list[Tensor]:
-    """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and pictures of --data."""
+    """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and images of --data."""
     stride, channels = loaded.model.max_stride, loaded.model.defs.net.channels
     side = args.check_size or math.ceil(CHECK_SIZE / stride) * stride
     check_img_size(side, stride, "--check-size")
@@ -132,7 +132,7 @@ def judge(agreement: Agreement) -> None:
 
 
 def write_vectors(path: Path, network: Network, picture: Tensor) -> None:
-    """A picture and every step's integers for it: `picture` uint8 (1, channels, side, side), `image`, and `0`, `1`, ..."""
+    """An image and every step's integers for it: `picture` uint8 (1, channels, side, side), `image`, and `0`, `1`, ..."""
     result = run(network, picture.numpy(), keep=True)
     maps = {"image" if number < 0 else str(number): ints.astype(np.int32) for number, ints in result.every.items()}
     np.savez_compressed(path, picture=picture.numpy(), **maps)

@@ -49,9 +49,9 @@ FUSED: dict[str, Callable[[int], tuple[Options, int]]] = {
 
 
 def lower(model: Darknet, height: int, width: int, maxabs: bool = False) -> Network:
-    """The integer network that computes what `model` computes, for pictures of height x width pixels.
+    """The integer network that computes what `model` computes, for images of height x width pixels.
 
-    model: quantized with --FPGA, fused (`Darknet.inference_copy`), on the CPU. maxabs: it sees pictures in -1..1.
+    model: quantized with --FPGA, fused (`Darknet.inference_copy`), on the CPU. maxabs: it sees images in -1..1.
     Raises UserError naming the layer that has no integer counterpart here.
     """
     shapes = output_shapes(model.defs, height, width)
@@ -68,7 +68,7 @@ def lower(model: Darknet, height: int, width: int, maxabs: bool = False) -> Netw
 
 
 def pixel_table(model: Darknet, maxabs: bool) -> np.ndarray:
-    """(256,) the image's integer for each value of a picture's bytes."""
+    """(256,) the image's integer for each value of an image's bytes."""
     pixels = normalise(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.device("cpu"), maxabs=maxabs)
     return _narrow(model.input_quantizer.integers(pixels)[0].flatten(), model.input_quantizer.config.bits)
 

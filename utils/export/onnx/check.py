@@ -33,7 +33,7 @@ def sizes(plan: GraphPlan, stride: int) -> list[tuple[int, tuple[int, int]]]:
 def pictures(
     plan: GraphPlan, stride: int, channels: int, maxabs: bool = False, dataset: DetectionDataset | None = None
 ) -> list[Tensor]:
-    """Inputs (batch, channels, height, width) to compare on: noise, and the first pictures of a data set."""
+    """Inputs (batch, channels, height, width) to compare on: noise, and the first images of a data set."""
     random = torch.Generator().manual_seed(0)
     tries = sizes(plan, stride)
     found = [torch.randint(256, (batch, channels, *size), generator=random, dtype=torch.uint8) for batch, size in tries]

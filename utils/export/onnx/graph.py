@@ -71,7 +71,7 @@ def add_nms(graph: ir.Graph, conf_thres: float, iou_thres: float, max_det: int) 
     utils.detection.boxes.nms.
 
     Output (batch, max_det, 6): x1 y1 x2 y2 confidence class, most confident first, filled up with rows of zeros.
-    ONNX's NonMaxSuppression names the boxes; their confidences, everything else being 0, are then sorted a picture.
+    ONNX's NonMaxSuppression names the boxes; their confidences, everything else being 0, are then sorted an image.
     """
     tape = Tape(graph)
     decoded = graph.outputs[0]
@@ -88,7 +88,7 @@ def add_nms(graph: ir.Graph, conf_thres: float, iou_thres: float, max_det: int) 
     scores = tape.op("Mul", [columns(4, 5), columns(5, rows)])  # (batch, boxes, classes)
     limits = [number([max_det], "boxes"), *(number([t], "threshold", np.float32) for t in (iou_thres, conf_thres))]
     by_class = tape.op("Transpose", [scores], {"perm": [0, 2, 1]})
-    kept = tape.op("NonMaxSuppression", [corners, by_class, *limits])  # (kept, 3): picture, class, box
+    kept = tape.op("NonMaxSuppression", [corners, by_class, *limits])  # (kept, 3): image, class, box
     place = tape.op("Gather", [kept, number([0, 2, 1], "order")], {"axis": 1})
     empty = tape.op("ConstantOfShape", [tape.op("Shape", [scores])], {"value": ir.tensor(np.zeros(1, np.float32))})
     alive = tape.op("ScatterND", [empty, place, tape.op("GatherND", [scores, place])])

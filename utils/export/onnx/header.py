@@ -1,4 +1,4 @@
-"""What a .onnx says of itself, read without any runtime: its metadata, and how many pictures its input holds.
+"""What a .onnx says of itself, read without any runtime: its metadata, and how many images its input holds.
 
 The file is protobuf (https://protobuf.dev/programming-guides/encoding): records of a key, `number << 3 | wire type`, and a
 value. Numbers of fields are those of onnx.proto3 (https://github.com/onnx/onnx).
@@ -20,7 +20,7 @@ DIM_VALUE = 1  # of a dimension: its number; one that any number will do for has
 
 @dataclass
 class Header:
-    """metadata: words by name; batch: pictures that the first input holds, None for any number."""
+    """metadata: words by name; batch: images that the first input holds, None for any number."""
 
     metadata: dict[str, str]
     batch: int | None

@@ -199,7 +199,7 @@ def _append_pair(graph: ir.Graph, value: ir.Value, like: Pair) -> None:
 
 def round_in_float(graph: ir.Graph) -> None:
     """Round what float convolutions read by float operators, and take their kernels as they are: a pair there would have
-    ONNX Runtime round the kernel anew. Whole 255ths, which pictures are already, aren't rounded at all."""
+    ONNX Runtime round the kernel anew. Whole 255ths, which images are already, aren't rounded at all."""
     for node in [n for n in graph if is_float(n)]:
         pair, kernel = pair_at(node.inputs[0]), pair_at(node.inputs[1])
         if kernel is not None:

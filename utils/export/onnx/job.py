@@ -38,7 +38,7 @@ EVEN = 4  # filters come in multiples of this where ONNX Runtime is fast (EXPERI
 
 @dataclass
 class Trial:
-    """What checking a written graph needs: the network that it was made of, and how pictures are prepared for it.
+    """What checking a written graph needs: the network that it was made of, and how images are prepared for it.
 
     reference: the network without quantizers; the same as the network where there are none.
     """
@@ -55,7 +55,7 @@ class Trial:
         return "int8" if self.loaded.model.quantization else "fp32"
 
     def inputs(self) -> list[torch.Tensor]:
-        """Noise, and with --data real pictures."""
+        """Noise, and with --data real images."""
         model, dataset = self.loaded.model, None
         if self.data is not None:
             dataset = validation_dataset(self.data, self.prepared, max(self.plan.size))
@@ -63,7 +63,7 @@ class Trial:
         return check.pictures(self.plan, model.max_stride, channels, self.prepared.maxabs, dataset)
 
     def map50(self, network: DetectionModel, what: str) -> float:
-        """mAP@0.5 on the valid= pictures, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
+        """mAP@0.5 on the valid= images, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
         loader = evaluation_loader(
             self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, rect=False, workers=self.args.workers
         )
@@ -120,7 +120,7 @@ def outputs(args: argparse.Namespace, loaded: Loaded) -> str:
     if args.outputs != "decoded":
         raise UserError(f"--layout {args.layout} is about decoded boxes, so it doesn't go with --{args.outputs}")
     if args.maxabsscaler or loaded.settings.get("maxabs"):
-        raise UserError(f"--layout {args.layout}: their programs give pictures in 0..1, but this network was trained with "
+        raise UserError(f"--layout {args.layout}: their programs give images in 0..1, but this network was trained with "
                         "--maxabsscaler")  # fmt: skip
     return "yolov5" if loaded.model.defs.yolo_indices() else "yolov8"
 

@@ -79,7 +79,7 @@ class Session(Protocol):
         """What computes when it is asked to on `device`, in words: "ONNX Runtime on the CPU"."""
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """All outputs for float32 pictures (batch, channels, height, width)."""
+        """All outputs for float32 images (batch, channels, height, width)."""
 
 
 class RuntimeSession:
@@ -126,8 +126,8 @@ def _names(text: str, path: str | Path) -> Any:
 class OnnxModel:
     """The network of a .onnx file.
 
-    Called with pictures (batch, channels, height, width) of any size, it gives (decoded, []) as a Darknet in eval mode does;
-    a graph for one size and one batch gets its pictures scaled and padded, a graph with NMS gives what NMS left.
+    Called with images (batch, channels, height, width) of any size, it gives (decoded, []) as a Darknet in eval mode does;
+    a graph for one size and one batch gets its images scaled and padded, a graph with NMS gives what NMS left.
     start: reads the file with the runtime that computes. Raises UserError for a file that isn't export.py's.
     """
 
@@ -206,7 +206,7 @@ class OnnxModel:
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), value=gray)
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Decoded predictions of pictures of a size that the graph takes."""
+        """Decoded predictions of images of a size that the graph takes."""
         arrays = images.float().cpu().contiguous().numpy()
         step = self.fixed_batch or len(arrays)
         parts = [self._run(arrays[first : first + step]) for first in range(0, len(arrays), step)]
@@ -214,7 +214,7 @@ class OnnxModel:
         return self._readings[self.outputs](self, outputs, images)
 
     def _run(self, arrays: np.ndarray) -> list[np.ndarray]:
-        """The graph's outputs for at most as many pictures as it takes."""
+        """The graph's outputs for at most as many images as it takes."""
         count = len(arrays)
         if self.fixed_batch and count < self.fixed_batch:
             arrays = np.concatenate((arrays, np.zeros((self.fixed_batch - count, *arrays.shape[1:]), arrays.dtype)))
@@ -278,5 +278,5 @@ def _limits(model: OnnxModel) -> str:
     """What to know before comparing figures: NMS in the graph has thrown away what it was told to."""
     if not model.nms:
         return ""
-    kept = f"confidences above {model.nms['conf_thres']:g}, {model.nms['max_det']:g} boxes a picture"
+    kept = f"confidences above {model.nms['conf_thres']:g}, {model.nms['max_det']:g} boxes an image"
     return f"{model.path}: NMS is in the graph and leaves {kept}; for mAP export without --nms, or with --conf-thres 0.001"

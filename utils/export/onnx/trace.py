@@ -181,7 +181,7 @@ def _silence() -> Iterator[None]:
 def finish(graph: ir.Model, loaded: Loaded, plan: GraphPlan, prepared: Preparation, precision: str) -> ir.Model:
     """Add NMS where the plan wants it, names of dimensions, and the metadata.
 
-    prepared: how pictures have to be prepared; precision: fp32 or int8.
+    prepared: how images have to be prepared; precision: fp32 or int8.
     """
     if plan.outputs == "nms":
         add_nms(graph.graph, plan.conf_thres, plan.iou_thres, plan.max_det)
