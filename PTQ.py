@@ -17,23 +17,25 @@ from torch.utils.data import DataLoader
 
 from utils.core.errors import UserError
 from utils.core.files import output_place
+from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.batch import normalise
 from utils.data.data_file import read_data
 from utils.detection.threshold import CONF_THRES, threshold_line
-from utils.loading import Loaded, load_model
+from utils.loading import Loaded, NetworkOptions, load_model
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.class_term import CLASS_TERM
 from utils.network.darknet import Darknet
 from utils.quantized import calibrate
 from utils.quantized.observers import OBSERVERS
-from utils.quantized.settings import Settings, add_quantization_arguments, settings_of
+from utils.quantized.settings import QuantizationOptions, Settings, settings_of
 from utils.quantized.transform import layer_quantizers, quantize, quantizers, switched
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments, add_picture_arguments, run
-from utils.scripts.evaluator import Evaluator
+from utils.scripts.evaluator import EvaluationOptions, Evaluator
+from utils.scripts.quantization import add_quantization_arguments
 
 GOOGLE = 1  # the strategy whose quantizers PTQ puts in: it needs no training
 PROBES = 16  # images on which raw maps are compared
@@ -65,48 +67,62 @@ def get_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class PtqOptions:
+    """The command line of PTQ.py."""
+
+    data: str
+    network: NetworkOptions
+    quantization: QuantizationOptions
+    evaluation: EvaluationOptions
+    calib: int
+    observer: str
+    bias_correction: bool | None
+    sensitivity: bool
+    max_drop: float | None
+    out: str
+    json: str
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Calibrate, judge, and write the checkpoint; returns the figures that --json writes."""
-    settings = check_arguments(args)
-    out = target(args)
-    data = read_data(args.data)
-    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+    options = options_of(PtqOptions, vars(args))
+    network = options.network
+    if not network.weights:
+        raise UserError("name the trained network with --weights FILE")
+    settings = settings_of(options.quantization, GOOGLE, options.observer)
+    out = target(network.weights, options.out)
+    data = read_data(options.data)
+    loaded = load_model(network.cfg, network.weights, network.img_size, data, gray=options.evaluation.images.gray)
     if loaded.model.quantization:
-        raise UserError(f"{args.weights}: is quantized already ({loaded.model.quantization}); begin with float weights")
+        raise UserError(f"{network.weights}: is quantized already ({loaded.model.quantization}); begin with float weights")
     if loaded.report.message:
         print(loaded.report.message)
-    evaluator = Evaluator(args, data, loaded)
+    evaluator = Evaluator(options.evaluation, data, loaded)
     before = evaluator.accuracy(loaded.model, "float")
-    job = Job(copy.deepcopy(loaded.model), settings, evaluator, args)
+    job = Job(copy.deepcopy(loaded.model), settings, evaluator, options)
     job.quantize()
     after = evaluator.accuracy(job.model, "quantized")
     figures = {
         "settings": settings.to_dict(), "calib": job.pictures, "float": before, "quantized": after,
         "drop": before["map50"] - after["map50"], "raw_maps_db": job.db, "bias_correction": job.corrected, "sensitivity": None,
     }  # fmt: skip
-    print(f"{settings}; observer {args.observer}, {job.pictures} images{', biases corrected' if job.corrected else ''}")
+    print(f"{settings}; observer {options.observer}, {job.pictures} images{', biases corrected' if job.corrected else ''}")
     report(before, after)
-    if args.sensitivity or is_refused(figures, args.max_drop):
+    if options.sensitivity or is_refused(figures, options.max_drop):
         figures["sensitivity"] = job.sensitivity()
-    refuse(figures, args)
-    save_checkpoint(out, checkpoint(loaded, job.model, args) | {CONF_THRES: after["conf_thres"]})
+    refuse(figures, options)
+    save_checkpoint(out, checkpoint(loaded, job.model, options.evaluation.images) | {CONF_THRES: after["conf_thres"]})
     print(threshold_line(after["conf_thres"], str(out)))
     print(f"{out}: as large and as fast as before, since its integers are kept as floats; export.py makes an int8 file of it")
-    write_json(args.json, figures | {"weights": str(out)})
+    write_json(options.json, figures | {"weights": str(out)})
     return figures
 
 
-def check_arguments(args: argparse.Namespace) -> Settings:
-    """The settings; UserError for arguments that can't be used."""
-    if not args.weights:
-        raise UserError("name the trained network with --weights FILE")
-    return settings_of(args, GOOGLE, args.observer)
-
-
-def target(args: argparse.Namespace) -> Path:
+def target(weights: str, wanted: str) -> Path:
     """The file to write; UserError where it would be the source, and where it can't be written."""
-    source = Path(args.weights)
-    out = output_place(args.out, source.with_name(f"{source.stem}_ptq.pt"))
+    source = Path(weights)
+    out = output_place(wanted, source.with_name(f"{source.stem}_ptq.pt"))
     if out.suffix != ".pt":
         raise UserError(f"--out {out}: a quantized network is a checkpoint, so its name must end in .pt")
     if out.exists() and source.exists() and out.samefile(source):
@@ -122,7 +138,7 @@ class Job:
     model: Darknet
     settings: Settings
     evaluator: Evaluator
-    args: argparse.Namespace
+    options: PtqOptions
     pictures: int = 0
     db: float = 0.0
     corrected: bool = False
@@ -132,7 +148,7 @@ class Job:
     def quantize(self) -> None:
         """Quantize the model, in place: ranges, then biases."""
         quantize(self.model, self.settings).to(self.evaluator.device)
-        loader = self.evaluator.pictures(self.args.calib)
+        loader = self.evaluator.pictures(self.options.calib)
         count = len(loader.dataset)
         self.pictures = calibrate.calibrate(self.model, self._images(loader), count)
         for images in self._images(loader):
@@ -141,10 +157,10 @@ class Job:
                 break
         self.wanted = calibrate.raw_maps(self.model, self.probes, rounding=False)
         if not all(raw.isfinite().all() for raws in self.wanted for raw in raws):
-            raise UserError(f"{self.args.weights}: its raw maps of training images aren't finite, even in float: its "
-                            "training diverged, so begin with other weights")  # fmt: skip
+            raise UserError(f"{self.options.network.weights}: its raw maps of training images aren't finite, even in float: "
+                            "its training diverged, so begin with other weights")  # fmt: skip
         self.db = self._nearness()
-        if self.args.bias_correction is not False:
+        if self.options.bias_correction is not False:
             self._correct(loader, count)
 
     def _images(self, loader: DataLoader) -> Iterator[Tensor]:
@@ -159,7 +175,7 @@ class Job:
         before = calibrate.biases(self.model)
         calibrate.correct_biases(self.model, self._images(loader), count)
         db = self._nearness()
-        self.corrected = bool(self.args.bias_correction) or db > self.db
+        self.corrected = bool(self.options.bias_correction) or db > self.db
         if self.corrected:
             self.db = db
         else:
@@ -197,26 +213,25 @@ def is_refused(figures: dict[str, Any], max_drop: float | None) -> bool:
     return figures["drop"] > allowed
 
 
-def refuse(figures: dict[str, Any], args: argparse.Namespace) -> None:
+def refuse(figures: dict[str, Any], options: PtqOptions) -> None:
     """Raise UserError naming the layers that hurt most if the network lost more than it may."""
-    if not is_refused(figures, args.max_drop):
+    if not is_refused(figures, options.max_drop):
         if not figures["float"]["map50"]:
-            print(f"warning: {args.weights} detects nothing even in float; is it trained?")
+            print(f"warning: {options.network.weights} detects nothing even in float; is it trained?")
         return
     worst = [f"{'image' if r['layer'] < 0 else r['layer']} ({r['db']:.1f} dB)" for r in figures["sensitivity"][:WORST]]
-    limit = "more than half of it" if args.max_drop is None else f"more than --max-drop {args.max_drop:g}"
-    write_json(args.json, figures | {"weights": None})
+    limit = "more than half of it" if options.max_drop is None else f"more than --max-drop {options.max_drop:g}"
+    write_json(options.json, figures | {"weights": None})
     raise UserError(
-        f"{args.weights}: not written: mAP@0.5 falls by {figures['drop']:.4f}, {limit}; the layers that hurt most: "
+        f"{options.network.weights}: not written: mAP@0.5 falls by {figures['drop']:.4f}, {limit}; the layers that hurt most: "
         f"{', '.join(worst)}; try another --observer, more bits, --keep-first-last, or train.py --quantized"
     )
 
 
-def checkpoint(loaded: Loaded, model: Darknet, args: argparse.Namespace) -> dict[str, Any]:
+def checkpoint(loaded: Loaded, model: Darknet, asked: Preparation) -> dict[str, Any]:
     """What the .pt holds: the network with its settings, and how images are prepared for it."""
     pictures = {"img_size": loaded.img_size, "gray": loaded.model.defs.net.channels == 1} | loaded.settings
-    asked = Preparation(maxabs=args.maxabsscaler, stretch=args.stretch).to_settings()
-    pictures |= {name: True for name, given in asked.items() if given}
+    pictures |= {name: True for name in ("maxabs", "stretch") if getattr(asked, name)}
     return {
         "epoch": -1, "model": model.cpu().state_dict(), "cfg": write_cfg(model.defs), "cfg_name": model.defs.name,
         "names": loaded.names, "settings": pictures, "seen": model.seen, "quantization": model.quantization.to_dict(),

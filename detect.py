@@ -21,6 +21,8 @@ from tqdm import tqdm
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.files import make_folder, replacing, write_text
+from utils.core.options import options_of
+from utils.core.preparation import Preparation
 from utils.core.ranges import SHARE, whole
 from utils.core.tables import format_table, write_json
 from utils.core.timing import Stopwatch
@@ -122,7 +124,7 @@ class Detector:
         self.names, self.args, self.shape = names, args, loaded.shape
         self.device = select_device(args.device)
         self.network: DetectionModel = loaded.model.inference_copy(self.device, args.precision)
-        self.prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+        self.prepared = loaded.preparation(options_of(Preparation, vars(args)))
         self.watch = Stopwatch(self.device)
 
     @torch.inference_mode()

@@ -6,8 +6,9 @@ Removes more from residual networks than normal_prune; train with --prune 1 firs
 import argparse
 from typing import Any
 
+from utils.core.options import options_of
 from utils.scripts.cli import Parser, run
-from utils.scripts.prune import prune, prune_parser
+from utils.scripts.prune import PruneOptions, prune, prune_parser
 
 
 def get_parser() -> Parser:
@@ -15,7 +16,7 @@ def get_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return prune(args)
+    return prune(options_of(PruneOptions, vars(args)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Any
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.files import write_text
+from utils.core.options import options_of
+from utils.core.preparation import Preparation
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import DataConfig, read_data
@@ -79,7 +81,7 @@ def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
 
 def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
     """Evaluate at one image size; with --save-json also write the detections."""
-    prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+    prepared = loaded.preparation(options_of(Preparation, vars(args)))
     loader = evaluation_loader(
         data, prepared, img_size=img_size, batch_size=args.batch_size, stride=loaded.model.max_stride, workers=args.workers
     )

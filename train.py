@@ -16,6 +16,7 @@ from utils.core.distributed import joined
 from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.hyp import Hyp
+from utils.core.options import options_of
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
 from utils.data.datasets import CACHE_ROOM
@@ -26,10 +27,11 @@ from utils.distillation.distiller import add_distillation_arguments, check_disti
 from utils.pruning.sparsity import SCHEDULES, gamma_statistics
 from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
-from utils.quantized.settings import SCHEMES, add_quantization_arguments, requested
+from utils.quantized.settings import SCHEMES, QuantizationOptions, requested
 from utils.recipe import FEW
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
 from utils.scripts.cli import run as run_script
+from utils.scripts.quantization import add_quantization_arguments
 from utils.training.checkpoints import RunFiles, read_last, save_run
 from utils.training.epoch import train_one_epoch
 from utils.training.evolve import check_evolution, evolve
@@ -170,7 +172,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--name {args.name}: goes into file names; choose folders with --weights-dir and --results-dir")
     check_sparsity(args)
     check_distillation_arguments(args)
-    requested(args)
+    requested(options_of(QuantizationOptions, vars(args)), args.quantized, args.observer)
 
 
 def check_sparsity(args: argparse.Namespace) -> None:

@@ -24,6 +24,15 @@ SETTING_FLAGS = {"maxabs": "--maxabsscaler", "stretch": "--stretch"}  # settings
 Network = TypeVar("Network", bound=DetectionModel)
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network is used: the flags of utils.scripts.cli.add_model_arguments. img_size: None for its own."""
+
+    cfg: str = ""
+    weights: str = ""
+    img_size: int | None = None
+
+
 @dataclass
 class Loaded(Generic[Network]):
     """A model ready to use, and what came with it: a Darknet, where it is to be changed, or any other that detects."""
@@ -50,11 +59,11 @@ class Loaded(Generic[Network]):
         """The confidence threshold that the evaluation of these weights recommended, None without one."""
         return self.checkpoint.conf_thres if self.checkpoint else None
 
-    def preparation(self, *, maxabs: bool, stretch: bool) -> Preparation:
-        """How images are prepared for this network: as it was trained, and as the command line asks for with `maxabs` and
-        `stretch`. Raises UserError for a network that reads neither gray nor colour."""
+    def preparation(self, asked: Preparation) -> Preparation:
+        """How images are prepared for this network: as it was trained, and as the command line asks for besides. Raises
+        UserError for a network that reads neither gray nor colour."""
         trained = Preparation.of(self.settings)
-        return Preparation(sees_gray(self.model), maxabs or trained.maxabs, stretch or trained.stretch)
+        return Preparation(sees_gray(self.model), asked.maxabs or trained.maxabs, asked.stretch or trained.stretch)
 
     @property
     def flags(self) -> list[str]:

@@ -1,21 +1,23 @@
 """How images become a network's input: decided once, and the same in training, evaluation, detection and export."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
+
+from utils.core.options import flag
 
 
 @dataclass(frozen=True)
 class Preparation:
     """gray: one channel instead of RGB; maxabs: values in -1..1 instead of 0..1; stretch: resized as Darknet does, instead of
-    letterboxed.
+    letterboxed. Of a network as it was trained, or as a command line asks for it.
 
     >>> Preparation.of({"img_size": 416, "stretch": True})
     Preparation(gray=False, maxabs=False, stretch=True)
     """
 
-    gray: bool = False
-    maxabs: bool = False
+    gray: bool = field(default=False, metadata=flag("gray_scale"))
+    maxabs: bool = field(default=False, metadata=flag("maxabsscaler"))
     stretch: bool = False
 
     @classmethod
@@ -28,4 +30,4 @@ class Preparation:
         return asdict(self)
 
 
-PREPARATION = tuple(field.name for field in fields(Preparation))
+PREPARATION = tuple(f.name for f in fields(Preparation))

@@ -56,6 +56,19 @@ class Target:
         return self.text
 
 
+@dataclass(frozen=True)
+class GoalOptions:
+    """Flags of a prune script that say what the amount has to reach, of which at most one is given, instead of the amount."""
+
+    max_drop: float | None = None
+    target_params: Target | None = None
+    target_macs: Target | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+
 def axis(pruner: Pruner, base: Amount, step: float) -> list[Amount]:
     """The amounts to search, from nothing to everything: percents in steps of `step`, or numbers of blocks when `base` asks
     for no channels."""
@@ -116,10 +129,10 @@ def sweep(pruner: Pruner, base: Amount, img_size: int, accuracy: Callable[[Amoun
     return rows
 
 
-def goal_of(args: argparse.Namespace, before: dict[str, Any]) -> Goal | None:
+def goal_of(options: GoalOptions, before: dict[str, Any]) -> Goal | None:
     """The goal that the command line names, None where it names amounts; `before`: {params, macs, map50} of the original."""
-    if args.target_params:
-        return Goal("params", args.target_params.of(before["params"]))
-    if args.target_macs:
-        return Goal("macs", args.target_macs.of(before["macs"]))
-    return Goal("map50", before["map50"] - args.max_drop) if args.max_drop is not None else None
+    if options.target_params:
+        return Goal("params", options.target_params.of(before["params"]))
+    if options.target_macs:
+        return Goal("macs", options.target_macs.of(before["macs"]))
+    return Goal("map50", before["map50"] - options.max_drop) if options.max_drop is not None else None

@@ -1,6 +1,5 @@
 """Settings: what a quantized network is asked to be, and the strategies that turn it into quantizers' configs."""
 
-import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -134,33 +133,30 @@ class Settings:
         return replace(config, bits=bits, observer=FEW_BITS.get(config.observer, config.observer) if few else config.observer)
 
 
-def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that train.py and PTQ.py share."""
-    bits = {"type": int, "choices": BITS, "metavar": "N", "default": None}
-    parser.add_argument("--a-bit", **bits, help=f"quantized: bits of maps: 2 to 8, 16, or {OFF} for float; 8 if not given")
-    parser.add_argument("--w-bit", **bits, help=f"quantized: bits of kernels: 2 to 8, 16, or {OFF} for float; 8 if not given")
-    parser.add_argument("--FPGA", action="store_true", help="quantized: all scales powers of two, one a tensor: integers and "
-                        "shifts only")  # fmt: skip
-    parser.add_argument("--keep-first-last", action="store_true",
-                        help="quantized: the first convolution and those before heads have at least 8 bits")  # fmt: skip
-    parser.add_argument("--shortcut_way", type=int, choices=[1, 2], default=None,
-                        help="quantized: maps that a shortcut adds share the smaller (1) or the larger (2) of their scales; "
-                        "if not given each keeps its own, with --FPGA 1")  # fmt: skip
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """How a network is quantized: the flags that train.py and PTQ.py share. None where one isn't given."""
+
+    a_bit: int | None = None
+    w_bit: int | None = None
+    FPGA: bool = False
+    keep_first_last: bool = False
+    shortcut_way: int | None = None
 
 
-def settings_of(args: argparse.Namespace, strategy: int, observer: str = "") -> Settings:
-    """The settings that add_quantization_arguments' flags ask for."""
-    return Settings(
-        strategy, args.FPGA, args.a_bit or 8, args.w_bit or 8, args.keep_first_last, args.shortcut_way or 0, observer
-    )
+def settings_of(options: QuantizationOptions, strategy: int, observer: str = "") -> Settings:
+    """The settings that the flags ask for."""
+    bits = options.a_bit or 8, options.w_bit or 8
+    return Settings(strategy, options.FPGA, *bits, options.keep_first_last, options.shortcut_way or 0, observer)
 
 
-def requested(args: argparse.Namespace) -> Settings | None:
-    """train.py's settings, None without --quantized; UserError for flags that only count with it."""
-    if args.quantized:
-        return settings_of(args, args.quantized, args.observer)
-    given = {"--FPGA": args.FPGA, "--a-bit": args.a_bit, "--w-bit": args.w_bit, "--keep-first-last": args.keep_first_last,
-             "--shortcut_way": args.shortcut_way, "--observer": args.observer}  # fmt: skip
+def requested(options: QuantizationOptions, strategy: int, observer: str) -> Settings | None:
+    """train.py's settings, None without --quantized (strategy 0); UserError for flags that only count with it."""
+    if strategy:
+        return settings_of(options, strategy, observer)
+    given = {"--FPGA": options.FPGA, "--a-bit": options.a_bit, "--w-bit": options.w_bit,
+             "--keep-first-last": options.keep_first_last, "--shortcut_way": options.shortcut_way,
+             "--observer": observer}  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
     if flags:
         raise UserError(f"{' '.join(flags)} needs --quantized: {', '.join(f'{n} {s.title}' for n, s in SCHEMES.items())}")

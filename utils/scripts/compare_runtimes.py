@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import read_data
 from utils.runtimes.base import Request, check_installed
 from utils.runtimes.measure import RUNS, Job, Timing, measure
 from utils.runtimes.registry import RUNTIMES, installed, load
-from utils.scripts.evaluator import Evaluator
+from utils.scripts.evaluator import EvaluationOptions, Evaluator
 
 HEADER = ("runtime", "file", "mAP@0.5", "ms", "middle half", "MB", "computed by", "threads")
 
@@ -61,8 +62,8 @@ def accuracy(args: argparse.Namespace, job: Job) -> float | UserError:
         loaded = load(job.runtime, job.threads, job.request)
     except UserError as error:
         return error
-    settings = {"stretch": False, "maxabsscaler": False, "precision": job.precision}  # further than the file's own
-    evaluator = Evaluator(argparse.Namespace(**vars(args) | settings), job.request.data, loaded)
+    own = EvaluationOptions(job.device, job.precision, args.batch_size, args.workers, Preparation())
+    evaluator = Evaluator(own, job.request.data, loaded)
     return evaluator.accuracy(loaded.model, f"{job.runtime} {Path(job.request.weights).name}")["map50"]
 
 

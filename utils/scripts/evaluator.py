@@ -1,6 +1,5 @@
 """Evaluator: what the networks of one pruning run are measured with."""
 
-import argparse
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -31,41 +30,52 @@ from utils.pruning.pruner import Choice, Pruner
 from utils.pruning.refit import bytes_per_picture, refit
 
 
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What networks are measured with."""
+
+    device: str
+    precision: str
+    batch_size: int
+    workers: int
+    images: Preparation
+
+
 @dataclass
 class Evaluator:
     """Measures models of one size on one device: mAP with a dataset, what they cost in any case."""
 
-    args: argparse.Namespace
+    options: EvaluationOptions
     data: DataConfig | None
     loaded: Loaded[Darknet]
 
     def __post_init__(self) -> None:
-        self.device = select_device(self.args.device)
+        self.device = select_device(self.options.device)
         self.loader = self._loader("valid") if self.data is not None else None
         self.truth = json_ground_truth(self.data, self.loader.dataset) if self.loader is not None else None
 
     def _loader(self, key: str) -> Loader:
         """The images of `key` in the .data file, prepared as the network was trained to see them."""
         return evaluation_loader(
-            self.data, self.prepared, split=key, img_size=self.loaded.img_size, batch_size=self.args.batch_size,
-            stride=self.loaded.model.max_stride, workers=self.args.workers,
+            self.data, self.prepared, split=key, img_size=self.loaded.img_size, batch_size=self.options.batch_size,
+            stride=self.loaded.model.max_stride, workers=self.options.workers,
         )  # fmt: skip
 
     @property
     def prepared(self) -> Preparation:
         """How images are prepared."""
-        return self.loaded.preparation(maxabs=self.args.maxabsscaler, stretch=self.args.stretch)
+        return self.loaded.preparation(self.options.images)
 
     def accuracy(self, model: Darknet, what: str) -> dict[str, Any]:
         """{map50, map, conf_thres}, None without a dataset."""
         if self.loader is None:
             return {"map50": None, "map": None, "conf_thres": None}
-        result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.args.precision,
+        result = evaluate(model, self.loader, self.loaded.names, device=self.device, precision=self.options.precision,
                           maxabs=self.prepared.maxabs, desc=what, truth=self.truth)  # fmt: skip
         return {"map50": result.map50, "map": result.map, "conf_thres": result.conf_thres}
 
     def measure(self, model: Darknet, what: str) -> dict[str, Any]:
-        return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.args.precision)
+        return self.accuracy(model, what) | costs(model, self.loaded.img_size, self.device, self.options.precision)
 
     def recalibrate(self, model: Darknet, count: int) -> int:
         """Measure a model's batch-normalisation statistics again, in place, on `count` training images; returns how many
@@ -96,5 +106,5 @@ class Evaluator:
         augmentation; batch_size 0: that of the evaluation."""
         dataset = self._loader("train").dataset
         indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-        batch = batch_size or self.args.batch_size
-        return Loader(Subset(dataset, indices.tolist()), workers=self.args.workers, batch_size=batch)
+        batch = batch_size or self.options.batch_size
+        return Loader(Subset(dataset, indices.tolist()), workers=self.options.workers, batch_size=batch)

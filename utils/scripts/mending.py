@@ -1,6 +1,7 @@
 """What is done to a pruned network before it is written: refitting (--refit), statistics measured again (--bn-recal)."""
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from utils.core.ranges import whole
@@ -20,38 +21,47 @@ def add_mending_arguments(parser: argparse.ArgumentParser) -> None:
                        help="measure batch normalisation's statistics again on N training images")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class MendingOptions:
+    """On how many training images each of STAGES is done, 0 where it isn't."""
+
+    refit: int = 0
+    bn_recal: int = 0
+
+    @property
+    def stages(self) -> list[str]:
+        """Those of STAGES that are asked for."""
+        return [option for option in STAGES if getattr(self, option)]
+
+
 def mend(
-    args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet, option: str
+    options: MendingOptions, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet, option: str
 ) -> dict[str, Any]:
     """Do what `option`, a key of STAGES, asks for to the compact network `small`, in place; says on what: {images, ...}."""
-    count = getattr(args, option)
     if option == "refit":
-        images, layers = evaluator.refit(pruner, choice, small, count)
+        images, layers = evaluator.refit(pruner, choice, small, options.refit)
         return {"images": images, "layers": layers}
-    return {"images": evaluator.recalibrate(small, count)}
+    return {"images": evaluator.recalibrate(small, options.bn_recal)}
 
 
-def mended(args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice) -> Darknet:
+def mended(options: MendingOptions, evaluator: Evaluator, pruner: Pruner, choice: Choice) -> Darknet:
     """The compact network as it would be written."""
     small = pruner.compact(choice)
-    for option in STAGES:
-        if getattr(args, option):
-            mend(args, evaluator, pruner, choice, small, option)
+    for option in options.stages:
+        mend(options, evaluator, pruner, choice, small, option)
     return small
 
 
-def mend_and_measure(args: argparse.Namespace, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet,
+def mend_and_measure(options: MendingOptions, evaluator: Evaluator, pruner: Pruner, choice: Choice, small: Darknet,
                      after: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """Mend `small`, in place: {after, and for each stage {images, before{map50, map}, after{map50, map}} or None}. after: the
     figures of the compact network, of which the mAPs become those of the last stage."""
-    figures: dict[str, Any] = {}
-    for option, name in STAGES.items():
-        figures[option] = None
-        if getattr(args, option):
-            what = mend(args, evaluator, pruner, choice, small, option)
-            found = evaluator.accuracy(small, name)
-            figures[option] = what | {"before": _maps(after), "after": _maps(found)}
-            after = after | found
+    figures: dict[str, Any] = dict.fromkeys(STAGES)
+    for option in options.stages:
+        what = mend(options, evaluator, pruner, choice, small, option)
+        found = evaluator.accuracy(small, STAGES[option])
+        figures[option] = what | {"before": _maps(after), "after": _maps(found)}
+        after = after | found
     return figures | {"after": after}
 
 

@@ -14,19 +14,19 @@ from utils.core.plots import plot_channels, plot_sweep
 from utils.core.ranges import BATCH_SIZE, NOT_ALL, SHARE, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import read_data
-from utils.loading import load_model
+from utils.loading import NetworkOptions, load_model
 from utils.network.cfg import write_cfg
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.pruning.amounts import Goal, Target, goal_of, largest_amount, smallest_amount, sweep
+from utils.pruning.amounts import Goal, GoalOptions, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.pruning.masks import POLICIES, Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.recipe import count, finetuning_epochs
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
-from utils.scripts.evaluator import Evaluator
-from utils.scripts.mending import add_mending_arguments, mend_and_measure, mended, stage_columns
-from utils.scripts.ranking import add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
+from utils.scripts.evaluator import EvaluationOptions, Evaluator
+from utils.scripts.mending import MendingOptions, add_mending_arguments, mend_and_measure, mended, stage_columns
+from utils.scripts.ranking import RankingOptions, add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 
 WORTH_SPLITTING = 0.1  # share of its channels that a convolution has to be spared to be written in parts
 DEAD_MAP50 = 0.05  # an mAP@0.5 below this share of the original's is called dead
@@ -44,6 +44,40 @@ what that makes up for. The strategies' rules for shared channels are for gammas
 the sum of its members, by obs what all its readers lose. --refit 64 costs seconds to minutes and gains more than any choice
 of channels. An mAP@0.5 under 5 % of the original's is called out before anything is written.
 Without --data nothing is evaluated."""
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What every layer keeps at least; see utils.pruning.masks.Limits."""
+
+    layer_keep: float
+    min_channels: int
+    round_to: int
+    split_halves: bool | None
+
+    def limits(self) -> Limits:
+        split = {None: WORTH_SPLITTING, True: 0.0, False: None}[self.split_halves]
+        return Limits(self.min_channels, self.layer_keep, self.round_to, split)
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The command line of a prune script."""
+
+    strategy: str
+    data: str
+    network: NetworkOptions
+    percent: float
+    shortcuts: int | None
+    goal: GoalOptions
+    ranking: RankingOptions
+    mending: MendingOptions
+    limits: LimitOptions
+    evaluation: EvaluationOptions
+    dry_run: bool
+    force: bool
+    save_dir: str
+    json: str
 
 
 def prune_parser(strategy: str, description: str) -> Parser:
@@ -83,7 +117,7 @@ def prune_parser(strategy: str, description: str) -> Parser:
 def _add_amounts(parser: Parser, strategy: str) -> None:
     defaults = STRATEGIES[strategy]
     usual = f"{defaults.shortcuts}, or all if there are fewer" if defaults.shortcuts else "0"
-    parser.add_argument("--shortcuts", "--shortcut", type=whole(0, 10_000), default=argparse.SUPPRESS, metavar="N",
+    parser.add_argument("--shortcuts", "--shortcut", type=whole(0, 10_000), default=None, metavar="N",
                         help=f"residual blocks to drop, the weakest first (default: {usual})")  # fmt: skip
     amounts = parser.add_argument_group("how many channels (layer_prune: blocks)").add_mutually_exclusive_group()
     amounts.add_argument("--percent", type=NOT_ALL, default=defaults.percent, help="share of the prunable channels to remove")
@@ -94,64 +128,61 @@ def _add_amounts(parser: Parser, strategy: str) -> None:
     amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one image")
 
 
-def prune(args: argparse.Namespace) -> dict[str, Any]:
-    """Prune by `args.strategy`; returns the figures that --json writes."""
-    limits = check_arguments(args)
-    data = read_data(args.data) if args.data else None
-    loaded = load_model(args.cfg, args.weights, args.img_size, data, gray=args.gray_scale)
+def prune(options: PruneOptions) -> dict[str, Any]:
+    """Prune by a strategy; returns the figures that --json writes."""
+    check_arguments(options)
+    data, network = read_data(options.data) if options.data else None, options.network
+    loaded = load_model(network.cfg, network.weights, network.img_size, data, gray=options.evaluation.images.gray)
     if loaded.report.message:
         print(loaded.report.message)
     if loaded.model.quantization:
-        raise UserError(f"{args.weights}: is quantized; prune the float network first, then quantize what is left of it "
+        raise UserError(f"{network.weights}: is quantized; prune the float network first, then quantize what is left of it "
                         "(PTQ.py, or train.py --quantized)")  # fmt: skip
-    pruner = Pruner(loaded.model, args.strategy, limits)
-    amount = pruner.check(args.percent, getattr(args, "shortcuts", None), args.force)
+    pruner = Pruner(loaded.model, options.strategy, options.limits.limits())
+    amount = pruner.check(options.percent, options.shortcuts, options.force)
     say_what_there_is(pruner)
-    output_paths(args, loaded.model, amount)
-    evaluator = Evaluator(args, data, loaded)
-    if args.dry_run:
-        return dry_run(args, limits, evaluator, pruner, amount)
+    output_paths(options, loaded.model, amount)
+    evaluator = Evaluator(options.evaluation, data, loaded)
+    if options.dry_run:
+        return dry_run(options, evaluator, pruner, amount)
     before = evaluator.measure(loaded.model, "original")
-    goal = goal_of(args, before)
-    name = choose_importance(args, pruner, evaluator, amount, goal)
-    settle_spend(args, name, goal)
-    (pruner,) = rank(args, [name], limits, evaluator)
+    goal = goal_of(options.goal, before)
+    (pruner,), spend = ranked(options, evaluator, pruner, amount, goal)
     if goal:
-        amount = settle(args, pruner, evaluator, amount, goal)
-    targets = output_paths(args, loaded.model, amount)
+        amount = settle(options, pruner, evaluator, amount, goal)
+    targets = output_paths(options, loaded.model, amount)
     choice = pruner.choose(amount)
     say_choice(pruner, choice)
     masked = pruner.masked(choice)
     masked_figures = evaluator.accuracy(masked, "masked")
     small = pruner.compact(choice)
     figures = {
-        "strategy": args.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": args.spend,
+        "strategy": options.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": spend,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
         "after": evaluator.measure(small, "compact"), "layers": pruner.layer_counts(choice),
         "max_abs_diff": max_difference(masked, small, loaded.img_size),
     }  # fmt: skip
-    figures |= mend_and_measure(args, evaluator, pruner, choice, small, figures["after"])
+    figures |= mend_and_measure(options.mending, evaluator, pruner, choice, small, figures["after"])
     warn_if_dead(before, figures["after"], amount)
     save(small, figures, targets)
-    report(figures, args, evaluator)
-    write_json(args.json, figures)
+    report(figures, options, evaluator)
+    write_json(options.json, figures)
     return figures
 
 
-def check_arguments(args: argparse.Namespace) -> Limits:
-    """What every layer has to keep; UserError for arguments that can't be used."""
-    if not args.weights:
+def check_arguments(options: PruneOptions) -> None:
+    """Raise UserError for arguments that can't be used."""
+    if not options.network.weights:
         raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
-    wanting = {"--refit": args.refit, "--bn-recal": args.bn_recal, "--max-drop": args.max_drop is not None}
-    if not args.data and any(wanting.values()):
+    mending, goal = options.mending, options.goal
+    wanting = {"--refit": mending.refit, "--bn-recal": mending.bn_recal, "--max-drop": goal.max_drop is not None}
+    if not options.data and any(wanting.values()):
         raise UserError(
             f"{next(flag for flag, wanted in wanting.items() if wanted)} needs --data FILE.data: images to measure on"
         )
-    check_ranking(args)
-    if args.dry_run and (args.max_drop is not None or args.target_params or args.target_macs):
+    check_ranking(options.ranking, data=options.data, dry_run=options.dry_run)
+    if options.dry_run and goal.is_given:
         raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
-    split = {None: WORTH_SPLITTING, True: 0.0, False: None}[args.split_halves]
-    return Limits(args.min_channels, args.layer_keep, args.round_to, split)
 
 
 def say_what_there_is(pruner: Pruner) -> None:
@@ -181,47 +212,59 @@ def say_choice(pruner: Pruner, choice: Choice) -> None:
         print(f"warning: {warning}")
 
 
-def settle(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal) -> Amount:
+def ranked(
+    options: PruneOptions, evaluator: Evaluator, first: Pruner, base: Amount, goal: Goal | None
+) -> tuple[list[Pruner], str]:
+    """A pruner for each criterion that is asked for, and what importance is weighed against. first: ranks by gammas; base,
+    goal: see utils.scripts.ranking.choose_importance."""
+    asked, names = options.ranking, options.ranking.importance
+    if len(names) == 1:
+        refits = bool(options.mending.refit)
+        names = [choose_importance(names[0], first, evaluator, base, goal, refits=refits)]
+    spend = settle_spend(asked.spend, names[0], goal)
+    return rank(options.strategy, names, first.limits, evaluator, asked.importance_images, spend), spend
+
+
+def settle(options: PruneOptions, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal) -> Amount:
     """The amount that reaches the goal; see utils.pruning.amounts."""
     if goal.kind != "map50":
-        return smallest_amount(pruner, base, goal, evaluator.loaded.img_size, args.force)
+        return smallest_amount(pruner, base, goal, evaluator.loaded.img_size, options.force)
 
     def accuracy(amount: Amount) -> float:
-        found = evaluator.accuracy(mended(args, evaluator, pruner, pruner.choose(amount)), str(amount))["map50"]
+        found = evaluator.accuracy(mended(options.mending, evaluator, pruner, pruner.choose(amount)), str(amount))["map50"]
         print(f"{amount}: mAP@0.5 {found:.4f}")
         return found
 
-    return largest_amount(pruner, base, goal, accuracy, args.force)
+    return largest_amount(pruner, base, goal, accuracy, options.force)
 
 
-def dry_run(args: argparse.Namespace, limits: Limits, evaluator: Evaluator, first: Pruner, base: Amount) -> dict[str, Any]:
+def dry_run(options: PruneOptions, evaluator: Evaluator, first: Pruner, base: Amount) -> dict[str, Any]:
     """A table and an image of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
     model, size = first.model, evaluator.loaded.img_size
-    mending = args.refit or args.bn_recal
+    mending = bool(options.mending.stages)
     before = network_size(Darknet, model.defs, size) | evaluator.accuracy(model, "original")
-    names = args.importance if len(args.importance) > 1 else [choose_importance(args, first, evaluator, base, None)]
-    settle_spend(args, names[0], None)
+    pruners, spend = ranked(options, evaluator, first, base, None)
     rows = []
-    for pruner in rank(args, names, limits, evaluator):
+    for pruner in pruners:
 
         def accuracy(amount: Amount, pruner: Pruner = pruner) -> float:
             choice = pruner.choose(amount)
-            network = mended(args, evaluator, pruner, choice) if mending else pruner.masked(choice)
+            network = mended(options.mending, evaluator, pruner, choice) if mending else pruner.masked(choice)
             return evaluator.accuracy(network, f"{pruner.importance} {amount}")["map50"]
 
         found = sweep(pruner, base, size, accuracy if evaluator.loader else None)
         rows += [{"importance": pruner.importance} | row for row in found]
     what = "shortcuts" if base.shortcuts and not base.percent else "percent"
-    picture = output_paths(args, model, None).picture
+    picture = output_paths(options, model, None).picture
     keys = ("importance", what, "achieved", "params", "macs", "channels", "map50")
     stage = "mended" if mending else "masked"
-    print(f"\n{args.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
+    print(f"\n{options.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
     header = ["importance", what, "achieved", "parameters", "MACs", "channels", f"mAP@0.5, {stage}"]
     print(format_table(header, [[row[k] for k in keys] for row in rows]))
     plot_sweep(rows, before, what, stage, picture)
     print(f"picture:  {picture}")
-    figures = {"strategy": args.strategy, "spend": args.spend, "before": before, "sweep": rows, "picture": str(picture)}
-    write_json(args.json, figures)
+    figures = {"strategy": options.strategy, "spend": spend, "before": before, "sweep": rows, "picture": str(picture)}
+    write_json(options.json, figures)
     return figures
 
 
@@ -239,7 +282,7 @@ class Targets:
     picture: Path
 
 
-def output_paths(args: argparse.Namespace, model: Darknet, amount: Amount | None) -> Targets:
+def output_paths(options: PruneOptions, model: Darknet, amount: Amount | None) -> Targets:
     """cfg/<strategy>_<amount>_<family>/..., weights/<same>/..., or all in --save-dir; UserError if it can't be written.
 
     Without an amount: those of a sweep.
@@ -247,10 +290,10 @@ def output_paths(args: argparse.Namespace, model: Darknet, amount: Amount | None
     source = Path(model.defs.name)
     parts = [f"{amount.percent:g}"] if amount and (amount.percent or not amount.shortcuts) else []
     parts += [str(amount.shortcuts)] if amount and amount.shortcuts else []
-    label = "_".join([args.strategy, *(parts or ["sweep"])])
+    label = "_".join([options.strategy, *(parts or ["sweep"])])
     name = f"{label}_{source.stem}"
-    if args.save_dir:
-        cfg_folder = weights_folder = Path(args.save_dir)
+    if options.save_dir:
+        cfg_folder = weights_folder = Path(options.save_dir)
     else:
         folder = f"{label}_{source.resolve().parent.name}"
         cfg_folder, weights_folder = Path("cfg") / folder, Path("weights") / folder
@@ -280,7 +323,7 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
     plot_channels(figures["layers"], targets.picture)
 
 
-def report(figures: dict[str, Any], args: argparse.Namespace, evaluator: Evaluator) -> None:
+def report(figures: dict[str, Any], options: PruneOptions, evaluator: Evaluator) -> None:
     """The table before/after and the next command."""
     before, after = figures["before"], figures["after"]
     stages = [("masked", figures["masked"]), *stage_columns(figures)]
@@ -288,11 +331,12 @@ def report(figures: dict[str, Any], args: argparse.Namespace, evaluator: Evaluat
     rows = [[label, before[k], *(stage[k] for _, stage in stages), None] for label, k in _ACCURACIES]
     rows += [[label, before[k], None, *blank, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS]
     header = ["", "original", *(name for name, _ in stages), "saved"]
-    print(f"\n{args.strategy} pruning; latency: median, batch 1, {evaluator.device}, fused, --precision {args.precision}")
+    print(f"\n{options.strategy} pruning; latency: median, batch 1, {evaluator.device}, fused, "
+          f"--precision {options.evaluation.precision}")  # fmt: skip
     print(format_table(header, rows))
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
-    files = {"data": args.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
+    files = {"data": options.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}
     epochs = str(finetuning_epochs(count(evaluator.data))) if evaluator.data and evaluator.data.train else "..."
     print(f"next:     {command('train.py', '-pt', '--finetune', *evaluator.loaded.flags, '--epochs', epochs, **files)}")
 

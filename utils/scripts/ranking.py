@@ -1,6 +1,7 @@
 """Which criterion ranks the channels of a pruning: the one asked for, or the best that there is evidence for."""
 
 import argparse
+from dataclasses import dataclass
 
 from utils.core.errors import UserError
 from utils.core.ranges import whole
@@ -27,6 +28,15 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
                        "--target-params or --target-macs limits, else none)")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class RankingOptions:
+    """What decides which channels go; see add_ranking_arguments. spend: None where the criterion and the goal decide."""
+
+    importance: list[str]
+    importance_images: int
+    spend: str | None
+
+
 def _names(text: str) -> list[str]:
     """argparse type: names of criteria, separated by commas."""
     names = list(CRITERIA) if text == ALL else text.split(",")
@@ -36,21 +46,22 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def check_ranking(args: argparse.Namespace) -> None:
+def check_ranking(options: RankingOptions, *, data: str, dry_run: bool) -> None:
     """Raise UserError for criteria that can't be used."""
-    if len(args.importance) > 1 and not args.dry_run:
+    if len(options.importance) > 1 and not dry_run:
         raise UserError(
-            f"--importance {','.join(args.importance)}: several can be compared with --dry-run; name one to prune by"
+            f"--importance {','.join(options.importance)}: several can be compared with --dry-run; name one to prune by"
         )
-    blind = [name for name in args.importance if name != AUTO and CRITERIA[name].needs]
-    if blind and not args.data:
+    blind = [name for name in options.importance if name != AUTO and CRITERIA[name].needs]
+    if blind and not data:
         raise UserError(f"--importance {blind[0]} needs --data FILE.data: labelled images to take gradients from")
 
 
-def choose_importance(args: argparse.Namespace, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal | None) -> str:
-    """The criterion to prune by, which is said with its reason. pruner: one that ranks by gammas; base: the amount asked for,
-    or where a goal is, what is tried first."""
-    (name,) = args.importance
+def choose_importance(
+    name: str, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal | None, *, refits: bool
+) -> str:  # fmt: skip
+    """The criterion to prune by: `name`, or for `auto` one that is said with its reason. pruner: one that ranks by gammas;
+    base: the amount asked for, or where a goal is, what is tried first; refits: whether --refit follows."""
     if name != AUTO:
         return name
     trial = base
@@ -58,7 +69,7 @@ def choose_importance(args: argparse.Namespace, pruner: Pruner, evaluator: Evalu
         trial = smallest_amount(pruner, base, goal, evaluator.loaded.img_size, force=True)
     if not pruner.sparsity_warning(pruner.choose(trial)):
         name, why = "gamma", f"the gammas are sparse enough for {trial}"
-    elif evaluator.loader is not None and args.refit:
+    elif evaluator.loader is not None and refits:
         name, why = "obs", f"the gammas aren't sparse enough for {trial}, and --refit makes up for what goes"
     elif evaluator.loader is not None:
         name, why = "taylor", f"the gammas aren't sparse enough for {trial}"
@@ -68,23 +79,25 @@ def choose_importance(args: argparse.Namespace, pruner: Pruner, evaluator: Evalu
     return name
 
 
-def settle_spend(args: argparse.Namespace, name: str, goal: Goal | None) -> None:
-    """Settle --spend, in place, where it wasn't given: a criterion that looks again at what is left is weighed against what the
-    goal limits. The others are misled by it: what is cheap by them alone goes together (EXPERIMENTS.md)."""
-    if args.spend is None:
-        weighed = goal is not None and goal.kind in COSTS and CRITERIA[name].following is not None
-        args.spend = goal.kind if weighed else NOTHING
-        if weighed:
-            print(f"spend: {args.spend}, as --target-{args.spend} limits them")
+def settle_spend(spend: str | None, name: str, goal: Goal | None) -> str:
+    """--spend, also where it wasn't given: a criterion that looks again at what is left is weighed against what the goal
+    limits. The others are misled by it: what is cheap by them alone goes together (EXPERIMENTS.md)."""
+    if spend is not None:
+        return spend
+    if goal is None or goal.kind not in COSTS or CRITERIA[name].following is None:
+        return NOTHING
+    print(f"spend: {goal.kind}, as --target-{goal.kind} limits them")
+    return goal.kind
 
 
-def rank(args: argparse.Namespace, names: list[str], limits: Limits, evaluator: Evaluator) -> list[Pruner]:
-    """A pruner for each criterion; gradients are taken once for all of them."""
+def rank(strategy: str, names: list[str], limits: Limits, evaluator: Evaluator, images: int, spend: str) -> list[Pruner]:
+    """A pruner for each criterion; gradients of so many images are taken once for all of them. spend: a key of COSTS, or
+    NOTHING."""
     model, needs = evaluator.loaded.model, {CRITERIA[name].needs for name in names}
-    first = Pruner(model, args.strategy, limits)
+    first = Pruner(model, strategy, limits)
     evidence = Evidence()
     if needs - {""}:
-        evidence = evaluator.evidence(first, args.importance_images, needs)
+        evidence = evaluator.evidence(first, images, needs)
         print(f"gradients of {evidence.pictures} training images taken")
-    cost = COSTS[args.spend](model, first.graph, evaluator.loaded.img_size) if args.spend in COSTS else None
-    return [Pruner(model, args.strategy, limits, name, evidence, cost) for name in names]
+    cost = COSTS[spend](model, first.graph, evaluator.loaded.img_size) if spend in COSTS else None
+    return [Pruner(model, strategy, limits, name, evidence, cost) for name in names]

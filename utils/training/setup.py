@@ -16,6 +16,7 @@ from utils.core.devices import training_dtype
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
+from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.data.class_balance import class_counts, image_weights
 from utils.data.data_file import DataConfig, read_data
@@ -30,7 +31,7 @@ from utils.network.checkpoint import Checkpoint
 from utils.network.class_term import mend_class_term
 from utils.network.definitions import Defs
 from utils.network.weights import refuse_broken
-from utils.quantized.settings import Settings, requested
+from utils.quantized.settings import QuantizationOptions, Settings, requested
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, directed, rates, settle
 from utils.training.run import Plan, Run
@@ -134,7 +135,7 @@ def load(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint | No
         raise UserError(f"{name}: --single-cls needs {kind} layers with classes=1, these have {sorted(heads)}; write the "
                         "line classes=1 into a file one.data and run: "
                         f"{command('make_cfg.py', cfg=name, data='one.data')}")  # fmt: skip
-    wanted = requested(args)
+    wanted = requested(options_of(QuantizationOptions, vars(args)), args.quantized, args.observer)
     if wanted:
         loaded.model = requantize(loaded.model, wanted, args.weights)
     return loaded
@@ -169,7 +170,7 @@ def preparation(args: argparse.Namespace, loaded: Loaded, checkpoint: Checkpoint
     trained."""
     if checkpoint:
         return Preparation.of(checkpoint.settings)
-    return loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+    return loaded.preparation(options_of(Preparation, vars(args)))
 
 
 def create_loaders(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.core.errors import UserError
 from utils.core.files import make_folder, output_place
+from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.augment import FILL
@@ -50,7 +51,7 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
     computed from the files differ from PyTorch's."""
     out = output_place(args.out, Path(args.weights).with_name(Path(args.weights).stem + "_fpga"), is_folder=True)
     quantized, tiling, size = quantized_model(args, loaded), tiling_of(args), input_size(args, loaded)
-    prepared = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch)
+    prepared = loaded.preparation(options_of(Preparation, vars(args)))
     tried = check_pictures(args, loaded, data, prepared)
     model = quantized.inference_copy(CPU)
     network = lower(model, *size, prepared.maxabs)

@@ -13,6 +13,7 @@ import torch
 
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
+from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig
@@ -76,7 +77,7 @@ class Trial:
 def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """Write the .onnx, print and return the figures. Raises UserError, with nothing left behind, when a check fails."""
     plan = make_plan(args, loaded)
-    prepared, out = loaded.preparation(maxabs=args.maxabsscaler, stretch=args.stretch), target(args)
+    prepared, out = loaded.preparation(options_of(Preparation, vars(args))), target(args)
     trial = Trial(args, loaded, data, plan, prepared, without_quantizers(loaded.model))
     print(f"tracing {loaded.model.defs.name}")
     with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,66 @@
+"""utils.core.options: what the parts of a program know of its command line."""
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+
+import pytest
+
+from utils.core.options import flag, options_of
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int | None
+    gray: bool = field(default=False, metadata=flag("gray_scale"))
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner
+
+
+FLAGS = {"name": "x", "size": None, "gray_scale": True, "gray": "not this", "inner": "nor this", "more": 1}
+
+
+def test_fields_are_the_flags_of_their_names_and_groups_are_filled_too():
+    assert options_of(Outer, FLAGS) == Outer("x", Inner(None, True))
+
+
+@pytest.mark.parametrize("lacking", ["name", "size", "gray_scale"])
+def test_a_field_without_its_flag_is_refused_even_with_a_default(lacking):
+    flags = {name: value for name, value in FLAGS.items() if name != lacking}
+    with pytest.raises(KeyError, match=f"no argument {lacking}"):
+        options_of(Outer, flags)
+
+
+SCRIPTS = [("PTQ", "PTQ:PtqOptions"), *((f"{s}_prune", "utils.scripts.prune:PruneOptions") for s in ("slim", "layer"))]
+
+
+@pytest.mark.parametrize(("script", "name"), SCRIPTS)
+def test_a_script_has_every_flag_of_its_options_and_reads_every_flag(script, name):
+    module, kind = name.split(":")
+    kind, parser = getattr(importlib.import_module(module), kind), importlib.import_module(script).get_parser()
+    flags = {action.dest for action in parser._actions} - {"help"}
+    needed = flags_of(kind)
+    assert flags <= needed
+    options = options_of(kind, dict.fromkeys(needed, 0))  # --strategy and --precision may be the script's own
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.json = "other"
+
+
+def flags_of(kind: type) -> set[str]:
+    """Names of the flags that `options_of` reads."""
+
+    class Asked(dict):
+        def __contains__(self, name: object) -> bool:
+            read.add(name)
+            return True
+
+        def __missing__(self, name: str) -> None:
+            return None
+
+    read: set[str] = set()
+    options_of(kind, Asked())
+    return read
