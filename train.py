@@ -13,7 +13,6 @@ from typing import Any
 
 from utils.core.commands import command, option
 from utils.core.distributed import joined
-from utils.core.errors import UserError
 from utils.core.files import check_writable
 from utils.core.hyp import Hyp
 from utils.core.options import options_of
@@ -23,24 +22,24 @@ from utils.data.datasets import CACHE_ROOM
 from utils.detection.evaluate import evaluate
 from utils.detection.metrics import Evaluation
 from utils.detection.threshold import threshold_line
-from utils.distillation.distiller import add_distillation_arguments, check_distillation_arguments
 from utils.pruning.sparsity import SCHEDULES, gamma_statistics
+from utils.pruning.sparsity_options import SparsityOptions
 from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
-from utils.quantized.settings import SCHEMES, QuantizationOptions, requested
+from utils.quantized.settings import SCHEMES
 from utils.recipe import FEW
 from utils.scripts.cli import Parser, add_device_arguments, add_model_arguments
 from utils.scripts.cli import run as run_script
+from utils.scripts.distillation import add_distillation_arguments
 from utils.scripts.quantization import add_quantization_arguments
 from utils.training.checkpoints import RunFiles, read_last, save_run
 from utils.training.epoch import train_one_epoch
 from utils.training.evolve import check_evolution, evolve
 from utils.training.log import RunLog, gammas_line, metrics_line, results_row
+from utils.training.options import TrainOptions
 from utils.training.run import HURT, Run, fitness
 from utils.training.setup import Say, Setup, prepare
 
-USES = {"sparse_keep": ("local-decay",), "sparse_target": ("directed", "dynamic"), "max_drop": ("directed",),
-        "spend": ("directed",)}  # fmt: skip
 PRUNERS = {0: "normal_prune.py", 1: "shortcut_prune.py", 2: "layer_prune.py"}
 
 
@@ -113,48 +112,51 @@ def _add_sparsity_arguments(parser: Parser) -> None:
     parser.add_argument("--prune", type=int, default=-1, choices=[-1, 0, 1, 2],
                         help="sparse training of trained --weights: what is to go is brought to zero; for 0 normal and "
                         "regular, 1 shortcut and slim, 2 layer pruning")  # fmt: skip
-    parser.add_argument("--sparse-target", type=NOT_ALL_OR_NONE, default=0.7,
+    parser.add_argument("--sparse-target", type=NOT_ALL_OR_NONE, default=SparsityOptions.sparse_target,
                         help="directed: share of the channels (2: blocks) to go; dynamic: of gammas under 1e-2")  # fmt: skip
-    parser.add_argument("--max-drop", type=SHARE, default=0.02, metavar="D",
+    parser.add_argument("--max-drop", type=SHARE, default=SparsityOptions.max_drop, metavar="D",
                         help="directed: mAP@0.5 ends at most so far below where it began; less may go")  # fmt: skip
-    parser.add_argument("--spend", choices=[*COSTS, NOTHING], default=NOTHING,
+    parser.add_argument("--spend", choices=[*COSTS, NOTHING], default=SparsityOptions.spend,
                         help="directed: weigh importance against the parameters or MACs that go with a channel")  # fmt: skip
     parser.add_argument("--s", type=Range(0, 1000), default=0.0, help="instead: one penalty of this strength on all gammas")
     parser.add_argument("--sparse-schedule", choices=SCHEDULES, default="",
                         help="directed (default without --s): the least important channels fade; of --s: constant (default); "
                         "global-decay: from half of the epochs on s/100; local-decay: from half on the smallest gammas keep "
                         "s, others get s/100; dynamic: whatever reaches --sparse-target, without --s")  # fmt: skip
-    parser.add_argument(
-        "--sparse-keep", type=NOT_ALL_OR_NONE, default=0.85, help="local-decay: share of the gammas that keep s"
-    )
+    parser.add_argument("--sparse-keep", type=NOT_ALL_OR_NONE, default=SparsityOptions.sparse_keep,
+                        help="local-decay: share of the gammas that keep s")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train, or with --evolve evolve hyper-parameters; returns the figures that --json writes, or {} for a run that was
     finished already."""
+    flags = vars(args)
     if args.evolve is not None:
-        check_evolution(args)
-        check_arguments(args)
-        return evolve(args, main)
+        check_evolution(resume=args.resume)
+        options = options_of(TrainOptions, flags).checked()
+        return evolve(options, flags, lambda one: main(argparse.Namespace(**one)))
     files = RunFiles(Path(args.weights_dir), args.name, Path(args.results_dir))
     with joined(args.device) as (world, device):
         say = print if world.is_main else _silent
         checkpoint = None
         if args.resume:
-            checkpoint, note = read_last(files.last, args, get_parser())
+            interrupted = read_last(files.last, flags, getattr(args, "given", frozenset()), get_parser())
+            checkpoint, flags = interrupted.checkpoint, interrupted.flags
             if checkpoint.finished:
-                say(f"{files.last}: this run of {args.epochs} epochs is finished; start a new one with "
+                say(f"{files.last}: this run of {flags['epochs']} epochs is finished; start a new one with "
                     f"{option('--weights', files.last)}")  # fmt: skip
                 return {}
-            say(note or f"{files.last}: goes on after epoch {checkpoint.epoch + 1} of {args.epochs}")
-        check_arguments(args)
+            say(interrupted.note or f"{files.last}: goes on after epoch {checkpoint.epoch + 1} of {flags['epochs']}")
+        options = options_of(TrainOptions, flags).checked()
         for path in (files.last, files.results):
             check_writable(path)
-        setup = prepare(args, checkpoint, world, device, say)
-        args.board = getattr(args, "board", args.logdir and f"{args.logdir}/{args.name or time.strftime('%Y%m%d-%H%M%S')}")
-        log = RunLog(files.results, args.board, checkpoint.training_results if checkpoint else "") if world.is_main else None
+        board = flags["logdir"] and f"{flags['logdir']}/{args.name or time.strftime('%Y%m%d-%H%M%S')}"
+        flags = flags | {"board": flags.get("board", board)}
+        setup = prepare(options, flags, checkpoint, world, device, say)
+        results = checkpoint.training_results if checkpoint else ""
+        log = RunLog(files.results, flags["board"], results) if world.is_main else None
         try:
-            return fit(args, files, setup, log, say)
+            return fit(files, setup, log, say)
         except KeyboardInterrupt:
             kept = checkpoint is not None or setup.run.saved
             raise KeyboardInterrupt("go on with --resume" if kept else "no epoch was saved yet") from None
@@ -164,56 +166,22 @@ def _silent(text: str) -> None:
     """What processes other than the first say."""
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError for arguments that can't be used together or at all."""
-    if not args.data:
-        raise UserError("name the dataset with --data FILE.data")
-    if "/" in args.name:
-        raise UserError(f"--name {args.name}: goes into file names; choose folders with --weights-dir and --results-dir")
-    check_sparsity(args)
-    check_distillation_arguments(args)
-    requested(options_of(QuantizationOptions, vars(args)), args.quantized, args.observer)
-
-
-def check_sparsity(args: argparse.Namespace) -> None:
-    """Settle --sparse-schedule, in place, where none was named: directed, or constant with --s or without --prune. Raises
-    UserError for options of sparse training that can't be used together."""
-    strategies = "--prune: 0 for normal or regular, 1 for shortcut or slim, 2 for layer pruning"
-    if args.s > 0 and args.prune < 0:
-        raise UserError(f"--s {args.s:g} needs {strategies}")
-    if args.sparse_schedule not in ("", "constant") and args.prune < 0:
-        raise UserError(f"--sparse-schedule {args.sparse_schedule} needs {strategies}")
-    args.sparse_schedule = args.sparse_schedule or ("directed" if args.prune >= 0 and args.s == 0 else "constant")
-    schedule = args.sparse_schedule
-    if args.prune >= 0 and args.s == 0 and schedule not in ("directed", "dynamic"):
-        raise UserError(f"--sparse-schedule {schedule} needs --s, the strength of the penalty on gammas, for example --s 0.01; "
-                        "without both the channels that are to go are chosen and brought to zero")  # fmt: skip
-    if args.s > 0 and schedule == "directed":
-        raise UserError("--sparse-schedule directed finds out how strongly to push; leave out --s")
-    if args.prune == 2 and args.spend != NOTHING:
-        raise UserError(f"--spend {args.spend} weighs channels, and --prune 2 takes whole blocks; leave it out")
-    for flag, schedules in USES.items():
-        if getattr(args, flag) != get_parser().get_default(flag) and schedule not in schedules:
-            wanted = " or ".join(schedules)
-            raise UserError(f"--{flag.replace('_', '-')} only means something with --sparse-schedule {wanted}; add that")
-
-
-def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
+def fit(files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str, Any]:
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
-    run, started, evaluation = setup.run, time.perf_counter(), None
-    begin(args, files, setup, log, say)
-    while run.epoch < args.epochs:
+    options, run, started, evaluation = setup.options, setup.run, time.perf_counter(), None
+    begin(files, setup, log, say)
+    while run.epoch < options.epochs:
         figures = train_one_epoch(run, setup.loader)
-        final = run.epoch == args.epochs
-        evaluation = measure(setup) if setup.valid is not None and (final or not args.notest) else None
-        if args.image_weights:
+        final = run.epoch == options.epochs
+        evaluation = measure(setup) if setup.valid is not None and (final or not options.notest) else None
+        if options.image_weights:
             setup.weigh_images(evaluation)
         gammas = gamma_statistics(run.weights, run.penalty.channels) if run.penalty else None
         if evaluation:
             say(metrics_line(evaluation))
         if gammas:
             say(gammas_line(gammas, run.penalty.note(run.weights)))
-        if evaluation and args.finetune and not args.hyp and run.epoch <= max(1, args.epochs // 4):
+        if evaluation and options.finetune and not options.hyp and run.epoch <= max(1, options.epochs // 4):
             quicken_if_hurt(run, evaluation, say)
         is_best = evaluation is not None and run.note_evaluation(evaluation.map50, evaluation.map, evaluation.conf_thres)
         if log:
@@ -223,34 +191,35 @@ def fit(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | N
         if final and run.promise and run.promise.kept and not is_best:
             run.promise.restore_kept(run.weights)
             evaluation = measure(setup)
-        if log and (final or not args.nosave):
-            save(args, files, setup, log, evaluation, is_best=is_best, finished=final)
+        if log and (final or not options.nosave):
+            save(files, setup, log, evaluation, is_best=is_best, finished=final)
     if log:
         log.close()
-    return sum_up(args, files, run, evaluation, time.perf_counter() - started, say)
+    return sum_up(files, setup, evaluation, time.perf_counter() - started, say)
 
 
-def begin(args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> None:
+def begin(files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> None:
     """Evaluate what goes in where a training must not lose it: best.pt holds it until something is better.
 
     A training that was interrupted has done this already.
     """
-    run = setup.run
+    options, run = setup.options, setup.run
     promises = run.promise is not None and run.promise.start is None
-    loses_nothing = args.finetune and run.best is None and not run.model.quantization
+    loses_nothing = options.finetune and run.best is None and not run.model.quantization
     if run.step or not (promises or loses_nothing):
         return
-    if args.notest or setup.valid is None:
+    if options.notest or setup.valid is None:
         if promises:
-            why = "--notest" if args.notest else "no valid= in the .data file"
-            say(f"warning: {why}: nothing is evaluated on the way, so --max-drop {args.max_drop:g} can't be held")
+            why = "--notest" if options.notest else "no valid= in the .data file"
+            drop = options.sparsity.max_drop
+            say(f"warning: {why}: nothing is evaluated on the way, so --max-drop {drop:g} can't be held")
         return
     found = measure(setup)
     say(f"before the first epoch:\n{metrics_line(found)}")
     if promises:
         run.promise.start = found.map50
-    if run.note_evaluation(found.map50, found.map, found.conf_thres) and log and not args.nosave:
-        save(args, files, setup, log, found, is_best=True, finished=False)
+    if run.note_evaluation(found.map50, found.map, found.conf_thres) and log and not options.nosave:
+        save(files, setup, log, found, is_best=True, finished=False)
 
 
 def quicken_if_hurt(run: Run, evaluation: Evaluation, say: Say) -> None:
@@ -268,12 +237,12 @@ def quicken_if_hurt(run: Run, evaluation: Evaluation, say: Say) -> None:
 
 
 def save(
-    args: argparse.Namespace, files: RunFiles, setup: Setup, log: RunLog, evaluation: Evaluation | None, *, is_best: bool,
-    finished: bool,
+    files: RunFiles, setup: Setup, log: RunLog, evaluation: Evaluation | None, *, is_best: bool, finished: bool
 ) -> None:  # fmt: skip
     """evaluation: of the weights that are saved, None if there was none."""
-    save_run(setup.run, files, names=setup.data.names, settings=setup.settings, results=log.text, args=args,
-             conf_thres=evaluation.conf_thres if evaluation else None, is_best=is_best and not args.nosave,
+    save_run(setup.run, files, names=setup.data.names, settings=setup.settings, results=log.text,
+             flags=setup.flags,
+             conf_thres=evaluation.conf_thres if evaluation else None, is_best=is_best and not setup.options.nosave,
              finished=finished)  # fmt: skip
 
 
@@ -285,13 +254,12 @@ def measure(setup: Setup) -> Evaluation:
     )
 
 
-def sum_up(
-    args: argparse.Namespace, files: RunFiles, run: Run, evaluation: Evaluation | None, seconds: float, say: Say
-) -> dict[str, Any]:
+def sum_up(files: RunFiles, setup: Setup, evaluation: Evaluation | None, seconds: float, say: Say) -> dict[str, Any]:
     """Say how it went and what to type next; returns the figures."""
-    best = files.best if run.best and not args.nosave else files.last
+    options, run = setup.options, setup.run
+    best = files.best if run.best and not options.nosave else files.last
     curves = files.results.with_suffix(".png")
-    say(f"{args.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
+    say(f"{options.epochs} epochs, {seconds / 60:.1f} minutes; weights in {files.last}, curves in {curves}")
     if run.best:
         where = f": {best}" if best == files.best else ""
         where = where if run.best["epoch"] else f", what went in{where}"
@@ -301,18 +269,18 @@ def sum_up(
     if evaluation:
         say(threshold_line(evaluation.conf_thres if best == files.last else run.best.get("conf_thres"), str(best)))
     amount = run.penalty.amount().split() if run.penalty and not run.model.quantization else []
-    if amount and Path(__file__).with_name(PRUNERS[args.prune]).exists():
-        judged = args.data if evaluation else ""
-        say(f"next: {command(PRUNERS[args.prune], *amount, data=judged, weights=files.last)}")
-    elif args.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
+    if amount and Path(__file__).with_name(PRUNERS[options.sparsity.prune]).exists():
+        judged = options.data if evaluation else ""
+        say(f"next: {command(PRUNERS[options.sparsity.prune], *amount, data=judged, weights=files.last)}")
+    elif options.single_cls or not evaluation:  # test.py needs valid=, and would compare one class with the labels' many
         say(f"next: {command('detect.py', weights=best, source='PICTURES')}")
     else:
-        say(f"next: {command('test.py', data=args.data, weights=best)}")
+        say(f"next: {command('test.py', data=options.data, weights=best)}")
     last = evaluation.to_dict() if evaluation else None
     weights = {"last": str(files.last), "best": str(best)}
-    results = {"epochs": args.epochs, "seconds": seconds, "best": run.best, "last": last, "weights": weights}
+    results = {"epochs": options.epochs, "seconds": seconds, "best": run.best, "last": last, "weights": weights}
     if run.world.is_main:
-        write_json(args.json, results)
+        write_json(options.json, results)
     return results
 
 

@@ -8,8 +8,9 @@ from tests.test_train import BASE
 from tests.tiny import NET, conv, head, network
 from utils.core.distributed import World
 from utils.core.hyp import Hyp
+from utils.core.options import options_of
 from utils.distillation.distiller import Distiller
-from utils.distillation.teacher import Teacher
+from utils.distillation.teacher import DistillationOptions, Teacher
 from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
@@ -35,14 +36,14 @@ def pruned(strategy: str, cfg: str = CFG, percent: float = 0.4, shortcuts: int =
     return teacher, student
 
 
-def arguments(number: int, weights: str = "t.pt", cfg: str = "") -> object:
+def arguments(number: int, weights: str = "t.pt", cfg: str = "") -> DistillationOptions:
     return train_arguments(f"--KDstr {number} --t_weights {weights} --t_cfg={cfg}")
 
 
-def train_arguments(text: str) -> object:
+def train_arguments(text: str) -> DistillationOptions:
     import train
 
-    return train.get_parser().parse_args([*BASE.split(), *text.split()])
+    return options_of(DistillationOptions, vars(train.get_parser().parse_args([*BASE.split(), *text.split()])))
 
 
 def save(model: Darknet, path: Path, **settings: object) -> str:

@@ -5,8 +5,10 @@ import pytest
 import train
 from tests.test_train import BASE, here, train_with  # noqa: F401
 from utils.core.hyp import Hyp
+from utils.core.options import options_of
 from utils.data.data_file import read_data
-from utils.recipe import FEW, Course, Recipe, describe_finetuning, finetuning_epochs, settle
+from utils.pruning.sparsity_options import SparsityOptions
+from utils.recipe import FEW, Course, Recipe, RecipeOptions, describe_finetuning, finetuning_epochs, settle
 
 
 @pytest.mark.parametrize(
@@ -38,10 +40,12 @@ def test_the_number_of_pictures_decides(pictures, penalised, processes, wanted):
     ],
 )
 def test_what_the_command_line_says_counts(here, flags, wanted, said):  # noqa: F811
-    args = train.get_parser().parse_args(flags.split())
-    assert str(settle(args, read_data("d.data"))) == said
-    assert (args.adam, args.batch_size, args.accumulate) == wanted
-    assert str(settle(args, read_data("d.data"))) == said  # what was filled in stays
+    args = vars(train.get_parser().parse_args(flags.split()))
+    asked, sparsity = options_of(RecipeOptions, args), options_of(SparsityOptions, args)
+    course = settle(asked, 100, read_data("d.data"), sparsity.penalised)
+    assert str(course) == said
+    assert course.recipe == RecipeOptions(*wanted)
+    assert settle(course.recipe, 100, read_data("d.data"), penalised=True) == course  # what was filled in stays
 
 
 @pytest.mark.parametrize(

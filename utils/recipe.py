@@ -5,11 +5,10 @@ learn from: yolov3-tiny on BCCD's 292 images is at 0.657 mAP@0.5 after 24 epochs
 epochs of small AdamW steps (EXPERIMENTS.md).
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 
-from utils.core.hyp import GENTLE, LONG, Hyp, preset
+from utils.core.hyp import GENTLE, LONG, Hyp
 from utils.data.data_file import DataConfig
 from utils.data.labels import Problems, image_paths
 
@@ -35,6 +34,15 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class RecipeOptions:
+    """The flags of the same names, None where the number of images decides."""
+
+    adam: bool | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+
+
+@dataclass(frozen=True)
 class Course:
     """How a training goes. steps: about how many the optimizer takes in all of it."""
 
@@ -43,6 +51,11 @@ class Course:
     adam: bool
     batch_size: int
     accumulate: int
+
+    @property
+    def recipe(self) -> RecipeOptions:
+        """What is settled by now."""
+        return RecipeOptions(self.adam, self.batch_size, self.accumulate)
 
     @property
     def steps(self) -> int:
@@ -63,29 +76,17 @@ def count(data: DataConfig) -> int:
     return len(image_paths(data.source("train"), Problems()))
 
 
-def settle(args: argparse.Namespace, data: DataConfig, processes: int = 1) -> Course:
-    """Fill in, in place, what the command line of train.py leaves open."""
+def settle(asked: RecipeOptions, epochs: int, data: DataConfig, penalised: bool, processes: int = 1) -> Course:
+    """How a training goes of which this is asked; what that leaves open is filled in. penalised: see Recipe.of."""
     pictures = count(data)
-    penalised = args.s > 0 or args.sparse_schedule == "dynamic"
-    for name, value in vars(Recipe.of(pictures, penalised, processes)).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return Course(pictures, args.epochs, args.adam, args.batch_size, args.accumulate)
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    return Course(pictures, epochs, **vars(Recipe.of(pictures, penalised, processes)) | given)
 
 
 def finetuning_epochs(pictures: int) -> int:
     """Enough for the whole rate, which ends highest: LONG optimizer steps, in what is usual of epochs."""
     once = Course(pictures, 1, **vars(Recipe.of(pictures)))
     return min(max(EPOCHS[0], math.ceil(LONG / once.steps)), EPOCHS[-1])
-
-
-def rates(args: argparse.Namespace, course: Course, quantized: bool) -> dict[str, float]:
-    """The preset of hyper-parameters for a training of these arguments; quantized: it begins with weights and quantizers."""
-    return preset(args.finetune, quantized, directed(args), course.epochs, course.steps)
-
-
-def directed(args: argparse.Namespace) -> bool:
-    return args.prune >= 0 and args.sparse_schedule == "directed"
 
 
 def describe_finetuning(hyp: Hyp, course: Course) -> str:

@@ -159,7 +159,8 @@ def test_badly_detected_classes_weigh_more(here):  # noqa: F811
     from utils.training.setup import Setup
 
     loader = create_loader("train", classes=2, img_size=64, batch_size=4, training=True, workers=0)
-    setup = Setup(run=None, loader=loader, valid=None, data=SimpleNamespace(classes=2), prepared=Preparation())
+    data = SimpleNamespace(classes=2)
+    setup = Setup(options=None, flags={}, run=None, loader=loader, valid=None, data=data, prepared=Preparation())
     only_red = loader.dataset.labels[0][:1]
     loader.dataset.labels = [only_red] * 4 + [row[1:] for row in loader.dataset.labels[4:]]
     setup.weigh_images(SimpleNamespace(per_class=[{"map50": 0.9, "targets": 5}, {"map50": 0.2, "targets": 5}]))

@@ -6,7 +6,7 @@ import torch
 from tests.taught import BACKBONE, CFG, CPU, ONE_HEAD, arguments, make_run, pruned, save, train_arguments
 from tests.tiny import CSP, DFL, NET, conv, head, network
 from utils.core.errors import UserError
-from utils.distillation.distiller import KDSTR, Distiller, check_distillation_arguments, listening
+from utils.distillation.distiller import KDSTR, Distiller, check_distillation, listening
 from utils.distillation.links import Link, links, readings
 from utils.distillation.teacher import load_teacher
 from utils.network.cfg import parse_cfg
@@ -256,7 +256,7 @@ def test_what_a_teacher_cannot_see_is_refused(tmp_path):
 )
 def test_arguments_that_make_no_sense(flags, message):
     with pytest.raises(UserError, match=message):
-        check_distillation_arguments(train_arguments(flags))
+        check_distillation(train_arguments(flags))
 
 
 @pytest.mark.parametrize("cfg", [CSP, DFL])

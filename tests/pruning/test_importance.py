@@ -10,7 +10,7 @@ from utils.data.batch import Batch
 from utils.detection.loss import DetectionLoss
 from utils.pruning.evidence import gather
 from utils.pruning.graph import ChannelGraph
-from utils.pruning.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, taylor_terms
+from utils.pruning.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores
 
 
 def loss_of(model) -> torch.Tensor:
@@ -24,7 +24,7 @@ def test_taylor_terms_are_the_slope_of_the_loss_along_a_channels_gammas_and_beta
     model = network(TOPOLOGIES[name]).double()
     graph = ChannelGraph(model.defs)
     loss_of(model).backward()
-    found = taylor_terms(model, graph)
+    found = TaylorTerms(model, graph)().numpy()
     scaled = [i for i in range(graph.count) if any(i in graph.out[k] for k in graph.gammas())]
     assert not found[np.setdiff1d(np.arange(graph.count), scaled)].any()
     for channel in scaled[::5]:

@@ -22,6 +22,7 @@ from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
 from utils.pruning.sparsity import gamma_values
+from utils.pruning.sparsity_options import SparsityOptions
 from utils.quantized.fake_quantize import FakeQuantize
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize, quantizers
@@ -164,11 +165,11 @@ def test_begins_with_darknet_weights():
 def test_sparse_training_reaches_the_gammas_of_a_quantized_network():
     medians = {}
     for s in (0.0, 1.0):
-        run = start(TOPOLOGIES["residual"], Settings(1), prune=0 if s else -1, s=s)
+        run = start(TOPOLOGIES["residual"], Settings(1), sparsity=SparsityOptions(0 if s else -1, s))
         for _ in range(4):
             run.start_epoch()
             step(run)
-        channels = start(TOPOLOGIES["residual"], Settings(1), prune=0, s=1.0).penalty.channels
+        channels = start(TOPOLOGIES["residual"], Settings(1), sparsity=SparsityOptions(0, 1.0)).penalty.channels
         medians[s] = float(np.median(gamma_values(run.model, channels)))
     assert medians[1.0] < medians[0.0] - 1e-4
 

@@ -1,10 +1,10 @@
 """train.py --evolve and utils.training.evolve."""
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,26 @@ import train
 from tests.test_train import BASE, ROOT, here, train_with  # noqa: F401
 from utils.core.errors import UserError
 from utils.core.hyp import LIMITS, Hyp
+from utils.core.options import options_of
 from utils.detection.losses import LOSSES
 from utils.training import evolve as evolution
-from utils.training.evolve import GENES, Generation, evolve, genes, next_hyp
+from utils.training.evolve import GENES, Generation, genes, next_hyp
+from utils.training.options import TrainOptions
 from utils.training.run import DivergedError, fitness
 
 BASE_HYP = dict(vars(Hyp()))
 
 
-def arguments(text: str = "") -> argparse.Namespace:
-    return train.get_parser().parse_args([*BASE.split(), *text.split()])
+def arguments(text: str = "") -> dict:
+    return vars(train.get_parser().parse_args([*BASE.split(), *text.split()]))
+
+
+def options(flags: str = "") -> TrainOptions:
+    return options_of(TrainOptions, arguments(flags))
+
+
+def evolve(flags: dict, trainer: Callable[[dict], dict]) -> dict:
+    return evolution.evolve(options_of(TrainOptions, flags), flags, trainer)
 
 
 def peak(hyp: dict[str, float]) -> dict[str, float]:
@@ -36,15 +46,15 @@ class Trainer:
     """Stands in for train.main and remembers what it was called with."""
 
     def __init__(self, dies_at: int | None = None) -> None:
-        self.calls: list[argparse.Namespace] = []
+        self.calls: list[dict] = []
         self.hyps: list[dict[str, float]] = []
         self.dies_at = dies_at
 
-    def __call__(self, args: argparse.Namespace) -> dict:
+    def __call__(self, flags: dict) -> dict:
         if len(self.calls) == self.dies_at:
             raise SystemExit(137)
-        self.calls.append(args)
-        self.hyps.append(vars(Hyp.load(args.hyp, args.finetune)))
+        self.calls.append(flags)
+        self.hyps.append(vars(Hyp.load(flags["hyp"])))
         return {"best": peak(self.hyps[-1])}
 
 
@@ -69,8 +79,9 @@ def test_every_training_is_short_lived(here):  # noqa: F811
     trainer = Trainer()
     evolve(arguments("--evolve 2 --epochs 3 --adam --name n --results-dir r --logdir runs"), trainer)
     call = trainer.calls[1]
-    assert (call.evolve, call.name, call.logdir, call.json, call.nosave, call.epochs) == (None, "", "", "", True, 3)
-    assert call.weights_dir == call.results_dir == "r/.evolve_n"
+    own = {"evolve": None, "name": "", "logdir": "", "json": "", "nosave": True, "epochs": 3}
+    assert {name: call[name] for name in own} == own
+    assert call["weights_dir"] == call["results_dir"] == "r/.evolve_n"
     assert sorted(p.name for p in Path("r").iterdir()) == ["evolve_n.txt", "hyp_evolved_n.txt"]
 
 
@@ -113,9 +124,9 @@ OF_DFL = set(LOSSES["dfl"].own_hyp)
     ],
 )
 def test_only_numbers_that_matter_mutate(flags, idle):
-    active = genes(arguments(flags), 2, "yolo")
+    active = genes(options(flags), 2, "yolo")
     assert set(GENES) - set(active) == idle | OF_DFL
-    assert set(GENES) - set(genes(arguments(flags), 1, "yolo")) == idle | OF_DFL | {"cls_weights"}
+    assert set(GENES) - set(genes(options(flags), 1, "yolo")) == idle | OF_DFL | {"cls_weights"}
     past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
     changed = set()
     for seed in range(200):
@@ -125,14 +136,14 @@ def test_only_numbers_that_matter_mutate(flags, idle):
 
 
 def test_the_kind_of_heads_decides_which_weights_mutate():
-    active = genes(arguments(), 2, "dfl")
+    active = genes(options(), 2, "dfl")
     assert set(active) >= OF_DFL
     assert not set(active) & {"box", "obj", "cls", "anchor_t"}
 
 
 def test_mutants_stay_within_the_limits():
     past = [Generation({"fitness": 0.5, "map50": 0.5, "map": 0.5}, BASE_HYP)]
-    active = genes(arguments(), 2, "yolo")
+    active = genes(options(), 2, "yolo")
     seen = {name: [] for name in active}
     for number in range(300):  # a random walk: each child has the only parent, its predecessor
         child = next_hyp(past, active, BASE_HYP, number)
@@ -150,7 +161,7 @@ def test_mutants_stay_within_the_limits():
 def test_the_fittest_have_most_children():
     marks = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
     past = [Generation({"fitness": f}, BASE_HYP | {"clip_grad": f}) for f in marks]  # clip_grad never mutates: a mark
-    parents = [next_hyp(past, genes(arguments(), 2, "yolo"), BASE_HYP, seed)["clip_grad"] for seed in range(600)]
+    parents = [next_hyp(past, genes(options(), 2, "yolo"), BASE_HYP, seed)["clip_grad"] for seed in range(600)]
     counts = [parents.count(mark) for mark in marks]
     assert counts[0] == 0  # only the best five
     assert counts[1] > 0
@@ -160,8 +171,8 @@ def test_the_fittest_have_most_children():
 def test_a_training_that_diverges_has_fitness_0(here, capsys):  # noqa: F811
     calls = []
 
-    def diverging(args: argparse.Namespace) -> dict:
-        calls.append(args)
+    def diverging(flags: dict) -> dict:
+        calls.append(flags)
         if len(calls) == 2:
             raise DivergedError("epoch 1, step 3: the loss is not finite (box=nan)")
         if len(calls) == 4:
@@ -176,7 +187,7 @@ def test_a_training_that_diverges_has_fitness_0(here, capsys):  # noqa: F811
 
 
 def test_the_starting_point_must_train(here):  # noqa: F811
-    def broken(args: argparse.Namespace) -> dict:
+    def broken(flags: dict) -> dict:
         raise DivergedError("epoch 1, step 3: the loss is not finite (box=nan)")
 
     with pytest.raises(UserError, match="not finite"):
@@ -282,7 +293,7 @@ def test_several_processes_are_refused(here, monkeypatch):  # noqa: F811
 
 
 def test_evolve_alone_means_a_hundred():
-    assert (arguments("--evolve").evolve, arguments("--evolve 7").evolve, arguments().evolve) == (100, 7, None)
+    assert tuple(arguments(text)["evolve"] for text in ("--evolve", "--evolve 7", "")) == (100, 7, None)
 
 
 def test_real_trainings_evolve(here, capsys):  # noqa: F811
@@ -318,9 +329,9 @@ def test_kill_9_and_again(here):  # noqa: F811
 
 
 def test_an_interrupt_says_how_to_go_on(here):  # noqa: F811
-    def interrupted(args: argparse.Namespace) -> dict:
+    def interrupted(flags: dict) -> dict:
         raise KeyboardInterrupt("no epoch was saved yet")
 
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
         evolve(arguments("--evolve 2"), interrupted)
-    assert not evolution.EvolutionFiles.of(arguments()).scratch.exists()
+    assert not evolution.EvolutionFiles.of(Path(), "").scratch.exists()

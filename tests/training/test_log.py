@@ -10,6 +10,7 @@ import pytest
 
 from utils.core.errors import UserError
 from utils.detection.metrics import Evaluation
+from utils.pruning.sparsity_options import SparsityOptions
 from utils.training.epoch import EpochFigures
 from utils.training.log import COLUMNS, RunLog, format_row, gammas_line, metrics_line, read_results, results_row
 from utils.training.run import Plan
@@ -111,7 +112,7 @@ def test_only_sparse_training_is_warned_of_s(tmp_path, prune, warnings):
     log = RunLog(tmp_path / "results.txt", None)
     for epoch, map50 in enumerate([0.8, 0.8, 0.3, 0.3], 1):
         log.add(row(epoch, dataclasses.replace(EVALUATION, map50=map50)))
-    plan = Plan(epochs=100, batch_size=1, batches=1, img_size=64, prune=prune, s=0.01)
+    plan = Plan(epochs=100, batch_size=1, batches=1, img_size=64, sparsity=SparsityOptions(prune, 0.01))
     assert len(log.sparsity_warnings(plan)) == warnings
 
 

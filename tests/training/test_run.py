@@ -12,6 +12,7 @@ from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
+from utils.pruning.sparsity_options import SparsityOptions
 from utils.training.ema import ModelEma
 from utils.training.optimizer import Schedule, build_optimizer
 from utils.training.run import Plan, Run
@@ -175,7 +176,7 @@ def gammas(run: Run) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])  # float16: the gradients are scaled, and unscaled before clipping
 def test_penalty_counts_once_a_step_beside_the_clipped_gradient(dtype, monkeypatch):
-    run = make_run(dtype, hyp=Hyp(clip_grad=1.0), prune=0, s=0.25, accumulate=3)
+    run = make_run(dtype, hyp=Hyp(clip_grad=1.0), sparsity=SparsityOptions(prune=0, s=0.25), accumulate=3)
     assert run.scaler.is_enabled() == (dtype is not None)
     seen = []
     monkeypatch.setattr(run.optimizer, "step", lambda *_: seen.append(gammas(run)[0].grad.clone()))
@@ -269,11 +270,12 @@ def test_batch_norm_over_processes_is_batch_norm(one_process):
     torch.testing.assert_close(shared.eval()(inputs[0]), plain.eval()(inputs[0]))
 
 
-def test_on_cuda_nn_sync_batch_norm_takes_over_in_place():
+def test_on_cuda_nn_sync_batch_norm_takes_over():
     model, plain = Darknet(CFG, 64).eval(), Darknet(CFG, 64).eval()
     plain.load_state_dict(model.state_dict())
-    bn, gamma = model.module_list[0].BatchNorm2d, model.module_list[0].BatchNorm2d.weight
+    gamma = model.module_list[0].BatchNorm2d.weight
     normalise_together(model, torch.device("cuda"))
+    bn = model.module_list[0].BatchNorm2d
     assert isinstance(bn, nn.SyncBatchNorm)
     assert isinstance(bn, nn.BatchNorm2d)  # freezing and fusing look for these
     assert bn.weight is gamma
@@ -284,12 +286,17 @@ def test_on_cuda_nn_sync_batch_norm_takes_over_in_place():
     assert torch.equal(bn.running_var, plain.module_list[0].BatchNorm2d.running_var)
 
 
-def test_parallel_converts_in_place_and_keeps_names(one_process):
+def test_parallel_converts_and_keeps_tensors(one_process):
     model = Darknet(CFG, 64)
-    names, bn = list(model.state_dict()), model.module_list[0].BatchNorm2d
+    before, bn = model.state_dict(keep_vars=True), model.module_list[0].BatchNorm2d
     assert parallel(model, CPU, World()) is model
     assert type(bn) is nn.BatchNorm2d
+    bn.eps, bn.momentum = 0.25, 0.5
     wrapped = parallel(model, CPU, World(0, 2))
     assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
-    assert type(bn) is ProcessGroupBatchNorm2d
-    assert list(model.state_dict()) == names
+    made = model.module_list[0].BatchNorm2d
+    assert type(made) is ProcessGroupBatchNorm2d
+    assert (made.eps, made.momentum, made.training) == (0.25, 0.5, True)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    assert all(after[name] is tensor for name, tensor in before.items())  # whoever holds a gamma keeps holding it

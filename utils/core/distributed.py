@@ -66,7 +66,7 @@ def mean_with_gradient(tensor: Tensor) -> Tensor:
 def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
     """What to call for a forward pass: the model, or its wrapper that averages the gradients of all processes.
 
-    With several processes the model's batch normalisations are converted, to nn.SyncBatchNorm on CUDA and to
+    With several processes the model's batch normalisations are converted, to SyncBatchNorm2d on CUDA and to
     ProcessGroupBatchNorm2d on the CPU: at the same total batch they then see what one process would.
     """
     if world.size == 1:
@@ -77,20 +77,28 @@ def parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
 
 
 def normalise_together(model: nn.Module, device: torch.device) -> None:
-    """Make the batch normalisations of `model`, in place, those of all processes' batches together. State dicts stay the same.
+    """Put batch normalisations over all processes' batches in the place of those of `model`, whose parameters and statistics
+    they take over. State dicts stay the same.
 
-    nn.SyncBatchNorm.convert_sync_batchnorm would make new modules; the class is changed instead, as torch's lazy modules do it,
-    so that whoever holds a module or its gamma keeps holding it.
+    nn.SyncBatchNorm.convert_sync_batchnorm would make nn.SyncBatchNorm, which is no nn.BatchNorm2d any more.
     """
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d if device.type == "cuda" else ProcessGroupBatchNorm2d
+    kind = SyncBatchNorm2d if device.type == "cuda" else ProcessGroupBatchNorm2d
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _as(kind, child))
+
+
+def _as(kind: type[nn.BatchNorm2d], norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Another kind of batch normalisation that holds the very tensors of `norm`."""
+    made = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(made, name, tensor)
+    return made.train(norm.training)
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
     """nn.SyncBatchNorm over all processes, which still counts as the nn.BatchNorm2d that it was made of."""
-
-    process_group = None  # all processes
 
 
 class ProcessGroupBatchNorm2d(nn.BatchNorm2d):

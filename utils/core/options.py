@@ -39,10 +39,30 @@ def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
     values = {}
     for field in fields(kind):
         hint, name = hints[field.name], field.metadata.get(_FLAG, field.name)
-        if isinstance(hint, type) and is_dataclass(hint):
+        if _is_group(hint):
             values[field.name] = options_of(hint, flags)
         elif name in flags:
             values[field.name] = flags[name]
         else:
             raise KeyError(f"{kind.__name__}.{field.name}: the command line has no argument {name}")
     return kind(**values)
+
+
+def flags_of(options: "DataclassInstance") -> dict[str, Any]:
+    """The flags that `options_of` would make these options of.
+
+    >>> @dataclass(frozen=True)
+    ... class Mending:
+    ...     refit: int
+    >>> flags_of(Mending(64))
+    {'refit': 64}
+    """
+    hints, flags = get_type_hints(type(options)), {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        flags |= flags_of(value) if _is_group(hints[field.name]) else {field.metadata.get(_FLAG, field.name): value}
+    return flags
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)

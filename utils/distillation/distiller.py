@@ -4,7 +4,6 @@
 `Distiller` adds the terms of a --KDstr (utils.distillation.losses) to each batch's loss.
 """
 
-import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -17,40 +16,30 @@ from utils.core.devices import PRECISIONS
 from utils.core.distributed import mean_over_processes
 from utils.core.errors import UserError
 from utils.core.fields import Fields
-from utils.core.ranges import POSITIVE
 from utils.core.restore import restore_module
 from utils.detection.head_loss import HeadLoss
 from utils.distillation.links import Link
 from utils.distillation.losses import KDSTR, Observed
-from utils.distillation.teacher import Teacher
+from utils.distillation.teacher import DistillationOptions, Teacher
 from utils.network.darknet import Darknet
 
 KD_CHOICES = ", ".join(f"{n} {strategy.title}" for n, strategy in KDSTR.items())
 
 
-def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--t_cfg", default="", help="teacher's .cfg; not needed with a .pt checkpoint, which carries its own")
-    parser.add_argument("--t_weights", default="", help="teacher's .weights or .pt: distil from it")
-    parser.add_argument("--KDstr", type=int, choices=list(KDSTR), help=f"what to distil: {KD_CHOICES}")
-    parser.add_argument("--kd-weight", type=POSITIVE, default=1.0, help="what the distillation terms are multiplied with")
-    parser.add_argument("--kd-temperature", type=POSITIVE, help="of the softened distributions; default: 3, for --KDstr 6: 1")
-    parser.add_argument("--kd-small", type=POSITIVE, default=1.0, metavar="W",
-                        help="--KDstr 6: how much more the positions of small objects (less than 32 x 32 pixels of the input) "
-                        "count; those of medium ones (96 x 96) count sqrt(W) times")  # fmt: skip
-
-
-def check_distillation_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError for arguments of add_distillation_arguments that don't make sense together."""
-    if args.KDstr and not args.t_weights:
-        raise UserError(f"--KDstr {args.KDstr} needs a trained teacher: --t_weights FILE.pt, or --t_cfg FILE --t_weights FILE")
-    if args.t_weights and not args.KDstr:
+def check_distillation(options: DistillationOptions) -> None:
+    """Raises UserError for options that don't make sense together."""
+    if options.KDstr and not options.t_weights:
+        raise UserError(
+            f"--KDstr {options.KDstr} needs a trained teacher: --t_weights FILE.pt, or --t_cfg FILE --t_weights FILE"
+        )
+    if options.t_weights and not options.KDstr:
         raise UserError(f"--t_weights needs --KDstr: {KD_CHOICES}")
-    if args.kd_small != 1 and not (args.KDstr and KDSTR[args.KDstr].sized):
+    if options.kd_small != 1 and not (options.KDstr and KDSTR[options.KDstr].sized):
         numbers = " or ".join(str(n) for n, strategy in KDSTR.items() if strategy.sized)
-        raise UserError(f"--kd-small {args.kd_small:g} weighs the positions of feature maps for --KDstr {numbers}; "
+        raise UserError(f"--kd-small {options.kd_small:g} weighs the positions of feature maps for --KDstr {numbers}; "
                         f"add that, or leave out --kd-small")  # fmt: skip
-    if args.t_cfg and not args.t_weights:
-        raise UserError(f"--t_cfg {args.t_cfg} needs the teacher's weights: --t_weights FILE")
+    if options.t_cfg and not options.t_weights:
+        raise UserError(f"--t_cfg {options.t_cfg} needs the teacher's weights: --t_weights FILE")
 
 
 @contextlib.contextmanager
@@ -121,6 +110,13 @@ class Distiller:
         self._channels = [_picked(link, device) for link in self.links]
         self._maps: dict[int, Tensor] = {}
         self.clock = Clock(device)
+
+    @classmethod
+    def of(
+        cls, options: DistillationOptions, teacher: Teacher, device: torch.device, seed: int, dtype: torch.dtype | None
+    ) -> "Distiller":
+        """As a command line asks for it."""
+        return cls(teacher, options.KDstr, options.kd_weight, options.kd_temperature, device, seed, dtype, options.kd_small)
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """The teacher of a distillation: read, and compared with its student, before any training."""
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,36 +35,48 @@ class Teacher:
     parameters: int
 
 
-def load_teacher(args: argparse.Namespace, student: Darknet, gray: bool) -> Teacher:
+@dataclass(frozen=True)
+class DistillationOptions:
+    """What is learned from whom; see utils.scripts.distillation for the flags of the same names."""
+
+    t_cfg: str = ""
+    t_weights: str = ""
+    KDstr: int | None = None
+    kd_weight: float = 1.0
+    kd_temperature: float | None = None
+    kd_small: float = 1.0
+
+
+def load_teacher(options: DistillationOptions, student: Darknet, gray: bool) -> Teacher:
     """The teacher of --t_cfg and --t_weights. gray: whether the student was asked to see one-channel images.
 
     Raises UserError, naming what differs and which strategies don't mind, where --KDstr can't be used with this student.
     """
-    name = args.t_weights
+    name = options.t_weights
     own = is_checkpoint(name)
-    if not own and not args.t_cfg:
+    if not own and not options.t_cfg:
         raise UserError(f"{name}: the teacher's weights carry no cfg; name the one they belong to with --t_cfg")
     try:
-        loaded = load_model(args.t_cfg, name, gray=gray and not own)
+        loaded = load_model(options.t_cfg, name, gray=gray and not own)
     except NoCfgError:
         raise NoCfgError(f"teacher: {name}", "--t_cfg") from None
     except UserError as error:
         raise UserError(f"teacher: {error}") from None
-    model, strategy = loaded.model, KDSTR[args.KDstr]
+    model, strategy = loaded.model, KDSTR[options.KDstr]
     _check_inputs(student, loaded, name)
     size = 32 * student.max_stride
     shared = links(student.defs, model.defs, size)
     if strategy.anchored and student.defs.yolo_indices() != student.defs.head_indices():
         kinds = student.defs.heads_named()
-        raise UserError(f"{name}: --KDstr {args.KDstr} is about objectness and anchors, which {kinds} heads do without; "
+        raise UserError(f"{name}: --KDstr {options.KDstr} is about objectness and anchors, which {kinds} heads do without; "
                         f"--KDstr {WITHOUT_ANCHORS} can")  # fmt: skip
     reason, heads = _match_heads(student, model, size)
     if strategy.outputs and reason:
         others = f"--KDstr {FEATURES_ONLY}, which compare feature maps only, can" if shared else "no other --KDstr can either"
-        raise UserError(f"{name}: --KDstr {args.KDstr} compares outputs, but {reason}; {others}")
+        raise UserError(f"{name}: --KDstr {options.KDstr} compares outputs, but {reason}; {others}")
     if strategy.maps and not shared:
         others = f"--KDstr {OUTPUTS_ONLY}, which compare outputs only, can" if not reason else "no other --KDstr can either"
-        raise UserError(f"{name}: --KDstr {args.KDstr} compares feature maps, but teacher and student have none of the same "
+        raise UserError(f"{name}: --KDstr {options.KDstr} compares feature maps, but teacher and student have none of the same "
                         f"stride; {others}")  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
     return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)

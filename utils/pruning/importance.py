@@ -150,11 +150,6 @@ class TaylorTerms:
         return terms[0].new_zeros(self.count).index_add_(0, self.ids, torch.cat(terms))
 
 
-def taylor_terms(model: Darknet, graph: ChannelGraph) -> np.ndarray:
-    """(graph.count,) TaylorTerms of the gradients that `model` has now."""
-    return TaylorTerms(model, graph)().cpu().double().numpy()
-
-
 def taylor(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     """The sum over batches of |first-order term|: Molchanov et al. 2019."""
     return Parts(evidence.terms)

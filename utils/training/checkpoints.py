@@ -1,6 +1,5 @@
 """The files of a run, what its checkpoints hold, and how --resume finds its way back."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.fields import described
-from utils.core.preparation import PREPARATION
+from utils.core.preparation import PREPARATION, Preparation
 from utils.detection.threshold import CONF_THRES
-from utils.network.cfg import write_cfg
+from utils.loading import own_cfg
+from utils.network.cfg import parse_cfg, write_cfg
 from utils.network.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from utils.network.class_term import CLASS_TERM
 from utils.scripts.cli import Parser
@@ -46,12 +46,21 @@ class RunFiles:
         return self._path(self.results_folder, "results", ".txt")
 
 
-def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Checkpoint, str]:
-    """(last.pt's content, a line that says which given arguments don't count); `args` become those the run began with, but
-    for those of OF_THIS_CALL, and for the PLACES that are given: things may have moved.
+@dataclasses.dataclass(frozen=True)
+class Interrupted:
+    """A run that goes on. flags: the command line that it began with, but for those of OF_THIS_CALL, and for the PLACES that
+    are given: things may have moved. note: a line that says which given arguments don't count, or ""."""
 
-    A given --cfg stays, too: utils.training.setup compares it with the run's own. Raises UserError when there is no such file,
-    when it holds weights without a run, and where a PLACE has nothing any more.
+    checkpoint: Checkpoint
+    flags: dict[str, Any]
+    note: str
+
+
+def read_last(path: Path, flags: dict[str, Any], given: frozenset[str], parser: Parser) -> Interrupted:
+    """The run of last.pt. flags: this call's command line, on which those named `given` stand.
+
+    Raises UserError when there is no such file, when it holds weights without a run, where a PLACE has nothing any more, and
+    for a --cfg that is another than the run's.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist, so there is no run to --resume; check --name and --weights-dir")
@@ -59,18 +68,20 @@ def read_last(path: Path, args: argparse.Namespace, parser: Parser) -> tuple[Che
     if checkpoint.finished is None:
         raise UserError(f"{path}: holds weights but no run to --resume; start a new run from it with "
                         f"{option('--weights', path)}")  # fmt: skip
-    given = getattr(args, "given", frozenset())
-    ignored = []
+    flags, ignored = dict(flags), []
     for name, value in _arguments(checkpoint, parser).items():
         if name in OF_THIS_CALL or (name in PLACES | {"cfg"} and name in given):
             continue
-        if name in given and getattr(args, name) != value:
+        if name in given and flags[name] != value:
             ignored.append(f"--{name.replace('_', '-')} {value}")
-        setattr(args, name, value)
+        flags[name] = value
     if not checkpoint.finished:
-        _check_places(path, args, given)
+        _check_places(path, flags, given)
         _check_state(checkpoint)
-    return checkpoint, f"--resume goes on as the run began: {', '.join(ignored)}" if ignored else ""
+        if "cfg" in given:
+            _check_cfg(flags["cfg"], checkpoint)
+    note = f"--resume goes on as the run began: {', '.join(ignored)}" if ignored else ""
+    return Interrupted(checkpoint, flags, note)
 
 
 def _arguments(checkpoint: Checkpoint, parser: Parser) -> dict[str, Any]:
@@ -84,10 +95,10 @@ def _arguments(checkpoint: Checkpoint, parser: Parser) -> dict[str, Any]:
     return {name: value for name, value in checkpoint.args.items() if name in known} | board
 
 
-def _check_places(path: Path, args: argparse.Namespace, given: frozenset[str]) -> None:
+def _check_places(path: Path, flags: dict[str, Any], given: frozenset[str]) -> None:
     """UserError for what the run reads and isn't where it was; for what was given, its own reader says that."""
     for name in PLACES - given:
-        place, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        place, flag = flags[name], f"--{name.replace('_', '-')}"
         if place and not Path(place).exists():
             raise UserError(f"{path}: its run's {flag} {place} does not exist any more; say with {flag} where it is now")
 
@@ -99,8 +110,18 @@ def _check_state(checkpoint: Checkpoint) -> None:
     checkpoint.run.fields("settings").required("what --resume needs", "img_size", *PREPARATION)
 
 
+def _check_cfg(cfg: str, checkpoint: Checkpoint) -> None:
+    """UserError for a cfg that, read as the run reads it, isn't its own."""
+    defs = parse_cfg(cfg)
+    if Preparation.of(checkpoint.settings).gray:
+        defs.net.channels = 1
+    if defs != own_cfg(checkpoint):
+        raise UserError(f"--cfg {cfg}: describes another network than {checkpoint.path}, which carries its own; leave it out, "
+                        "or start a new run without --resume")  # fmt: skip
+
+
 def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str, Any], results: str,
-             args: argparse.Namespace, conf_thres: float | None, is_best: bool, finished: bool) -> None:  # fmt: skip
+             flags: dict[str, Any], conf_thres: float | None, is_best: bool, finished: bool) -> None:  # fmt: skip
     """Write last.pt, and best.pt before it if `is_best`: a run killed in between repeats the epoch and writes both again.
 
     conf_thres: the threshold that the evaluation of these weights recommends, None where they weren't evaluated.
@@ -121,7 +142,7 @@ def save_run(run: Run, files: RunFiles, *, names: list[str], settings: dict[str,
         "quantization": run.model.quantization.to_dict() if run.model.quantization else None,
         CLASS_TERM: True,
         CONF_THRES: conf_thres,
-        "args": vars(args),
+        "args": flags,
         "finished": finished,
     }
     if is_best:

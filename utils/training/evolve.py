@@ -25,15 +25,17 @@ import numpy as np
 from utils.core.commands import option
 from utils.core.errors import UserError
 from utils.core.files import make_folder, read_text, write_text
-from utils.core.hyp import LIMITS, Hyp
+from utils.core.hyp import LIMITS, Hyp, preset
+from utils.core.options import flags_of
 from utils.core.ranges import SHARE
 from utils.core.tables import write_json
 from utils.data.data_file import read_data
 from utils.detection.losses import LOSSES
-from utils.loading import choose_cfg
+from utils.loading import NetworkOptions, choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint
-from utils.recipe import rates, settle
+from utils.recipe import settle
+from utils.training.options import TrainOptions
 from utils.training.run import DivergedError, fitness
 
 PARENTS = 5  # the best so many may have children
@@ -47,7 +49,7 @@ FREE = {"evolve", "hyp", "name", "weights_dir", "results_dir", "logdir", "json",
 
 PLACES = {"data", "cfg", "weights", "t_cfg", "t_weights"}  # what may lie elsewhere by now
 
-Train = Callable[[argparse.Namespace], dict[str, Any]]
+Train = Callable[[dict[str, Any]], dict[str, Any]]  # flags of train.py -> its figures
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,12 @@ GENES: dict[str, Gene] = {
 }
 
 
-def genes(args: argparse.Namespace, classes: int, kind: str) -> dict[str, Gene]:
-    """Those that a training with these arguments depends on; kind: of the network's heads."""
-    idle = {"lr0", "warmup_bias_lr"} if args.adam else {"lr0_adam"}
+def genes(options: TrainOptions, classes: int, kind: str) -> dict[str, Gene]:
+    """Those that a training with these options depends on; kind: of the network's heads."""
+    idle = {"lr0", "warmup_bias_lr"} if options.recipe.adam else {"lr0_adam"}
     idle |= {"cls_weights"} if classes == 1 else set()  # one class outweighs no other
-    idle |= {"hsv_h", "hsv_s"} if args.gray_scale else set()
-    idle |= {"mosaic"} if args.rect else set()
+    idle |= {"hsv_h", "hsv_s"} if options.images.gray else set()
+    idle |= {"mosaic"} if options.loading.rect else set()
     idle |= {name for other, loss in LOSSES.items() if other != kind for name in loss.own_hyp}
     return {name: gene for name, gene in GENES.items() if name not in idle}
 
@@ -131,52 +133,56 @@ class EvolutionFiles:
     scratch: Path
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "EvolutionFiles":
-        folder, tail = Path(args.results_dir), f"_{args.name}" if args.name else ""
+    def of(cls, folder: Path, name: str) -> "EvolutionFiles":
+        tail = f"_{name}" if name else ""
         return cls(folder / f"evolve{tail}.txt", folder / f"hyp_evolved{tail}.txt", folder / f".evolve{tail}")
 
 
-def check_evolution(args: argparse.Namespace) -> None:
-    """Raises UserError for arguments that evolution can't be used with."""
-    if args.resume:
+def check_evolution(*, resume: bool) -> None:
+    """Raises UserError for what evolution can't be used with."""
+    if resume:
         raise UserError("--evolve goes on by itself when it finds its evolve.txt; leave out --resume")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--evolve trains in one process; start it with python, not with torchrun")
 
 
-def evolve(args: argparse.Namespace, train: Train) -> dict[str, Any]:
-    """Train until evolve.txt has args.evolve rows; returns the figures that --json writes.
+def evolve(options: TrainOptions, flags: dict[str, Any], train: Train) -> dict[str, Any]:
+    """Train until evolve.txt has as many rows as --evolve says; returns the figures that --json writes.
 
-    train: called with the arguments of one training, returns train.py's figures. A training whose loss doesn't stay finite
-    has fitness 0. Raises UserError as `train` does, and when evolve.txt is from trainings that can't be compared.
+    flags: the command line that the options are of; train: called with that of one training. A training whose loss doesn't
+    stay finite has fitness 0. Raises UserError as `train` does, and when evolve.txt is from trainings that can't be compared.
     """
-    files = EvolutionFiles.of(args)
-    data = read_data(args.data)
+    files, wanted = EvolutionFiles.of(Path(flags["results_dir"]), options.name), flags["evolve"]
+    data = read_data(options.data)
     data.source("valid")  # without it there is no fitness
-    usual = rates(args, settle(args, data), quantized=bool(args.quantized and args.weights))
-    given = dataclasses.asdict(Hyp.load(args.hyp, usual))
+    course = settle(options.recipe, options.epochs, data, options.sparsity.penalised)
+    options = dataclasses.replace(options, recipe=course.recipe)
+    flags = flags | flags_of(options)
+    quantized = bool(options.quantized and options.network.weights)
+    usual = preset(options.finetune, quantized, options.sparsity.directed, course.epochs, course.steps)
+    given = dataclasses.asdict(Hyp.load(options.hyp, usual))
     base = {name: type(value)(f"{value:.{PRECISION}g}") for name, value in given.items()}
-    active = genes(args, 1 if args.single_cls else data.classes, _kind_of_heads(args))
-    past = read_rows(files.rows, args, base)
-    print(f"{files.rows}: {len(past)} of {args.evolve} trainings done; evolving {', '.join(active)}")
-    while len(past) < args.evolve:
-        hyp = next_hyp(past, active, base, args.seed)
-        figures = _trained(args, hyp, files.scratch, train, first=not past)
+    active = genes(options, 1 if options.single_cls else data.classes, _kind_of_heads(options.network))
+    past = read_rows(files.rows, flags, base)
+    print(f"{files.rows}: {len(past)} of {wanted} trainings done; evolving {', '.join(active)}")
+    while len(past) < wanted:
+        hyp = next_hyp(past, active, base, options.seed)
+        figures = _trained(flags, hyp, files.scratch, train, first=not past)
         past.append(Generation(figures, hyp))
-        write_text(files.rows, _text(past, args))
+        write_text(files.rows, _text(past, flags))
         _write_best(files, past)
-        print(f"training {len(past)}/{args.evolve}: {_figures_line(past[-1])}; best fitness {_best(past).fitness:.4f}")
+        print(f"training {len(past)}/{wanted}: {_figures_line(past[-1])}; best fitness {_best(past).fitness:.4f}")
     _write_best(files, past)  # a run that was killed between the two files, or has nothing left to do
     number, best = past.index(_best(past)), _best(past)
     print(f"best of {len(past)}: number {number + 1}, {_figures_line(best)}; next: {option('--hyp', files.best)}")
     results = {"trainings": len(past), "best": best.figures | {"number": number + 1}, "hyp": best.hyp, "file": str(files.best)}
-    write_json(args.json, results)
+    write_json(options.json, results)
     return results
 
 
-def _kind_of_heads(args: argparse.Namespace) -> str:
-    checkpoint = read_checkpoint(args.weights) if args.weights and is_checkpoint(args.weights) else None
-    defs = choose_cfg(args.cfg, args.weights, checkpoint)
+def _kind_of_heads(start: NetworkOptions) -> str:
+    checkpoint = read_checkpoint(start.weights) if start.weights and is_checkpoint(start.weights) else None
+    defs = choose_cfg(start.cfg, start.weights, checkpoint)
     return next((defs[i].kind for i in defs.head_indices()), "")
 
 
@@ -204,7 +210,7 @@ def _mutated(name: str, gene: Gene, value: float, step: float) -> float:
     return min(max(gene.value(place), LIMITS[name].least), LIMITS[name].most)
 
 
-def _trained(args: argparse.Namespace, hyp: dict[str, float], scratch: Path, train: Train, first: bool) -> dict[str, float]:
+def _trained(flags: dict[str, Any], hyp: dict[str, float], scratch: Path, train: Train, first: bool) -> dict[str, float]:
     """The figures of one training, which leaves nothing behind; of what it prints, only the first one's warnings are said."""
     shutil.rmtree(scratch, ignore_errors=True)
     path = make_folder(scratch) / "hyp.json"
@@ -214,7 +220,7 @@ def _trained(args: argparse.Namespace, hyp: dict[str, float], scratch: Path, tra
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            best = train(argparse.Namespace(**vars(args) | own))["best"]
+            best = train(flags | own)["best"]
     except DivergedError as error:
         if first:
             raise
@@ -244,19 +250,19 @@ def _write_best(files: EvolutionFiles, past: list[Generation]) -> None:
     write_text(files.best, "\n".join([*lines, *(f"{name}: {value:.{PRECISION}g}" for name, value in best.hyp.items())]) + "\n")
 
 
-def _comparable(args: argparse.Namespace) -> dict[str, Any]:
+def _comparable(flags: dict[str, Any]) -> dict[str, Any]:
     """The arguments that all rows of an evolve.txt have in common."""
-    return {name: value for name, value in sorted(vars(args).items()) if name not in FREE}
+    return {name: value for name, value in sorted(flags.items()) if name not in FREE}
 
 
-def _text(past: list[Generation], args: argparse.Namespace) -> str:
+def _text(past: list[Generation], flags: dict[str, Any]) -> str:
     columns = [*FIGURES, *past[0].hyp]
     rows = [[f"{value:.{PRECISION}g}" for value in (g.figures | g.hyp).values()] for g in past]
     lines = [" ".join(f"{cell:>16}" for cell in row) for row in (columns, *rows)]
-    return "\n".join([f"# {json.dumps(_comparable(args))}", *lines]) + "\n"
+    return "\n".join([f"# {json.dumps(_comparable(flags))}", *lines]) + "\n"
 
 
-def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> list[Generation]:
+def read_rows(path: Path, flags: dict[str, Any], base: dict[str, float]) -> list[Generation]:
     """The generations of an evolve.txt, none if there is no such file. Hyper-parameters that an older version didn't know, and
     so didn't write, had their defaults.
 
@@ -277,7 +283,7 @@ def read_rows(path: Path, args: argparse.Namespace, base: dict[str, float]) -> l
         past = [Generation({k: SHARE(row[k]) for k in FIGURES}, hyp) for row, hyp in zip(rows, hyps, strict=True)]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError, argparse.ArgumentTypeError):
         raise UserError(f"{path}: not an evolve.txt of this version; move it away, or choose another --name") from None
-    for name, value in _comparable(args).items():
+    for name, value in _comparable(flags).items():
         moved = name in PLACES and isinstance(known.get(name), str) and not Path(known[name]).exists()
         if name in known and known[name] != value and not moved:
             flag = name.replace("_", "-")

@@ -97,10 +97,11 @@ class RunLog:
 
     def sparsity_warnings(self, plan: Plan) -> list[str]:
         """What the last epoch shows to be wrong with the strength of the penalty on gammas, if there is one."""
-        if plan.prune < 0 or plan.sparse_schedule == "directed":
+        asked = plan.sparsity
+        if asked.prune < 0 or asked.directed:
             return []
-        adapts = plan.sparse_schedule == "dynamic"
-        return sparsity_warnings(read_results(self.text), plan.epochs, 0.0 if adapts else plan.s)
+        adapts = asked.sparse_schedule == "dynamic"
+        return sparsity_warnings(read_results(self.text), plan.epochs, 0.0 if adapts else asked.s)
 
     def close(self) -> None:
         if self.board:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from utils.network.darknet import Darknet
 from utils.pruning.directed import DirectedSparsity
 from utils.pruning.promise import Promise
 from utils.pruning.sparsity import GammaPenalty, Sparsity
-from utils.pruning.spend import NOTHING
+from utils.pruning.sparsity_options import SparsityOptions
 from utils.quantized.transform import freeze, freeze_epoch
 from utils.training.ema import ModelEma
 from utils.training.optimizer import Schedule, build_optimizer
@@ -39,7 +39,7 @@ class DivergedError(UserError):
         super().__init__(f"{what}; {REMEDY}")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Plan:
     """How a run trains: the numbers that a resumed run has to have in common with the interrupted one."""
 
@@ -53,13 +53,7 @@ class Plan:
     ema: bool = True
     multi_scale: bool = False
     maxabs: bool = False
-    prune: int = -1
-    s: float = 0.0
-    sparse_schedule: str = "constant"
-    sparse_keep: float = 0.85
-    sparse_target: float = 0.7
-    max_drop: float = 0.02
-    spend: str = NOTHING
+    sparsity: SparsityOptions = field(default_factory=SparsityOptions)
 
 
 class Run:
@@ -255,13 +249,16 @@ def batches_a_step(hyp: Hyp, plan: Plan) -> int:
 
 def sparsity_penalty(model: Darknet, plan: Plan, momentum: float, steps: int) -> Sparsity | None:
     """What makes the gammas sparse as a plan asks for, None if it doesn't; steps: the optimizer's in the whole training."""
-    if plan.prune >= 0 and plan.sparse_schedule == "directed":
-        promise = Promise(plan.max_drop)
-        return DirectedSparsity(model, plan.prune, plan.sparse_target, steps, promise, plan.spend, plan.img_size)
-    if plan.prune < 0 or not (plan.s or plan.sparse_schedule == "dynamic"):
+    asked = plan.sparsity
+    if asked.directed:
+        promise = Promise(asked.max_drop)
+        return DirectedSparsity(model, asked.prune, asked.sparse_target, steps, promise, asked.spend, plan.img_size)
+    if asked.prune < 0 or not asked.penalised:
         return None
-    options = {"schedule": plan.sparse_schedule, "keep": plan.sparse_keep, "target": plan.sparse_target}
-    return GammaPenalty(model, plan.prune, plan.s, epochs=plan.epochs, momentum=momentum, **options)
+    return GammaPenalty(
+        model, asked.prune, asked.s, schedule=asked.sparse_schedule, keep=asked.sparse_keep, target=asked.sparse_target,
+        epochs=plan.epochs, momentum=momentum,
+    )  # fmt: skip
 
 
 def fitness(figures: dict[str, Any]) -> float:

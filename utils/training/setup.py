@@ -1,8 +1,7 @@
 """From train.py's arguments to everything that its epochs need."""
 
-import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,8 +14,8 @@ from utils.core.commands import command
 from utils.core.devices import training_dtype
 from utils.core.distributed import World
 from utils.core.errors import UserError
-from utils.core.hyp import Hyp
-from utils.core.options import options_of
+from utils.core.hyp import Hyp, preset
+from utils.core.options import flags_of
 from utils.core.preparation import Preparation
 from utils.data.class_balance import class_counts, image_weights
 from utils.data.data_file import DataConfig, read_data
@@ -26,14 +25,14 @@ from utils.detection.metrics import Evaluation
 from utils.distillation.distiller import Distiller
 from utils.distillation.teacher import load_teacher
 from utils.loading import Loaded, load_model, own_cfg
-from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import Checkpoint
 from utils.network.class_term import mend_class_term
-from utils.network.definitions import Defs
+from utils.network.darknet import Darknet
 from utils.network.weights import refuse_broken
-from utils.quantized.settings import QuantizationOptions, Settings, requested
+from utils.quantized.settings import Settings
 from utils.quantized.transform import freeze_epoch, quantize, requantize
-from utils.recipe import describe_finetuning, directed, rates, settle
+from utils.recipe import describe_finetuning, settle
+from utils.training.options import TrainOptions
 from utils.training.run import Plan, Run
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad images depending on which others they come with
@@ -43,9 +42,12 @@ Say = Callable[[str], None]
 
 @dataclass
 class Setup:
-    """Everything that the epochs need. truth: what detections are compared with instead of the labels of `valid`. class_map50:
-    the classes' AP@0.5 that --image-weights goes by, None before an evaluation."""
+    """Everything that the epochs need. options: what was asked for, with nothing left open; flags: the same as a command line,
+    which checkpoints remember. truth: what detections are compared with instead of the labels of `valid`. class_map50: the
+    classes' AP@0.5 that --image-weights goes by, None before an evaluation."""
 
+    options: TrainOptions
+    flags: dict[str, Any]
     run: Run
     loader: DataLoader
     valid: DataLoader | None
@@ -70,44 +72,46 @@ class Setup:
         dataset.weights = image_weights(dataset.labels, self.data.classes, self.class_map50)
 
 
-def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: World, device: torch.device, say: Say) -> Setup:
-    """Read data, build the network, and restore the run of `checkpoint` if there is one."""
-    data = read_data(args.data)
-    if args.single_cls:
+def prepare(
+    options: TrainOptions, flags: dict[str, Any], checkpoint: Checkpoint | None, world: World, device: torch.device, say: Say
+) -> Setup:
+    """Read data, build the network, and restore the run of `checkpoint` if there is one. flags: the whole command line."""
+    data = read_data(options.data)
+    if options.single_cls:
         data = data.as_one_class()
-    course = settle(args, data, world.size)
-    torch.manual_seed(args.seed)  # the same first weights in all processes
-    loaded = load(args, data, checkpoint)
-    torch.manual_seed(args.seed + world.rank)
-    quantized = bool(loaded.model.quantization and args.weights)
-    usual = rates(args, course, quantized)
-    hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(args.hyp, usual)
-    describe_network(args, loaded, device, say)
+    course = settle(options.recipe, options.epochs, data, options.sparsity.penalised, world.size)
+    options = replace(options, recipe=course.recipe)
+    torch.manual_seed(options.seed)  # the same first weights in all processes
+    loaded = load(options, data, checkpoint)
+    torch.manual_seed(options.seed + world.rank)
+    quantized = bool(loaded.model.quantization and options.network.weights)
+    usual = preset(options.finetune, quantized, options.sparsity.directed, course.epochs, course.steps)
+    hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(options.hyp, usual)
+    describe_network(loaded, options.epochs, device, say)
     say(str(course))
-    if args.finetune and not quantized and not directed(args):
+    if options.finetune and not quantized and not options.sparsity.directed:
         say(describe_finetuning(hyp, course))
-    prepared = preparation(args, loaded, checkpoint)
-    teacher = load_teacher(args, loaded.model, prepared.gray) if args.t_weights else None
-    loader, valid = create_loaders(args, data, loaded, prepared, hyp, world)
+    prepared = Preparation.of(checkpoint.settings) if checkpoint else loaded.preparation(options.images)
+    teacher = load_teacher(options.distillation, loaded.model, prepared.gray) if options.distillation.t_weights else None
+    loader, valid = create_loaders(options, course.batch_size, data, loaded, prepared, hyp, world)
     truth = json_ground_truth(data, valid.dataset, say) if valid is not None else None
     describe_data(data, loaded, prepared, loader, valid, say)
     plan = Plan(
-        epochs=args.epochs, batch_size=args.batch_size, batches=len(loader), img_size=loaded.img_size, seed=args.seed,
-        accumulate=args.accumulate, adam=args.adam, ema=args.ema, multi_scale=args.multi_scale, maxabs=prepared.maxabs,
-        prune=args.prune, s=args.s, sparse_schedule=args.sparse_schedule, sparse_keep=args.sparse_keep,
-        sparse_target=args.sparse_target, max_drop=args.max_drop, spend=args.spend,
+        epochs=course.epochs, batch_size=course.batch_size, batches=len(loader), img_size=loaded.img_size, seed=options.seed,
+        accumulate=course.accumulate, adam=course.adam, ema=options.ema, multi_scale=options.multi_scale,
+        maxabs=prepared.maxabs, sparsity=options.sparsity,
     )  # fmt: skip
-    dtype = training_dtype(device) if args.mixedprecision else None
-    if args.mixedprecision:
+    dtype = training_dtype(device) if options.mixedprecision else None
+    if options.mixedprecision:
         say(f"mixed precision: {dtype}" if dtype else "mixed precision: this CPU has no bfloat16 of its own; float32 goes on")
     run = Run(loaded.model, hyp, plan, device, dtype, world)
     run.loss.weigh_classes(class_counts(loader.dataset.labels, data.classes))
-    if directed(args) and not checkpoint:
-        if not args.weights:
+    if options.sparsity.directed and not checkpoint:
+        if not options.network.weights:
             say("warning: directed sparsity takes away what a trained network can do without: begin with --weights of one")
         describe_steps(run, say)
     if teacher:
-        run.distil(Distiller(teacher, args.KDstr, args.kd_weight, args.kd_temperature, device, args.seed, dtype, args.kd_small))
+        run.distil(Distiller.of(options.distillation, teacher, device, options.seed, dtype))
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
@@ -117,40 +121,40 @@ def prepare(args: argparse.Namespace, checkpoint: Checkpoint | None, world: Worl
         if mended:
             say(mended)
     class_map50 = checkpoint.settings.get("class_map50") if checkpoint else None
-    setup = Setup(run, loader, valid, data, prepared, truth, class_map50)
-    if args.image_weights:
+    setup = Setup(options, flags | flags_of(options), run, loader, valid, data, prepared, truth, class_map50)
+    if options.image_weights:
         setup.weigh_images()
     return setup
 
 
-def load(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint | None) -> Loaded:
+def load(options: TrainOptions, data: DataConfig, checkpoint: Checkpoint | None) -> Loaded[Darknet]:
     """The network, with the weights to begin with; those of a resumed run are restored later."""
     if checkpoint:
-        return load_resumed(args, data, checkpoint)
-    start = {"pretrained": args.pretrained, "prefix": args.pretrained, "gray": args.gray_scale}
-    loaded = load_model(args.cfg, args.weights, args.img_size, None if args.single_cls else data, **start)
+        return load_resumed(data, checkpoint)
+    start, pretrained = options.network, options.pretrained
+    loaded = load_model(
+        start.cfg, start.weights, start.img_size, None if options.single_cls else data, pretrained=pretrained,
+        prefix=pretrained, gray=options.images.gray,
+    )  # fmt: skip
     heads = {head.classes for head in loaded.model.heads}
-    if args.single_cls and heads != {1}:
+    if options.single_cls and heads != {1}:
         name, kind = loaded.model.defs.name, loaded.model.defs.heads_named()
         raise UserError(f"{name}: --single-cls needs {kind} layers with classes=1, these have {sorted(heads)}; write the "
                         "line classes=1 into a file one.data and run: "
                         f"{command('make_cfg.py', cfg=name, data='one.data')}")  # fmt: skip
-    wanted = requested(options_of(QuantizationOptions, vars(args)), args.quantized, args.observer)
+    wanted = options.settings()
     if wanted:
-        loaded.model = requantize(loaded.model, wanted, args.weights)
+        loaded.model = requantize(loaded.model, wanted, start.weights)
     return loaded
 
 
-def load_resumed(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpoint) -> Loaded:
-    """The network of an interrupted run; UserError for a --data or a --cfg that belongs to another."""
+def load_resumed(data: DataConfig, checkpoint: Checkpoint) -> Loaded[Darknet]:
+    """The network of an interrupted run; UserError for data that belong to another."""
     if checkpoint.names and data.names != checkpoint.names:
         pairs = zip_longest(checkpoint.names, data.names, fillvalue="none")
         number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(f"{data.path}: class {number} is {ours}, but {theirs} in the run of {checkpoint.path}: another dataset")
     defs = own_cfg(checkpoint)
-    if "cfg" in getattr(args, "given", ()) and _as_seen(parse_cfg(args.cfg), checkpoint) != defs:
-        raise UserError(f"--cfg {args.cfg}: describes another network than {checkpoint.path}, which carries its own; leave it "
-                        "out, or start a new run without --resume")  # fmt: skip
     loaded = load_model(checkpoint.cfg + "\n", "", checkpoint.settings["img_size"], data)
     loaded.model.defs.name = defs.name
     if checkpoint.quantization:
@@ -158,52 +162,39 @@ def load_resumed(args: argparse.Namespace, data: DataConfig, checkpoint: Checkpo
     return loaded
 
 
-def _as_seen(defs: Defs, checkpoint: Checkpoint) -> Defs:
-    """A cfg as a run with these settings reads it."""
-    if Preparation.of(checkpoint.settings).gray:
-        defs.net.channels = 1
-    return defs
-
-
-def preparation(args: argparse.Namespace, loaded: Loaded, checkpoint: Checkpoint | None) -> Preparation:
-    """As the run of `checkpoint` began; else as the command line asks, or as the weights that training begins with were
-    trained."""
-    if checkpoint:
-        return Preparation.of(checkpoint.settings)
-    return loaded.preparation(options_of(Preparation, vars(args)))
-
-
 def create_loaders(
-    args: argparse.Namespace, data: DataConfig, loaded: Loaded, prepared: Preparation, hyp: Hyp, world: World
-) -> tuple[DataLoader, DataLoader | None]:
+    options: TrainOptions, batch_size: int, data: DataConfig, loaded: Loaded[Darknet], prepared: Preparation, hyp: Hyp,
+    world: World,
+) -> tuple[DataLoader, DataLoader | None]:  # fmt: skip
     """Loaders of the training and the validation images; no validation where the .data names none, with --notest."""
-    shared = {
-        "img_size": loaded.img_size, "stride": loaded.model.max_stride, "workers": args.workers,
-        "cache_images": args.cache_images, "rank": world.rank, "world_size": world.size,
+    loading = options.loading
+    shared: dict[str, Any] = {
+        "img_size": loaded.img_size, "stride": loaded.model.max_stride, "workers": loading.workers,
+        "cache_images": loading.cache_images, "rank": world.rank, "world_size": world.size,
     }  # fmt: skip
     loader = create_loader(
-        data.source("train"), classes=data.classes, label_classes=data.label_classes, training=True, batch_size=args.batch_size,
-        hyp=hyp, rect=args.rect, stretch=prepared.stretch, gray=prepared.gray, seed=args.seed, **shared,
+        data.source("train"), classes=data.classes, label_classes=data.label_classes, training=True, batch_size=batch_size,
+        hyp=hyp, rect=loading.rect, stretch=prepared.stretch, gray=prepared.gray, seed=options.seed, **shared,
     )  # fmt: skip
-    if data.valid is None and args.notest:
+    if data.valid is None and options.notest:
         return loader, None
     return loader, evaluation_loader(data, prepared, batch_size=EVALUATION_BATCH * world.size, **shared)
 
 
-def describe_network(args: argparse.Namespace, loaded: Loaded, device: torch.device, say: Say) -> None:
+def describe_network(loaded: Loaded[Darknet], epochs: int, device: torch.device, say: Say) -> None:
     """Say what is trained, and where."""
     parameters = sum(p.numel() for p in loaded.model.parameters())
     say(f"{loaded.model.defs.name}: {parameters:,} parameters, {loaded.img_size} px, {device}")
     if loaded.report.message:
         say(loaded.report.message)
     if loaded.model.quantization:
-        say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(args.epochs)} on")
+        say(f"quantized: {loaded.model.quantization}; ranges and statistics stay from epoch {freeze_epoch(epochs)} on")
 
 
 def describe_steps(run: Run, say: Say) -> None:
     """Say what the steps of a directed sparsity are, and whether they are enough to learn to do without so much."""
     steps = run.schedule.total
-    say(f"directed sparsity: {run.plan.sparse_target:.0%} are to go, in {steps:,} optimizer steps")
+    say(f"directed sparsity: {run.plan.sparsity.sparse_target:.0%} are to go, in {steps:,} optimizer steps")
     if steps < FEW_STEPS:
         say(f"warning: {steps} optimizer steps are few to learn to do without so much; take more --epochs, or smaller batches")
 
