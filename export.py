@@ -4,6 +4,7 @@ python export.py --weights weights/best.pt                                     #
 python export.py --weights weights/best.pt --data data/bccd/bccd.data --nms    # NMS inside, checked on real images too
 python export.py --weights weights/best.pt --img-size 320x416 --static --batch 1
 python export.py --weights weights/best.pt --layout ultralytics                # for YOLO("best.onnx") and programs like it
+python export.py --weights weights/best.pt --target opencv                     # as that runtime expects it, and tried in it
 python export.py --weights weights/best.pt --format fpga --reorder --tm 32 --tn 4      # of train.py --quantized ... --FPGA
 """
 
@@ -17,6 +18,7 @@ from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import write_json
 from utils.data.data_file import DataConfig, read_data
 from utils.detection.threshold import USUAL
+from utils.export.targets import TARGETS, settle
 from utils.loading import Loaded, load_model
 from utils.scripts.cli import Parser, add_picture_arguments, run
 
@@ -26,13 +28,29 @@ TILE = whole(1, 65536)
 
 
 def onnx(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
-    """--format onnx: float networks as fp32, quantized ones as int8 with QuantizeLinear and DequantizeLinear."""
+    """--format onnx: float networks as fp32, quantized ones as int8 with QuantizeLinear and DequantizeLinear; with --target
+    what that runtime expects, also in a format of its own."""
     from utils.export.onnx.model import need
 
     need("onnx", "onnxscript", "onnxruntime")
+    if not args.target:
+        from utils.export.onnx.job import export
+
+        return export(args, loaded, data)
+    from utils.export.onnx.verdict import Goal
+    from utils.runtimes.registry import opener
+
+    target = TARGETS[args.target]
+    target.check_network(args.weights, loaded.model.quantization)
+    goal = Goal(target, opener(target.runtime))
+    if target.folder:
+        need("pnnx", what=f"--target {args.target}")
+        from utils.export.ncnn.job import export as convert
+
+        return convert(args, loaded, data, goal)
     from utils.export.onnx.job import export
 
-    return export(args, loaded, data)
+    return export(args, loaded, data, goal)
 
 
 def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
@@ -45,7 +63,7 @@ def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> d
 Exporter = Callable[[argparse.Namespace, Loaded, DataConfig | None], dict[str, Any]]
 FORMATS: dict[str, Exporter] = {"onnx": onnx, "fpga": fpga}  # --format -> what writes it and returns the figures
 FLAGS = {  # of one format alone
-    "onnx": ("static", "batch", "opset", "layout", "outputs", *NMS_FLAGS, "max_drop", "workers"),
+    "onnx": ("target", "half", "static", "batch", "opset", "layout", "outputs", *NMS_FLAGS, "max_drop", "workers"),
     "fpga": ("reorder", "tm", "tn", "check_size", "vectors"),
 }
 
@@ -56,8 +74,12 @@ def get_parser() -> Parser:
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint, which carries its own")
     parser.add_argument("--data", default="", help=".data file: its valid= images are tried, its names= go aboard")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="what to write")
+    parser.add_argument("--target", choices=list(TARGETS), default="",
+                        help="onnx: the runtime that the file is for: outputs, size and batch as it expects them, tried in it "
+                        "if it is installed; ncnn: a folder of its own format")  # fmt: skip
+    parser.add_argument("--half", action="store_true", help="onnx --target ncnn: weights in 16 bits, half as large")
     parser.add_argument("--out", type=Path, default=None,
-                        help="file (fpga: folder) to write; default: the weights' name with another suffix")  # fmt: skip
+                        help="file (fpga, ncnn: folder) to write; default: the weights' name with another suffix")  # fmt: skip
     parser.add_argument("--img-size", type=pixels, nargs="+", default=None, metavar="N",
                         help="416, 320x416 or 320 416 (height, width); default: the checkpoint's, else the cfg's")  # fmt: skip
     parser.add_argument("--static", action="store_true", help="onnx: inputs of this size only, as many accelerators want it")
@@ -134,6 +156,7 @@ def check_max_drop(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     refuse_foreign(args)
     check_max_drop(args)
+    settle(args)
     data = read_data(args.data) if args.data else None
     loaded = load_model(args.cfg, args.weights, None, data, gray=args.gray_scale)
     if loaded.report.message:

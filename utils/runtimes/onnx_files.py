@@ -9,6 +9,7 @@ from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.data.pictures import openable
 from utils.export.onnx.model import OnnxModel, RuntimeSession, Start, load_onnx
+from utils.export.targets import TARGETS
 from utils.loading import Loaded
 from utils.network.file_kind import is_onnx
 from utils.runtimes.base import Request
@@ -24,25 +25,29 @@ class OnnxRuntime:
         if not (request.weights and is_onnx(request.weights)):
             raise UserError(f"--runtime {self.name}: {request.weights or 'no --weights'}: it reads ONNX files; make one: "
                             + command("export.py", cfg=request.cfg, weights=request.weights or "FILE"))  # fmt: skip
-        return load_onnx(**request.arguments(), start=self.start)
+        loaded = load_onnx(**request.arguments(), start=self.start)
+        TARGETS[self.name].check(request.weights, loaded.model.outputs)
+        return loaded
 
     def place(self, network: OnnxModel, device: torch.device, precision: str) -> str:
-        return network.runtime(device)
+        return network.runtime(device, precision)
 
     def threads(self, network: OnnxModel) -> int:
         return network.threads
 
 
 class OpenVinoSession:
-    """A graph in OpenVINO on the CPU, in float32: in the bfloat16 that it would choose, boxes that are decoded in the graph
-    move by pixels."""
+    """A graph in OpenVINO on the CPU, in float32 unless bfloat16 is asked for, which OpenVINO would choose by itself: it
+    decodes boxes in float32 even then, but the maps that they are decoded from are off by so much that boxes move by pixels."""
 
-    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+    precisions = ("fp32", "bf16")
+
+    def __init__(self, path: str | Path, device: torch.device | None = None, precision: str = "fp32") -> None:
         import openvino
 
         wanted = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the core that it would choose may be the one that is busy
         }

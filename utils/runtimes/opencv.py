@@ -14,6 +14,7 @@ from torch import Tensor
 from utils.core.errors import UserError
 from utils.data.pictures import libraries_silenced, openable
 from utils.export.onnx.model import OnnxModel, load_onnx
+from utils.export.targets import TARGETS
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
@@ -30,7 +31,9 @@ AGREEMENT = 1e-3  # with PyTorch's raw maps, of a value or of 1 if that is more:
 class OpenCVSession:
     """A graph in OpenCV's dnn."""
 
-    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+    precisions = ("fp32",)
+
+    def __init__(self, path: str | Path, device: torch.device | None = None, precision: str = "fp32") -> None:
         self.path = path
         cv2.setNumThreads(torch.get_num_threads())
         try:
@@ -55,9 +58,7 @@ class OpenCVSession:
             raise self._refused(error) from None
 
     def _refused(self, error: cv2.error) -> UserError:
-        return refused(
-            self.path, NAME, error, "; OpenCV 4 wants one size: export.py --static --batch 1, and can't compute [dfl]"
-        )
+        return refused(self.path, NAME, error, "; OpenCV 4 wants one size: export.py --target opencv, and can't compute [dfl]")
 
 
 class OpenCVDarknet:
@@ -131,7 +132,9 @@ class OpenCV:
     def load(self, request: Request) -> Loaded[OpenCVDarknet | OnnxModel]:
         """Of a .onnx; with OpenCV 4 also of what PyTorch loads, unless it is quantized or has a [dfl] head."""
         if request.weights and is_onnx(request.weights):
-            return _tried(load_onnx(**request.arguments(), start=OpenCVSession))
+            loaded = load_onnx(**request.arguments(), start=OpenCVSession)
+            TARGETS["opencv"].check(request.weights, loaded.model.outputs)
+            return _tried(loaded)
         loaded = load_model(**request.arguments())
         name = request.weights or request.cfg
         if not hasattr(cv2.dnn, "readNetFromDarknet"):
@@ -145,7 +148,7 @@ class OpenCV:
         return dataclasses.replace(loaded, model=OpenCVDarknet(loaded.model, loaded.shape))
 
     def place(self, network: OpenCVDarknet | OnnxModel, device: torch.device, precision: str) -> str:
-        return network.runtime(device) if isinstance(network, OnnxModel) else f"{NAME} on the CPU, fp32"
+        return network.runtime(device, precision) if isinstance(network, OnnxModel) else f"{NAME} on the CPU, fp32"
 
     def threads(self, network: OpenCVDarknet | OnnxModel) -> int:
         return cv2.getNumThreads()

@@ -1,6 +1,8 @@
 """Runtimes by the name that --runtime takes."""
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -8,12 +10,14 @@ from utils.loading import Loaded
 from utils.network.detection_model import DetectionModel
 from utils.network.file_kind import is_onnx
 from utils.runtimes.base import Request, Runtime, check_installed
+from utils.runtimes.ncnn_files import Ncnn, is_folder
 from utils.runtimes.onnx_files import OnnxRuntime, OpenVino
 from utils.runtimes.opencv import OpenCV
 from utils.runtimes.pytorch import PyTorch
 
 RUNTIMES: dict[str, Runtime] = {
-    "torch": PyTorch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino(), "opencv": OpenCV()
+    "torch": PyTorch(), "onnxruntime": OnnxRuntime(), "openvino": OpenVino(), "opencv": OpenCV(),
+    "ncnn": Ncnn(),
 }  # fmt: skip
 
 
@@ -23,8 +27,16 @@ def installed() -> list[str]:
 
 
 def choose(name: str, weights: str) -> str:
-    """The runtime that was named, else the one that suits the file: ONNX Runtime for a .onnx, torch for others."""
-    return name or ("onnxruntime" if weights and is_onnx(weights) else "torch")
+    """The runtime that was named, else the one that suits the file: ONNX Runtime for a .onnx, ncnn for a folder that was made
+    for it, torch for others."""
+    if name or not weights:
+        return name or "torch"
+    return "ncnn" if is_folder(weights) else "onnxruntime" if is_onnx(weights) else "torch"
+
+
+def opener(name: str) -> Callable[[Path], DetectionModel] | None:
+    """What opens an exported file in a runtime, None where that isn't installed or doesn't run here."""
+    return (lambda path: load(name, None, Request(weights=str(path))).model) if name in installed() else None
 
 
 def load(name: str, threads: int | None, request: Request) -> Loaded[DetectionModel]:

@@ -1,10 +1,7 @@
 """export.py --format fpga: dump a network quantized with --FPGA, try the dump, and only then leave it in its place."""
 
 import argparse
-import contextlib
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.core.files import make_folder, output_place
+from utils.core.files import output_place
+from utils.core.folders import replacing_folder
 from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.tables import format_table
@@ -56,7 +54,7 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
     model = quantized.inference_copy(CPU)
     network = lower(model, *size, prepared.maxabs)
     network.info |= description(loaded, size, prepared)
-    with replacing_folder(out) as temporary:
+    with replacing_folder(out, OWN_FILES) as temporary:
         dump.write(temporary, network, tiling)
         written = dump.read(temporary)
         agreement = compare(model, written, tried, prepared.maxabs)
@@ -175,44 +173,3 @@ def verdict(figures: dict[str, Any]) -> str:
         return f"{outputs:,} outputs, all equal"
     return (f"{outputs:,} outputs, all equal to float64's; {outputs - equal:,} differ from float32's, which rounds sums "
             "beyond 2^24")  # fmt: skip
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; put it in its place when the block ends without an exception.
-
-    Only an earlier dump is replaced: UserError where the folder `path` holds anything else.
-    """
-    workplace = make_folder(path.absolute().parent) / f".{path.name}.tmp"
-    _recover(workplace, path)
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN_FILES) if path.is_dir() else []
-    if foreign:
-        raise UserError(f"{path}: holds other files ({foreign[0]}); name a folder of its own with --out")
-    try:
-        fresh = make_folder(workplace / "new")
-        yield fresh
-        _swap(fresh, path, workplace / "old")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-
-
-def _recover(workplace: Path, path: Path) -> None:
-    """Clear away what a killed process left behind; an earlier dump that it had moved aside goes back to its place."""
-    aside = workplace / "old"
-    if aside.is_dir() and not path.exists():
-        aside.replace(path)
-    shutil.rmtree(workplace, ignore_errors=True)
-
-
-def _swap(fresh: Path, path: Path, aside: Path) -> None:
-    """Move `fresh` to `path`, what is there to `aside`, and that back if the first fails."""
-    if path.is_dir():
-        path.replace(aside)
-    try:
-        fresh.replace(path)
-    except OSError:
-        if aside.is_dir():
-            aside.replace(path)
-        raise

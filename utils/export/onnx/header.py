@@ -1,20 +1,23 @@
-"""What a .onnx says of itself, read without any runtime: its metadata, and how many images its input holds.
+"""What an exported file says of itself, read without any runtime: its metadata, and how many images its input holds.
 
 The file is protobuf (https://protobuf.dev/programming-guides/encoding): records of a key, `number << 3 | wire type`, and a
 value. Numbers of fields are those of onnx.proto3 (https://github.com/onnx/onnx).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.core.errors import UserError
+from utils.core.files import read_text
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 GRAPH, METADATA = 7, 14  # of ModelProto
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 INPUT_BATCH = (11, 2, 1, 2, 1)  # GraphProto.input, its type, tensor_type, shape, dim: of each the first
 MOST_PICTURES = 2**31 - 1
+METADATA_FILE = "metadata.json"  # of a folder
 DIM_VALUE = 1  # of a dimension: its number; one that any number will do for has a name instead
 
 
@@ -27,7 +30,10 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a file that is_onnx; UserError for one that is damaged, or whose metadata are no text."""
+    """The header of a file that is_onnx, or of a folder that export.py --target ncnn wrote; UserError for one that is damaged,
+    or whose metadata are no text."""
+    if Path(path).is_dir():
+        return _of_folder(Path(path))
     try:
         model = memoryview(Path(path).read_bytes())
         entries = [dict(_fields(entry)) for number, entry in _fields(model) if number == METADATA]
@@ -41,6 +47,17 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"{path}: its metadata are no text: the file is damaged; export it again") from None
     except (IndexError, TypeError, ValueError, StopIteration):
         raise UserError(f"{path}: is no whole ONNX file: it is damaged; export it again") from None
+
+
+def _of_folder(folder: Path) -> Header:
+    """What lies in a file of its own where a runtime's format has no place for it."""
+    try:
+        facts = json.loads(read_text(folder / METADATA_FILE, "metadata"))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise UserError(f"{folder / METADATA_FILE}: isn't what export.py writes: the file is damaged; export it again")
+    return Header(facts, 1)
 
 
 def _text(content: memoryview | int | None) -> str:

@@ -1,9 +1,7 @@
 """export.py --format onnx: build the graph, try it, and only then leave it in its place."""
 
 import argparse
-import copy
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +15,30 @@ from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig
-from utils.data.datasets import evaluation_loader, validation_dataset
-from utils.detection.evaluate import evaluate
-from utils.detection.ground_truth import json_ground_truth
 from utils.detection.threshold import choose_threshold
 from utils.export.inputs import input_size
 from utils.export.onnx import check as check
 from utils.export.onnx.model import OnnxModel
 from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
+from utils.export.onnx.verdict import TOLERANCE, Goal, Trial, compare, in_runtime, refuse_far, without_quantizers
+from utils.export.onnx.verdict import lines as verdict
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
-from utils.network.detection_model import DetectionModel
-from utils.quantized.transform import quantizers, switched
 
-TOLERANCE = 1e-4  # of check.difference, for fp32
-IMPRECISION = 4.0  # of check.imprecision, where fp32 is further away
-DEVIATION = 2.0  # of check.deviation, for int8
 EVEN = 4  # filters come in multiples of this where ONNX Runtime is fast (EXPERIMENTS.md)
 
 
-@dataclass
-class Trial:
-    """What checking a written graph needs: the network that it was made of, and how images are prepared for it.
+def export(
+    args: argparse.Namespace, loaded: Loaded[Darknet], data: DataConfig | None, goal: Goal | None = None
+) -> dict[str, Any]:
+    """Write the .onnx, print and return the figures; goal: the runtime that it is for, which tries it, too.
 
-    reference: the network without quantizers; the same as the network where there are none.
+    Raises UserError, with nothing left behind, when a check fails.
     """
-
-    args: argparse.Namespace
-    loaded: Loaded
-    data: DataConfig | None
-    plan: GraphPlan
-    prepared: Preparation
-    reference: Darknet
-
-    @property
-    def precision(self) -> str:
-        return "int8" if self.loaded.model.quantization else "fp32"
-
-    def inputs(self) -> list[torch.Tensor]:
-        """Noise, and with --data real images."""
-        model, dataset = self.loaded.model, None
-        if self.data is not None:
-            dataset = validation_dataset(self.data, self.prepared, max(self.plan.size))
-        channels = model.defs.net.channels
-        return check.pictures(self.plan, model.max_stride, channels, self.prepared.maxabs, dataset)
-
-    def map50(self, network: DetectionModel, what: str) -> float:
-        """mAP@0.5 on the valid= images, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
-        loader = evaluation_loader(
-            self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, rect=False, workers=self.args.workers
-        )
-        own = {"conf_thres": self.plan.conf_thres, "iou_thres": self.plan.iou_thres} if self.plan.outputs == "nms" else {}
-        return evaluate(network, loader, self.loaded.names, device=check.CPU, precision="fp32",
-                        maxabs=self.prepared.maxabs, desc=what, truth=json_ground_truth(self.data, loader.dataset),
-                        **own).map50  # fmt: skip
-
-
-def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
-    """Write the .onnx, print and return the figures. Raises UserError, with nothing left behind, when a check fails."""
     plan = make_plan(args, loaded)
-    prepared, out = loaded.preparation(options_of(Preparation, vars(args))), target(args)
-    trial = Trial(args, loaded, data, plan, prepared, without_quantizers(loaded.model))
+    prepared, out = loaded.preparation(options_of(Preparation, vars(args))), output_file(args)
+    trial = Trial(loaded, data, plan, prepared, without_quantizers(loaded.model), args.max_drop, args.workers)
     print(f"tracing {loaded.model.defs.name}")
     with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"} | {trial.precision: temporary}
@@ -88,18 +48,12 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
         figures = {"format": "onnx", "file": str(out), "precision": trial.precision} | describe(temporary, plan)
         figures |= agreement(temporary, trial)
         figures |= {"map50": accuracy(temporary, trial)} if data is not None else {}
+        if goal is not None:
+            figures["target"] = in_runtime(temporary, trial, goal, figures.get("map50", {}).get("float"))
         figures |= speed(paths, trial) | {"file_bytes": {name: path.stat().st_size for name, path in paths.items()}}
         figures["uneven"] = uneven(loaded.model)
-    print(report(figures))
+    print(report(figures, goal))
     return figures
-
-
-def without_quantizers(model: Darknet) -> Darknet:
-    """A copy of a network whose quantizers let everything pass; the network itself if it has none."""
-    if not model.quantization:
-        return model
-    with switched(quantizers(model), False):
-        return copy.deepcopy(model)
 
 
 def make_plan(args: argparse.Namespace, loaded: Loaded) -> GraphPlan:
@@ -126,7 +80,7 @@ def outputs(args: argparse.Namespace, loaded: Loaded) -> str:
     return "yolov5" if loaded.model.defs.yolo_indices() else "yolov8"
 
 
-def target(args: argparse.Namespace) -> Path:
+def output_file(args: argparse.Namespace) -> Path:
     """The file to write; UserError if it is one of the inputs."""
     path = output_place(args.out, Path(args.weights).with_suffix(".onnx"))
     if path.exists() and path.resolve() in {Path(p).resolve() for p in (args.weights, args.cfg, args.data) if p}:
@@ -143,33 +97,13 @@ def describe(path: Path, plan: GraphPlan) -> dict[str, Any]:
 
 
 def agreement(path: Path, trial: Trial) -> dict[str, Any]:
-    """{difference, deviation or imprecision, allowed, tried}: the graph against PyTorch; UserError when they are too far apart.
-
-    fp32: by check.difference; where that is too large by check.imprecision: raw maps may be so large that float32 itself
-    is off by more than a sigmoid leaves, as with random weights. int8: by check.deviation; a value near the middle between
-    two integers may be rounded to either, and what follows from it, by other integers than PyTorch's.
-    """
+    """Figures of verdict.compare for the graph's own outputs; UserError when they are too far from PyTorch's, or other boxes
+    are left by the graph's NMS than by ours."""
     inputs, plan = trial.inputs(), trial.plan
     results = check.run_graph(path, plan, inputs)
-    found = [result.maps for result in results]
-    wanted = check.run_torch(trial.loaded.model, plan, inputs)
-    difference = max(check.difference(a, b) for x, y in zip(found, wanted, strict=True) for a, b in zip(x, y, strict=True))
-    figures: dict[str, Any] = {"difference": difference, "tried": [list(images.shape) for images in inputs]}
-    if trial.precision == "fp32" and difference <= TOLERANCE:
-        measure, allowed, unit = difference, TOLERANCE, "(of a value, or of 1 if that is more)"
-    elif trial.precision == "fp32":
-        exact = check.run_torch(trial.loaded.model, plan, inputs, torch.float64)
-        measure, allowed, unit = check.imprecision(found, wanted, exact), IMPRECISION, "times float32's own error"
-        figures["imprecision"] = measure
-    else:
-        measure = check.deviation(found, wanted, check.run_torch(trial.reference, plan, inputs))
-        allowed, unit = DEVIATION, "times what quantization itself changed"
-        figures["deviation"] = measure
-    for worst, limit, text in ((measure, allowed, unit), (check.nms_difference(results, plan), TOLERANCE, "after NMS")):
-        if not worst <= limit:
-            raise UserError(f"not written: ONNX Runtime's outputs differ from PyTorch's by {worst:.2g} {text}, more than "
-                            f"{limit:g}; please report this")  # fmt: skip
-    return figures | {"allowed": allowed}
+    figures = compare([result.maps for result in results], trial, plan, inputs, "ONNX Runtime")
+    refuse_far(check.nms_difference(results, plan), TOLERANCE, "after NMS", "ONNX Runtime")
+    return figures
 
 
 def accuracy(path: Path, trial: Trial) -> dict[str, float]:
@@ -178,10 +112,7 @@ def accuracy(path: Path, trial: Trial) -> dict[str, float]:
     if trial.precision == "int8":
         figures["quantized"] = trial.map50(trial.loaded.model, "PyTorch, quantized")
     figures["onnx"] = trial.map50(OnnxModel(path), "ONNX Runtime")
-    if figures["float"] - figures["onnx"] > trial.args.max_drop:
-        fall = f"mAP@0.5 falls from {figures['float']:.4f} to {figures['onnx']:.4f}"
-        raise UserError(f"not written: {fall}, by more than "
-                        f"--max-drop {trial.args.max_drop:g}; PTQ.py --sensitivity names the worst layers")  # fmt: skip
+    trial.refuse_drop(figures["float"], figures["onnx"], "")
     return figures
 
 
@@ -202,7 +133,7 @@ def uneven(model: Darknet) -> int:
     return sum(d.filters % EVEN != 0 for d in convolutions)
 
 
-def report(figures: dict[str, Any]) -> str:
+def report(figures: dict[str, Any], goal: Goal | None) -> str:
     """What a user reads."""
     height, width = figures["size"]
     maps = {"fp32": "float", "int8": "onnx"} if figures["precision"] == "int8" else {"fp32": "onnx"}
@@ -226,6 +157,8 @@ def report(figures: dict[str, Any]) -> str:
     for side in ("inputs", "outputs"):
         lines += [f"{side[:-1]} {name} {shape}".replace("'", "") for name, shape in figures[side].items()]
     lines += [f"outputs: {figures['outputs_are']}", f"{figures['file']}: {figures['precision']}, opset {figures['opset']}"]
+    if goal is not None:
+        lines += verdict(goal, figures["target"], found.get("float"))
     if figures["uneven"]:
         lines.append(f"hint: {figures['uneven']} convolutions have numbers of filters that {EVEN} doesn't divide, which ONNX "
                      f"Runtime computes slowly; prune with --round-to {EVEN}")  # fmt: skip

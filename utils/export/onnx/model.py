@@ -39,11 +39,11 @@ VALUES = ("heads", "settings", "stride", "img_size", "dynamic_size")  # of the m
 REFUSALS = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 
 
-def need(*packages: str) -> None:
-    """Raise UserError with the command that installs those of the packages that aren't there."""
+def need(*packages: str, what: str = "ONNX") -> None:
+    """Raise UserError with the command that installs those of the packages that aren't there, which `what` needs."""
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
     if missing:
-        raise UserError(f"ONNX needs {' and '.join(missing)}, which isn't installed: pip install {' '.join(missing)}")
+        raise UserError(f"{what} needs {' and '.join(missing)}, which isn't installed: pip install {' '.join(missing)}")
 
 
 def open_session(source: str | Path | bytes, device: torch.device | None = None) -> "onnxruntime.InferenceSession":
@@ -74,6 +74,9 @@ class Session(Protocol):
     """A graph that a runtime has read and can run."""
 
     threads: int  # that it computes with, as the runtime says itself
+    precisions: ClassVar[
+        tuple[str, ...]
+    ]  # of numbers that aren't integers, from which --precision chooses; first the usual one
 
     def place(self, device: torch.device) -> str:
         """What computes when it is asked to on `device`, in words: "ONNX Runtime on the CPU"."""
@@ -85,7 +88,9 @@ class Session(Protocol):
 class RuntimeSession:
     """ONNX Runtime's."""
 
-    def __init__(self, path: str | Path, device: torch.device | None = None) -> None:
+    precisions = ("fp32",)
+
+    def __init__(self, path: str | Path, device: torch.device | None = None, precision: str = "fp32") -> None:
         self.session = open_session(path, device)
         self.threads = self.session.get_session_options().intra_op_num_threads
         self.name = self.session.get_inputs()[0].name
@@ -97,7 +102,7 @@ class RuntimeSession:
         return self.session.run(None, {self.name: images})
 
 
-Start = Callable[[str | Path, torch.device | None], Session]
+Start = Callable[[str | Path, torch.device | None, str], Session]
 
 
 def _has_cuda(device: torch.device) -> bool:
@@ -128,13 +133,20 @@ class OnnxModel:
 
     Called with images (batch, channels, height, width) of any size, it gives (decoded, []) as a Darknet in eval mode does;
     a graph for one size and one batch gets its images scaled and padded, a graph with NMS gives what NMS left.
-    start: reads the file with the runtime that computes. Raises UserError for a file that isn't export.py's.
+    start: reads the file with the runtime that computes; precision: of what the file doesn't compute in integers.
+    Raises UserError for a file that isn't export.py's.
     """
 
     dtype = torch.float32
 
-    def __init__(self, path: str | Path, device: torch.device | None = None, start: Start = RuntimeSession) -> None:
-        self.path, self.start, self.session = path, start, start(path, device)
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | None = None,
+        start: Start = RuntimeSession,
+        precision: str = "fp32",
+    ) -> None:
+        self.path, self.start, self.session, self.float_precision = path, start, start(path, device, precision), precision
         header = read_header(path)
         if header.metadata.get("format") != "darkedge":
             raise UserError(f"{path}: this ONNX file lacks the metadata that export.py writes; export it again with export.py")
@@ -177,19 +189,28 @@ class OnnxModel:
         return len(found) == len(wanted) and all(w.items() <= f.items() for w, f in zip(wanted, found, strict=True))
 
     def inference_copy(self, device: torch.device, precision: str = "auto") -> "OnnxModel":
-        """Itself, on `device`; UserError for a precision that it wasn't exported in."""
-        if precision not in ("auto", "fp32"):
-            raise UserError(f"--precision {precision}: {self.path} computes in {self.precision}, which its export decided")
-        return self if device.type == "cpu" else OnnxModel(self.path, device, self.start)
+        """Itself, on `device`; UserError for a precision that its runtime doesn't offer."""
+        chosen = self._chosen(precision)
+        if chosen not in self.session.precisions:
+            offered = " or ".join(self.session.precisions)
+            raise UserError(f"--precision {precision}: {self.path} computes in {self.precision}, which its export decided, and "
+                            f"{self.session.place(device)} in {offered} what isn't integers")  # fmt: skip
+        same = device.type == "cpu" and chosen == self.float_precision
+        return self if same else OnnxModel(self.path, device, self.start, chosen)
+
+    def _chosen(self, precision: str) -> str:
+        return self.session.precisions[0] if precision == "auto" else precision
 
     @property
     def threads(self) -> int:
         """What it computes with, as its runtime says."""
         return self.session.threads
 
-    def runtime(self, device: torch.device) -> str:
-        """What computes when it is asked to on `device`, in words."""
-        return f"{self.session.place(device)}, {self.precision}"
+    def runtime(self, device: torch.device, precision: str = "auto") -> str:
+        """What computes when it is asked to on `device` in `precision`, in words."""
+        chosen = self._chosen(precision)
+        words = {"fp32": chosen, "int8": "int8" if chosen == "fp32" else f"int8 and {chosen}"}
+        return f"{self.session.place(device)}, {words.get(self.precision, self.precision)}"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         shape = tuple(images.shape[-2:])
@@ -227,6 +248,9 @@ class OnnxModel:
         height = images.shape[-2]
         return torch.cat([head.decode(raw, height) for head, raw in zip(self.heads, outputs, strict=True)], 1)
 
+    def _from_convolutions(self, outputs: list[Tensor], images: Tensor) -> Tensor:
+        return self._from_maps([head(found) for head, found in zip(self.heads, outputs, strict=True)], images)
+
     def _from_nms(self, outputs: list[Tensor], images: Tensor) -> Tensor:
         """Rows of NMS as predictions that are sure of their class, so that another NMS leaves them as they are."""
         corners, confidence, label = outputs[0].split((4, 1, 1), 2)
@@ -240,7 +264,8 @@ class OnnxModel:
         return torch.cat((rows[..., :4], torch.ones_like(rows[..., :1]), rows[..., 4:]), 2)
 
     _readings: ClassVar[dict[str, Callable[["OnnxModel", list[Tensor], Tensor], Tensor]]] = {
-        "decoded": _decoded, "raw": _from_maps, "nms": _from_nms, "yolov5": _decoded, "yolov8": _from_yolov8,
+        "decoded": _decoded, "raw": _from_maps, "maps": _from_convolutions, "nms": _from_nms, "yolov5": _decoded,
+        "yolov8": _from_yolov8,
     }  # fmt: skip
 
 

@@ -24,9 +24,11 @@ from utils.core.preparation import Preparation
 from utils.detection.threshold import CONF_THRES, USUAL
 from utils.export.onnx.graph import add_nms, name_dimensions, tidy
 from utils.export.onnx.int8 import to_integers
+from utils.export.targets import THEIRS
 from utils.loading import Loaded
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
+from utils.network.heads import Head
 from utils.network.shapes import output_shapes
 
 OPSETS = range(18, 24)  # what torch.onnx's translations are written for, and what it converts them to
@@ -55,16 +57,15 @@ class GraphPlan:
 OUTPUTS = {
     "decoded": "(batch, boxes, 5 + classes): cx cy w h in pixels of the input, objectness, class probabilities",
     "raw": "a map a head (batch, anchors or 1, rows, columns, values), before any sigmoid",
+    "maps": "a map a head (batch, anchors * values, rows, columns), as the convolution before the head gives it",
     "nms": "(batch, max_det, 6): x1 y1 x2 y2 in pixels of the input, confidence, class; best first, then zeros",
     "yolov5": "(batch, boxes, 5 + classes), as YOLOv5's own: cx cy w h in pixels of the input, objectness, class probabilities",
     "yolov8": "(batch, 4 + classes, boxes), as YOLOv8's own: cx cy w h in pixels of the input, class probabilities",
 }
-THEIRS = ("yolov5", "yolov8")  # what --layout ultralytics gives
-
-
 DIMENSIONS = {  # of the outputs; those that may vary are called so
     "decoded": ("batch", "boxes", "values"),
     "raw": ("batch", "anchors", "rows", "columns", "values"),
+    "maps": ("batch", "channels", "rows", "columns"),
     "nms": ("batch", "boxes", "values"),
     "yolov5": ("batch", "boxes", "values"),
     "yolov8": ("batch", "values", "boxes"),
@@ -75,6 +76,8 @@ def given(outputs: str, decoded: Tensor, raws: Sequence[Tensor]) -> tuple[Tensor
     """What a graph with such outputs gives, but for NMS, from what a network gives in eval mode."""
     if outputs == "raw":
         return tuple(raws)
+    if outputs == "maps":
+        return tuple(raw.permute(0, 1, 4, 2, 3).flatten(1, 2) for raw in raws)
     if outputs == "yolov8":
         return (torch.cat((decoded[..., :4], decoded[..., 5:]), -1).transpose(1, 2),)
     return (decoded,)
@@ -117,12 +120,27 @@ TRANSLATIONS = {
 }
 
 
+class _Through(Head):
+    """A head that gives on what it reads, for graphs without any reshaping behind the last convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, raw: Tensor, height: int) -> Tensor:
+        """Rows of one value, which nobody reads: in a shape that can be joined with other heads'."""
+        return raw.flatten(1)[..., None]
+
+
 class Traced(nn.Module):
-    """A network whose forward gives only what the graph should."""
+    """A network whose forward gives only what the graph should; the model's heads change for `maps`."""
 
     def __init__(self, model: nn.Module, outputs: str) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
+        if outputs == "maps":
+            self.outputs = "raw"  # its heads leave the convolutions' maps as they are
+            for index in model.defs.head_indices():
+                model.module_list[index] = _Through(model.defs[index])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return given(self.outputs, *self.model(images))
@@ -144,7 +162,7 @@ def trace(model: nn.Module, plan: GraphPlan) -> ir.Model:
         shapes |= {2: stride * Dim("rows"), 3: stride * Dim("columns")}
         size = (2 * stride, 3 * stride)  # sides of 1 would be taken for constants, equal ones for one another
     example = torch.rand(plan.batch or 2, model.defs.net.channels, *size)
-    names = [f"map_{k}" for k in range(len(model.heads))] if plan.outputs == "raw" else [OUTPUT]
+    names = [f"map_{k}" for k in range(len(model.heads))] if plan.outputs in ("raw", "maps") else [OUTPUT]
     names = ["output0"] if plan.outputs in THEIRS else names
     try:
         with _silence(), torch.no_grad():
