@@ -17,6 +17,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.references import read_darknet
+
 SIDE, STRIDE = 64, 8  # of the tiny network's input and its largest stride, in pixels
 CUT = 0.2  # OpenCV's reader sets class scores under this to 0
 OVERLAP = 0.6  # of NMS, as test.py's default
@@ -101,7 +103,7 @@ def opencv_rows(cfg: Path, weights: Path) -> Network:
         if (height, width) not in nets:
             sized = re.sub(r"(?m)^width *=.*$", f"width={width}", text)
             sized = re.sub(r"(?m)^height *=.*$", f"height={height}", sized)
-            net = cv2.dnn.readNetFromDarknet(np.frombuffer(sized.encode(), np.uint8), np.fromfile(weights, np.uint8))
+            net = read_darknet(np.frombuffer(sized.encode(), np.uint8), np.fromfile(weights, np.uint8))
             net.enableWinograd(False)
             nets[height, width] = net
         net = nets[height, width]

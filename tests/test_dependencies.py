@@ -14,7 +14,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "fontTools": "fonttools", "onnx_ir": "onnx-ir"}  # imported as -> called
 NEEDED = PROJECT["dependencies"]
 OPTIONAL = [line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
-LEFT_OUT = {"openvino"}  # extras that `make venv` does without; tests that need them skip
+LEFT_OUT = {"openvino", "ncnn"}  # extras that `make venv` does without; tests that need them skip
 INSTALLED = [line for extra, lines in EXTRAS.items() if extra not in LEFT_OUT for line in lines]
 NOT_IMPORTED = {"mypy", "pytest-cov", "pytest-xdist", "ruff"}  # programs, and what pytest loads
 

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 import convert
 from tests import owners
 from tests.owners import Bottleneck, C2f, Conv, DetectionModel, DistributionDetect, checkpoint, make, save
+from tests.references import read_darknet
 from utils.core.errors import UserError
 from utils.loading import load_model
 from utils.network.cfg import parse_cfg
@@ -67,7 +67,7 @@ def test_boxes_names_and_size_are_the_checkpoints(family, width, repeats, classe
 def test_the_files_for_darknet_are_the_same_network_to_opencv(tmp_path):
     model = make("yolov5", classes=2)
     run("--weights", save(tmp_path / "a.pt", "yolov5", checkpoint(model)))
-    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "a_darknet.cfg"), str(tmp_path / "a_darknet.weights"))
+    net = read_darknet(str(tmp_path / "a_darknet.cfg"), str(tmp_path / "a_darknet.weights"))
     image = np.random.default_rng(0).random((1, 3, 96, 96), dtype=np.float32)
     net.setInput(image)
     names = [n for _, n in sorted((net.getLayerId(n), n) for n in net.getUnconnectedOutLayersNames())]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from cfg.make_networks import NAMES, write_network
 from tests.conftest import ROOT
 from tests.network.test_darknet_networks import calm_heads, equals_opencv
 from tests.network.test_networks import parameters
+from tests.references import read_darknet
 from tests.tiny import randomise
 from utils.network.architectures import ANCHORS, ARCHITECTURES, SCALES, YOLOV5, Found, build
 from utils.network.cfg import parse_cfg
@@ -110,4 +110,4 @@ def test_found_widths_repeats_and_classes_take_the_place_of_the_scale() -> None:
 
 
 def test_opencv_reads_the_cfg_as_it_is_written() -> None:
-    assert cv2.dnn.readNetFromDarknet(str(ROOT / "cfg/yolov5/yolov5n.cfg")).getLayerNames()
+    assert read_darknet(str(ROOT / "cfg/yolov5/yolov5n.cfg")).getLayerNames()

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 import convert
 from tests.data.test_class_handling import ONE, one  # noqa: F401
+from tests.references import read_darknet
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from tests.tiny import NET, conv, head, network
 from utils.loading import load_model
@@ -54,7 +54,7 @@ def test_the_weights_written_from_an_old_checkpoint_are_right_in_opencv(tmp_path
     convert.main(convert.get_parser().parse_args(["--weights", str(save(model, tmp_path / "old.pt"))]))
     assert LINE in capsys.readouterr().out
     picture = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    reader = cv2.dnn.readNetFromDarknet(str(tmp_path / "old.cfg"), str(tmp_path / "old.weights"))
+    reader = read_darknet(str(tmp_path / "old.cfg"), str(tmp_path / "old.weights"))
     reader.setInput(picture)
     rows = reader.forward()  # x y w h objectness, class scores: probability times objectness
     seen = rows[:, 5] > 0  # OpenCV sets scores under its threshold to 0

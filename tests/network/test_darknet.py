@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.references import read_darknet
 from tests.tiny import NET, SPP, TOPOLOGIES, conv, head, network, randomise
 from utils.core.errors import UserError
 from utils.network import definitions, layers
@@ -26,7 +27,7 @@ def opencv_rows(net: cv2.dnn.Net, image: np.ndarray) -> np.ndarray:
 
 def opencv_outputs(cfg_path, weights_path, image: np.ndarray) -> np.ndarray:
     """opencv_rows of a network's files."""
-    return opencv_rows(cv2.dnn.readNetFromDarknet(str(cfg_path), str(weights_path)), image)
+    return opencv_rows(read_darknet(str(cfg_path), str(weights_path)), image)
 
 
 def as_opencv(model: Darknet) -> Darknet:

@@ -5,12 +5,12 @@ import filecmp
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.network.test_darknet import as_opencv, opencv_rows, our_rows
+from tests.references import read_darknet
 from tests.tiny import randomise
 from utils.core.hyp import Hyp
 from utils.detection.loss import DetectionLoss
@@ -76,7 +76,7 @@ def equals_opencv(model: Darknet, file: Path, images: list[np.ndarray]) -> None:
     """Boxes, objectness and classes to 1e-3; ours in float64, since what rounding adds up to is OpenCV's own."""
     defs, file = without_reorg3d(model, file)
     file.with_suffix(".cfg").write_text(write_cfg(defs))
-    net = cv2.dnn.readNetFromDarknet(str(file.with_suffix(".cfg")), str(file))
+    net = read_darknet(str(file.with_suffix(".cfg")), str(file))
     as_opencv(model)
     for image in images:
         theirs, ours = opencv_rows(net, image), our_rows(model, image)

@@ -14,6 +14,7 @@ import benchmark
 import detect
 import test as test_script
 from tests.rectangles import BLUE, CELLS, RED, cells, write_rectangles
+from tests.references import READS_DARKNET
 from tests.tiny import CSP, DFL, SPP, network
 from utils.core.errors import UserError
 from utils.core.preparation import Preparation
@@ -36,7 +37,6 @@ pytest.importorskip("onnxruntime")
 from utils.export.onnx.trace import GraphPlan, build, finish  # noqa: E402
 
 CPU = torch.device("cpu")
-READS_DARKNET = hasattr(cv2.dnn, "readNetFromDarknet")
 KINDS = [("torch", "pt"), ("opencv", "pt"), *((name, "onnx") for name in ("onnxruntime", "openvino", "opencv"))]
 
 

@@ -49,9 +49,17 @@ def export(args: argparse.Namespace, loaded: Loaded[Darknet], data: DataConfig |
 
 @torch.no_grad()
 def rounded(model: Darknet) -> Darknet:
-    """A copy, folded as ncnn gets it, with kernels rounded to 16 bits: what its 16-bit weights say exactly. Biases stay."""
+    """A copy, folded as ncnn gets it, with the kernels that its 16-bit weights are exactly. Biases stay as they are."""
     copied = copy.deepcopy(model).eval().requires_grad_(False).fuse()
     for weight in copied.parameters():
         if weight.dim() > 1:
-            weight.copy_(weight.half())
+            weight.copy_(as_half(weight))
     return copied
+
+
+def as_half(weight: torch.Tensor) -> torch.Tensor:
+    """float32 -> float32 as pnnx stores it in 16 bits: 13 bits less, halves away from 0, and 0 for what is
+    too small for a leading 1."""
+    bits = weight.contiguous().view(torch.int32)
+    values = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return values.where(weight.abs() >= torch.finfo(torch.float16).smallest_normal, 0)
