@@ -20,6 +20,7 @@ from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, 
 from utils.core.tables import write_json
 from utils.data.datasets import CACHE_ROOM
 from utils.detection.evaluate import evaluate
+from utils.detection.loss import ASSIGNMENTS, DEFAULT
 from utils.detection.metrics import Evaluation
 from utils.detection.threshold import threshold_line
 from utils.pruning.sparsity import SCHEDULES, gamma_statistics
@@ -104,6 +105,9 @@ def _add_recipe_arguments(parser: Parser) -> None:
                         help=f"batches an optimizer step; 0: up to the nominal batch of 64; {few} 1, else 0")  # fmt: skip
     parser.add_argument("--cache-images", **switch, help="keep decoded images in memory; default: if they take less "
                         f"than {CACHE_ROOM[None]:.0%}% of what is free")  # fmt: skip
+    parser.add_argument("--assign", choices=ASSIGNMENTS, default="",
+                        help="which predictions of [yolo] layers learn a box: those of anchors of a like size, or of these "
+                        f"what fits best now, by score and overlap; default: {DEFAULT}")  # fmt: skip
     parser.add_argument("--mixedprecision", "-mpt", **switch, default=True,
                         help="compute in bfloat16 or float16 where that is faster")  # fmt: skip
 

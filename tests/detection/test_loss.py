@@ -10,7 +10,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from utils.core.hyp import Hyp
-from utils.detection.loss import BOX_LOSSES, DetectionLoss, HeadGrid, RatioAssigner, paired_iou
+from utils.detection.assignment import HeadGrid, RatioAssigner
+from utils.detection.boxes import paired_iou
+from utils.detection.loss import BOX_LOSSES, DetectionLoss
 from utils.network.darknet import Darknet
 from utils.network.decode import decode, to_corners
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils.detection.loss import RatioAssigner
+from utils.detection.assignment import RatioAssigner
 from utils.distillation.distiller import KDSTR
 from utils.distillation.losses import (
     ATTENTION,

@@ -11,84 +11,18 @@ from torchvision.ops import box_iou, complete_box_iou_loss, distance_box_iou_los
 
 from utils.core.distributed import mean_over_processes
 from utils.core.hyp import Hyp
+from utils.detection.assignment import HeadGrid, Matches, RatioAssigner
 from utils.detection.boxes import paired_iou
 from utils.detection.head_loss import HeadLoss, pixel_boxes
+from utils.detection.task_aligned import Pairs, alignment
 from utils.network.decode import decode_boxes, decode_map, to_corners
 from utils.network.heads import YoloHead
 
 LOGIT_EPS = 1e-6  # probabilities that a new_coords head gives are kept this far from 0 and 1
-
-
-@dataclass
-class HeadGrid:
-    """A head as the assignment sees it: its anchors (anchors, 2) in pixels, its cells, and how far a cell can reach.
-
-    reach: share of a cell by which a centre may leave the cell that predicts it, (scale_x_y - 1) / 2.
-    """
-
-    anchors: Tensor
-    stride: float
-    rows: int
-    columns: int
-    reach: float
-
-
-@dataclass
-class Matches:
-    """Which predictions of one head learn which targets, n pairs: indices (n,) of the target, the image, the anchor,
-    the row and the column."""
-
-    target: Tensor
-    image: Tensor
-    anchor: Tensor
-    row: Tensor
-    column: Tensor
-
-    @property
-    def where(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index of the pairs' predictions in a raw map."""
-        return self.image, self.anchor, self.row, self.column
-
-
-class RatioAssigner:
-    """A target belongs to those anchors, of all heads, whose width and height differ from its own by less than the factor
-    `anchor_t`, to the `most` most similar ones of them (0: to all), and to the most similar anchor if there is none. The
-    cell that holds its centre predicts it, and those neighbours whose decoded centres can reach it (none where scale_x_y
-    is 1).
-    """
-
-    def __init__(self, anchor_t: float = Hyp.anchor_t, most: int = Hyp.most_anchors) -> None:
-        self.anchor_t, self.most = anchor_t, most
-
-    def __call__(self, images: Tensor, boxes: Tensor, grids: list[HeadGrid]) -> list[Matches]:
-        """images (n,): each target's image; boxes (n, 4): cx cy w h in pixels. Returns the matches of each grid."""
-        anchors = torch.cat([g.anchors for g in grids])
-        ratio = boxes[:, None, 2:] / anchors
-        ratio = torch.maximum(ratio, 1 / ratio).amax(-1)  # (n, all anchors)
-        most_similar = ratio.argsort(dim=1, stable=True)[:, : self.most or len(anchors)]
-        chosen = torch.zeros_like(ratio, dtype=torch.bool).scatter(1, most_similar, True) & (ratio < self.anchor_t)
-        nearest = F.one_hot(ratio.argmin(1), len(anchors)).bool() if len(boxes) else chosen
-        chosen |= nearest & ~chosen.any(1, keepdim=True)
-        parts = chosen.split([len(g.anchors) for g in grids], 1)
-        return [_cells(images, boxes, part, grid) for part, grid in zip(parts, grids, strict=True)]
-
-
-def _cells(images: Tensor, boxes: Tensor, chosen: Tensor, grid: HeadGrid) -> Matches:
-    """The cells of one grid that predict each (target, anchor) pair set in `chosen` (targets, anchors)."""
-    target, anchor = chosen.nonzero(as_tuple=True)
-    centre = boxes[target, :2] / grid.stride
-    cell = centre.floor()
-    inside = centre - cell
-    steps = centre.new_tensor([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]])
-    reached = torch.cat((inside < grid.reach, inside > 1 - grid.reach), 1)  # left, upper, right, lower neighbour
-    limit = centre.new_tensor([grid.columns - 1, grid.rows - 1])
-    cell = cell.clamp_(min=torch.zeros_like(limit), max=limit)  # a centre on the right or lower edge of the image
-    candidates = cell + steps[:, None]  # (5, pairs, 2)
-    valid = torch.cat((torch.ones_like(reached[:, :1]), reached), 1).T & ((candidates >= 0) & (candidates <= limit)).all(-1)
-    step, pair = valid.nonzero(as_tuple=True)
-    column, row = candidates[step, pair].long().unbind(-1)
-    target = target[pair]
-    return Matches(target, images[target], anchor[pair], row, column)
+NEAR = 0.5  # cells: a centre this near to its cell's border is learned by the neighbour, too, with ALIGNED
+LEAST = (1e-9, 1e-2)  # of score and overlap, so that a target that nothing overlaps yet is learned
+ANCHOR, ALIGNED = ASSIGNMENTS = ("anchor", "aligned")
+DEFAULT = ANCHOR
 
 
 # iou_loss of a [yolo] section -> loss of paired boxes. `mse`, Darknet's default, regresses coordinates one by one; CIoU
@@ -102,6 +36,25 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@dataclass
+class Fit:
+    """What one head makes of its n matches.
+
+    predicted, wanted: corners (n, 4) of the prediction's and the target's box, overlap (n,) their IoU; scores
+    (n, 1 + classes): logits of objectness and classes; labels (n,): the target's class. weight (n,): what a match counts in
+    boxes and classes; quality (n,): the label of its objectness.
+    """
+
+    matches: Matches
+    predicted: Tensor
+    wanted: Tensor
+    scores: Tensor
+    overlap: Tensor
+    labels: Tensor
+    weight: Tensor
+    quality: Tensor
+
+
 class DetectionLoss(HeadLoss):
     """Loss of [yolo] heads, raw maps (batch, anchors, ny, nx, 5 + classes).
 
@@ -112,6 +65,10 @@ class DetectionLoss(HeadLoss):
     `weigh_classes` a match counts as much as hyp.cls_weights makes its class count.
     Parts are summed over heads and weighted by hyp.box, hyp.obj, hyp.cls, kept independent of heads, classes and size.
 
+    assign: what matches is what RatioAssigner finds (ANCHOR), or what fits best of that, and of the nearest neighbours, now
+    (ALIGNED, see `align`). Then the means of box and cls are weighted ones, over all heads' matches, as heads with few
+    matches aren't there for others than those that fit.
+
     With torch.distributed, matches are averaged over all processes' counts: the mean of the processes' losses (so of
     their gradients) equals one process's loss of the whole batch.
     """
@@ -120,29 +77,37 @@ class DetectionLoss(HeadLoss):
     own_hyp = ("box", "obj", "cls", "anchor_t")
     heads: list[YoloHead]
 
-    def __init__(self, model: nn.Module, hyp: Hyp, ignore: bool = True) -> None:
+    def __init__(self, model: nn.Module, hyp: Hyp, assign: str = DEFAULT, ignore: bool = True) -> None:
         super().__init__(model, hyp)
-        self.ignore = ignore
+        self.ignore, self.aligned = ignore, assign == ALIGNED
         self.assign = RatioAssigner(hyp.anchor_t, hyp.most_anchors)
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
 
     def _parts(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Tensor:
         height, _ = image_size
+        least = NEAR if self.aligned else 0.0
+        reaches = [max((h.scale_x_y - 1) / 2, least) for h in self.heads]
         grids = [
-            HeadGrid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], (h.scale_x_y - 1) / 2)
-            for h, r in zip(self.heads, raws, strict=True)
+            HeadGrid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], reach)
+            for h, r, reach in zip(self.heads, raws, reaches, strict=True)
         ]
         images, labels = targets[:, 0].long(), targets[:, 1].long()
         boxes = pixel_boxes(targets, image_size)
         matches = self.assign(images, boxes, grids)
-        counts = mean_over_processes(raws[0].new_tensor([len(m.image) for m in matches]))
+        each = zip(self.heads, raws, grids, matches, strict=True)
+        fits = [self._fit(head, raw, grid, m, boxes[m.target], labels[m.target]) for head, raw, grid, m in each]
+        if self.aligned:
+            align(fits, [r[..., 0].shape for r in raws], len(boxes))
+        counts = mean_over_processes(torch.stack([f.weight.sum() for f in fits]))
+        if self.aligned:
+            counts = counts.mean().expand(len(fits))
         counts = counts.clamp(min=1e-3)  # 0 only where the sums they divide are 0 too
         finest = min(g.stride for g in grids)
         parts = raws[0].new_zeros(3)
-        for i, (head, raw, grid) in enumerate(zip(self.heads, raws, grids, strict=True)):
-            box, obj, cls = self._head_loss(i, raw, grid, matches[i], images, boxes, labels)
-            balance = 4 * (finest / grid.stride) ** 2
-            parts = parts + torch.stack((box / counts[i], obj * balance, cls / (counts[i] * head.classes)))
+        for i, (head, raw, grid, fit) in enumerate(zip(self.heads, raws, grids, fits, strict=True)):
+            box = (self.box_losses[i](fit.predicted, fit.wanted) * fit.weight).sum() / counts[i]
+            obj = self._objectness_loss(head, raw, grid, fit, images, boxes) * 4 * (finest / grid.stride) ** 2
+            parts = parts + torch.stack((box, obj, self._class_loss(fit) / (counts[i] * head.classes)))
         return parts
 
     def weights(self, height: int, width: int) -> tuple[float, float, float]:
@@ -155,38 +120,35 @@ class DetectionLoss(HeadLoss):
         classes = math.sqrt(max(h.classes for h in self.heads) / 80)
         return self.hyp.box * heads, self.hyp.obj * heads * height * width / 640**2, self.hyp.cls * heads * classes
 
-    def _head_loss(
-        self, index: int, raw: Tensor, grid: HeadGrid, matches: Matches, images: Tensor, boxes: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(box loss summed over matches, objectness loss averaged over the map, class loss summed over matches)."""
-        head = self.heads[index]
-        scores = torch.logit(raw[..., 4:], LOGIT_EPS) if head.new_coords else raw[..., 4:]
-        predicted, wanted = to_corners(self._matched_boxes(head, raw, grid, matches)), to_corners(boxes[matches.target])
-        objectness = torch.zeros_like(scores[..., 0])
+    @staticmethod
+    def _fit(head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches, boxes: Tensor, labels: Tensor) -> Fit:
+        """boxes (n, 4), labels (n,): of the matches' targets."""
+        found, cells, anchors = raw[m.where], torch.stack((m.column, m.row), 1), grid.anchors[m.anchor]
+        decoded = decode_boxes(found, cells, anchors, grid.stride, head.scale_x_y, head.new_coords, bounded=True)
+        predicted, wanted = to_corners(decoded), to_corners(boxes)
         overlap = paired_iou(predicted.detach(), wanted)
-        flat = _flat_index(matches, objectness.shape)
-        objectness.view(-1).scatter_reduce_(0, flat, overlap, "amax")  # where two targets meet, the better fit counts
-        obj = F.binary_cross_entropy_with_logits(scores[..., 0], objectness, reduction="none")
+        return Fit(m, predicted, wanted, _logits(head, found[..., 4:]), overlap, labels, torch.ones_like(overlap), overlap)
+
+    def _objectness_loss(self, head: YoloHead, raw: Tensor, grid: HeadGrid, fit: Fit, images: Tensor, boxes: Tensor) -> Tensor:
+        """Mean over the map."""
+        logits = _logits(head, raw[..., 4])
+        wanted, flat = torch.zeros_like(logits), fit.matches.flat(logits.shape)
+        wanted.view(-1).scatter_reduce_(0, flat, fit.quality, "amax")  # where two targets meet, the better fit counts
+        losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         if self.ignore and head.definition.ignore_thresh < 1:
             ignored = self._overlapping(head, raw.detach(), grid, images, boxes)
             ignored.view(-1)[flat] = False
-            obj = obj.masked_fill(ignored, 0.0)
-        box = self.box_losses[index](predicted, wanted).sum()
-        return box, obj.mean(), self._class_loss(scores[..., 1:][matches.where], labels[matches.target])
+            losses = losses.masked_fill(ignored, 0.0)
+        return losses.mean()
 
-    def _matched_boxes(self, head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches) -> Tensor:
-        cells = torch.stack((m.column, m.row), 1)
-        return decode_boxes(
-            raw[m.where], cells, grid.anchors[m.anchor], grid.stride, head.scale_x_y, head.new_coords, bounded=True
-        )
-
-    def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (n, classes), labels (n,) -> sum of binary cross-entropies. One class is no exception, as in Darknet: scores
-        are objectness times class probability, so a probability that nothing trains would make noise of them."""
-        classes = logits.shape[1]
-        wanted = self._smoothed(F.one_hot(labels, classes).to(logits))
-        weight = None if self.class_weights is None else self.class_weights.to(logits)[labels, None]
-        return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
+    def _class_loss(self, fit: Fit) -> Tensor:
+        """Weighted sum of binary cross-entropies. One class is no exception, as in Darknet: scores are objectness times class
+        probability, so a probability that nothing trains would make noise of them."""
+        logits, weight = fit.scores[:, 1:], fit.weight
+        wanted = self._smoothed(F.one_hot(fit.labels, logits.shape[1]).to(logits))
+        if self.class_weights is not None:
+            weight = weight * self.class_weights.to(logits)[fit.labels]
+        return F.binary_cross_entropy_with_logits(logits, wanted, weight[:, None], reduction="sum")
 
     @torch.no_grad()
     def _overlapping(self, head: YoloHead, raw: Tensor, grid: HeadGrid, images: Tensor, boxes: Tensor) -> Tensor:
@@ -200,7 +162,27 @@ class DetectionLoss(HeadLoss):
         return overlapping.view(raw.shape[:-1])
 
 
-def _flat_index(m: Matches, shape: torch.Size) -> Tensor:
-    """Position of each match in a flattened (batch, anchors, ny, nx) map."""
-    _, anchors, ny, nx = shape
-    return ((m.image * anchors + m.anchor) * ny + m.row) * nx + m.column
+def _logits(head: YoloHead, scores: Tensor) -> Tensor:
+    """Of raw values of objectness and classes, which a new_coords head has squashed already."""
+    return torch.logit(scores, LOGIT_EPS) if head.new_coords else scores
+
+
+@torch.no_grad()
+def align(fits: list[Fit], shapes: list[torch.Size], targets: int) -> None:
+    """Weigh all heads' matches with `targets` targets, in place, by utils.detection.task_aligned: a target's best prediction
+    counts 1 and learns its own overlap as the objectness, the others as much less as they are less aligned, those that are
+    not assigned 0. The score is objectness times class probability. shapes: (batch, anchors, ny, nx) of each head's map."""
+    offset, predictions = 0, []
+    for fit, shape in zip(fits, shapes, strict=True):
+        predictions.append(offset + fit.matches.flat(shape))
+        offset += shape.numel()
+    scores = [f.scores[:, 0].sigmoid() * f.scores[:, 1:].gather(1, f.labels[:, None])[:, 0].sigmoid() for f in fits]
+    overlap, score = torch.cat([f.overlap for f in fits]), torch.cat(scores)
+    t = alignment(score.clamp(min=LEAST[0]), overlap.clamp(min=LEAST[1]))
+    pairs = Pairs(torch.cat([f.matches.target for f in fits]), torch.cat(predictions), t, overlap)
+    chosen = pairs.assigned()
+    weight, quality = torch.zeros_like(t), torch.zeros_like(t)
+    weight[chosen], quality[chosen] = pairs.at(chosen).scores(targets)
+    sizes = [len(f.overlap) for f in fits]
+    for fit, w, q in zip(fits, weight.split(sizes), quality.split(sizes), strict=True):
+        fit.weight, fit.quality = w, q

@@ -1,10 +1,13 @@
 """Task-aligned assignment: a box is learned where class score and overlap are good together (TOOD, Feng et al. 2021,
 arXiv 2108.07755, section 3.2).
 
-Of a target and a cell whose centre lies inside its box, the alignment is t = s^ALPHA * u^BETA: s the probability that the cell
-gives the target's class, u the IoU of the cell's box with the target. The MOST cells with the largest t learn the target; one
-that several targets want learns the one that it overlaps most. The label of the class isn't 1 but t / max t * max u, the
-maxima over the target's cells: the best cell learns its own overlap, the others less.
+The alignment of a target and a prediction is t = s^ALPHA * u^BETA: s the score that it gives the target's class, u the IoU of
+its box with the target. The MOST predictions with the largest t learn the target; one that several targets want learns the one
+that it overlaps most. Its label isn't 1 but t / max t * max u, the maxima over the target's predictions: the best one learns
+its own overlap, the others less.
+
+[dfl] heads choose among the cells whose centres lie inside the box (TaskAlignedAssigner), [yolo] heads among the anchors and
+cells that utils.detection.assignment finds plausible (utils.detection.loss).
 """
 
 from dataclasses import dataclass
@@ -35,16 +38,35 @@ class Assignment:
 
 
 @dataclass
-class _Pairs:
-    """Candidates: indices of target and cell, alignment and overlap, (m,) each."""
+class Pairs:
+    """Candidates (m,): indices of target and prediction, alignment and overlap."""
 
     target: Tensor
-    cell: Tensor
+    prediction: Tensor
     alignment: Tensor
     overlap: Tensor
 
-    def at(self, chosen: Tensor) -> "_Pairs":
-        return _Pairs(self.target[chosen], self.cell[chosen], self.alignment[chosen], self.overlap[chosen])
+    def at(self, chosen: Tensor) -> "Pairs":
+        return Pairs(*(column[chosen] for column in vars(self).values()))
+
+    def assigned(self) -> Tensor:
+        """Indices of those that are assigned: the MOST best aligned of each target, and of those that want the same
+        prediction the one with the largest overlap."""
+        best = largest_of_each(self.target, self.alignment, MOST)
+        return best[largest_of_each(self.prediction[best], self.overlap[best])]
+
+    def scores(self, targets: int) -> tuple[Tensor, Tensor]:
+        """(m,) t / max t, and that times max u; the maxima over the pairs of each of so many targets."""
+        best, most = (
+            column.new_zeros(targets).scatter_reduce_(0, self.target, column, "amax")[self.target]
+            for column in (self.alignment, self.overlap)
+        )
+        share = self.alignment / best
+        return share, share * most
+
+
+def alignment(score: Tensor, overlap: Tensor) -> Tensor:
+    return score.pow(ALPHA) * overlap.pow(BETA)
 
 
 class TaskAlignedAssigner:
@@ -60,42 +82,32 @@ class TaskAlignedAssigner:
         if not parts:
             none = boxes.new_zeros(0, dtype=torch.long)
             return Assignment(none, none, none, boxes.new_zeros(0))
-        pairs = _Pairs(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
-        pairs = pairs.at(_first_of_each(images[pairs.target] * len(centres) + pairs.cell, pairs.overlap))
-        return Assignment(pairs.target, images[pairs.target], pairs.cell, _scores(pairs, len(boxes)))
+        pairs = Pairs(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
+        pairs = pairs.at(pairs.assigned())
+        image = images[pairs.target]
+        return Assignment(pairs.target, image, pairs.prediction - image * len(centres), pairs.scores(len(boxes))[1])
 
     def _candidates(
         self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, logits: Tensor, predicted: Tensor, centres: Tensor
-    ) -> _Pairs:
-        """The MOST best cells of each of the targets `rows`."""
+    ) -> Pairs:
+        """The cells inside each of the targets `rows` that overlap it."""
         mine = boxes[rows, None]
         inside = ((centres > mine[..., :2]) & (centres < mine[..., 2:])).all(-1)
         row, cell = inside.nonzero(as_tuple=True)
         target = rows[row]
-        overlap = paired_iou(predicted[images[target], cell], boxes[target])
-        alignment = logits[images[target], cell, labels[target]].sigmoid().pow(ALPHA) * overlap.pow(BETA)
-        alignments, overlaps = overlap.new_zeros(2, *inside.shape)
-        alignments[row, cell], overlaps[row, cell] = alignment, overlap
-        values, cells = alignments.topk(min(MOST, len(centres)), 1)
-        found = values > 0
-        owners = rows[:, None].expand_as(cells)
-        return _Pairs(owners[found], cells[found], values[found], overlaps.gather(1, cells)[found])
+        image = images[target]
+        overlap = paired_iou(predicted[image, cell], boxes[target])
+        t = alignment(logits[image, cell, labels[target]].sigmoid(), overlap)
+        return Pairs(target, image * len(centres) + cell, t, overlap).at(t > 0)
 
 
-def _first_of_each(keys: Tensor, values: Tensor) -> Tensor:
-    """Indices of the entry with the largest value of each key; of equal ones the first."""
+def largest_of_each(keys: Tensor, values: Tensor, most: int = 1) -> Tensor:
+    """Indices of the entries with the `most` largest values of each key; of equal ones the first."""
     order = values.argsort(descending=True, stable=True)
     order = order[keys[order].argsort(stable=True)]
     ordered = keys[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return order[first]
-
-
-def _scores(pairs: _Pairs, targets: int) -> Tensor:
-    """(m,) t / max t * max u, the maxima over each target's pairs."""
-    best, most = (
-        column.new_zeros(targets).scatter_reduce_(0, pairs.target, column, "amax")
-        for column in (pairs.alignment, pairs.overlap)
-    )
-    return pairs.alignment / best[pairs.target] * most[pairs.target]
+    position = torch.arange(len(keys), device=keys.device)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    first = torch.where(begins, position, 0).cummax(0).values if len(keys) else position
+    return order[position - first < most]

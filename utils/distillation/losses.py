@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
+from utils.detection.assignment import HeadGrid, Matches
 from utils.detection.boxes import paired_iou
-from utils.detection.loss import LOGIT_EPS, HeadGrid, Matches
+from utils.detection.loss import LOGIT_EPS
 from utils.network.decode import MAX_EXPONENT, MIN_SHARE, to_corners
 from utils.network.heads import Head, YoloHead
 

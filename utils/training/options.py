@@ -33,6 +33,7 @@ class TrainOptions:
     images: Preparation
     loading: LoadingOptions
     image_weights: bool
+    assign: str
     multi_scale: bool
     epochs: int
     seed: int

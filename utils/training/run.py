@@ -51,6 +51,7 @@ class Plan:
     accumulate: int = 0  # batches an optimizer step; 0: as many as make up the nominal batch
     adam: bool = False
     ema: bool = True
+    assign: str = ""  # see utils.detection.losses.build_loss
     multi_scale: bool = False
     maxabs: bool = False
     sparsity: SparsityOptions = field(default_factory=SparsityOptions)
@@ -69,7 +70,7 @@ class Run:
         self.hyp, self.plan, self.device, self.dtype, self.world = hyp, plan, device, dtype, world
         self.model = model.to(device=device, memory_format=torch.channels_last).train()
         self.forward = parallel(self.model, device, world)
-        self.loss = build_loss(self.model, hyp)
+        self.loss = build_loss(self.model, hyp, plan.assign)
         self.accumulate = plan.accumulate or batches_a_step(hyp, plan)
         self.epoch_steps = math.ceil(plan.batches / self.accumulate)
         step_images = plan.batch_size * self.accumulate

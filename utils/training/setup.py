@@ -98,8 +98,8 @@ def prepare(
     describe_data(data, loaded, prepared, loader, valid, say)
     plan = Plan(
         epochs=course.epochs, batch_size=course.batch_size, batches=len(loader), img_size=loaded.img_size, seed=options.seed,
-        accumulate=course.accumulate, adam=course.adam, ema=options.ema, multi_scale=options.multi_scale,
-        maxabs=prepared.maxabs, sparsity=options.sparsity,
+        accumulate=course.accumulate, adam=course.adam, ema=options.ema, assign=options.assign,
+        multi_scale=options.multi_scale, maxabs=prepared.maxabs, sparsity=options.sparsity,
     )  # fmt: skip
     dtype = training_dtype(device) if options.mixedprecision else None
     if options.mixedprecision:
