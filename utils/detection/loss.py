@@ -45,6 +45,7 @@ class Fit:
     boxes and classes; quality (n,): the label of its objectness.
     """
 
+    grid: HeadGrid
     matches: Matches
     predicted: Tensor
     wanted: Tensor
@@ -84,31 +85,35 @@ class DetectionLoss(HeadLoss):
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
 
     def _parts(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Tensor:
-        height, _ = image_size
-        least = NEAR if self.aligned else 0.0
-        reaches = [max((h.scale_x_y - 1) / 2, least) for h in self.heads]
-        grids = [
-            HeadGrid(h.anchors.to(r.device), height / r.shape[2], r.shape[2], r.shape[3], reach)
-            for h, r, reach in zip(self.heads, raws, reaches, strict=True)
-        ]
-        images, labels = targets[:, 0].long(), targets[:, 1].long()
-        boxes = pixel_boxes(targets, image_size)
-        matches = self.assign(images, boxes, grids)
-        each = zip(self.heads, raws, grids, matches, strict=True)
-        fits = [self._fit(head, raw, grid, m, boxes[m.target], labels[m.target]) for head, raw, grid, m in each]
-        if self.aligned:
-            align(fits, [r[..., 0].shape for r in raws], len(boxes))
+        fits = self.fits(raws, targets, image_size)
         counts = mean_over_processes(torch.stack([f.weight.sum() for f in fits]))
         if self.aligned:
             counts = counts.mean().expand(len(fits))
         counts = counts.clamp(min=1e-3)  # 0 only where the sums they divide are 0 too
-        finest = min(g.stride for g in grids)
+        finest = min(f.grid.stride for f in fits)
         parts = raws[0].new_zeros(3)
-        for i, (head, raw, grid, fit) in enumerate(zip(self.heads, raws, grids, fits, strict=True)):
+        for i, (head, raw, fit) in enumerate(zip(self.heads, raws, fits, strict=True)):
             box = (self.box_losses[i](fit.predicted, fit.wanted) * fit.weight).sum() / counts[i]
-            obj = self._objectness_loss(head, raw, grid, fit, images, boxes) * 4 * (finest / grid.stride) ** 2
-            parts = parts + torch.stack((box, obj, self._class_loss(fit) / (counts[i] * head.classes)))
+            obj = self._objectness_loss(head, raw, fit, targets[:, 0].long(), pixel_boxes(targets, image_size))
+            cls = self._class_loss(fit) / (counts[i] * head.classes)
+            parts = parts + torch.stack((box, obj * 4 * (finest / fit.grid.stride) ** 2, cls))
         return parts
+
+    def fits(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> list[Fit]:
+        """Each head's matches."""
+        least = NEAR if self.aligned else 0.0
+        reaches = [max((h.scale_x_y - 1) / 2, least) for h in self.heads]
+        grids = [
+            HeadGrid(h.anchors.to(r.device), image_size[0] / r.shape[2], r.shape[2], r.shape[3], reach)
+            for h, r, reach in zip(self.heads, raws, reaches, strict=True)
+        ]
+        boxes, labels = pixel_boxes(targets, image_size), targets[:, 1].long()
+        matches = self.assign(targets[:, 0].long(), boxes, grids)
+        each = zip(self.heads, raws, grids, matches, strict=True)
+        fits = [_fit(head, raw, grid, m, boxes[m.target], labels[m.target]) for head, raw, grid, m in each]
+        if self.aligned:
+            align(fits, [r.shape[:-1] for r in raws], len(boxes))
+        return fits
 
     def weights(self, height: int, width: int) -> tuple[float, float, float]:
         """The hyper-parameters hold for three heads, 80 classes and 640 pixels.
@@ -120,23 +125,14 @@ class DetectionLoss(HeadLoss):
         classes = math.sqrt(max(h.classes for h in self.heads) / 80)
         return self.hyp.box * heads, self.hyp.obj * heads * height * width / 640**2, self.hyp.cls * heads * classes
 
-    @staticmethod
-    def _fit(head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches, boxes: Tensor, labels: Tensor) -> Fit:
-        """boxes (n, 4), labels (n,): of the matches' targets."""
-        found, cells, anchors = raw[m.where], torch.stack((m.column, m.row), 1), grid.anchors[m.anchor]
-        decoded = decode_boxes(found, cells, anchors, grid.stride, head.scale_x_y, head.new_coords, bounded=True)
-        predicted, wanted = to_corners(decoded), to_corners(boxes)
-        overlap = paired_iou(predicted.detach(), wanted)
-        return Fit(m, predicted, wanted, _logits(head, found[..., 4:]), overlap, labels, torch.ones_like(overlap), overlap)
-
-    def _objectness_loss(self, head: YoloHead, raw: Tensor, grid: HeadGrid, fit: Fit, images: Tensor, boxes: Tensor) -> Tensor:
+    def _objectness_loss(self, head: YoloHead, raw: Tensor, fit: Fit, images: Tensor, boxes: Tensor) -> Tensor:
         """Mean over the map."""
         logits = _logits(head, raw[..., 4])
         wanted, flat = torch.zeros_like(logits), fit.matches.flat(logits.shape)
         wanted.view(-1).scatter_reduce_(0, flat, fit.quality, "amax")  # where two targets meet, the better fit counts
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         if self.ignore and head.definition.ignore_thresh < 1:
-            ignored = self._overlapping(head, raw.detach(), grid, images, boxes)
+            ignored = self._overlapping(head, raw.detach(), fit.grid, images, boxes)
             ignored.view(-1)[flat] = False
             losses = losses.masked_fill(ignored, 0.0)
         return losses.mean()
@@ -160,6 +156,15 @@ class DetectionLoss(HeadLoss):
             ious = box_iou(predicted[picture], corners[images == picture])
             overlapping[picture] = ious.amax(1) > head.definition.ignore_thresh
         return overlapping.view(raw.shape[:-1])
+
+
+def _fit(head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches, boxes: Tensor, labels: Tensor) -> Fit:
+    """boxes (n, 4), labels (n,): of the matches' targets."""
+    found, cells, anchors = raw[m.where], torch.stack((m.column, m.row), 1), grid.anchors[m.anchor]
+    decoded = decode_boxes(found, cells, anchors, grid.stride, head.scale_x_y, head.new_coords, bounded=True)
+    predicted, wanted = to_corners(decoded), to_corners(boxes)
+    overlap = paired_iou(predicted.detach(), wanted)
+    return Fit(grid, m, predicted, wanted, _logits(head, found[..., 4:]), overlap, labels, torch.ones_like(overlap), overlap)
 
 
 def _logits(head: YoloHead, scores: Tensor) -> Tensor:
