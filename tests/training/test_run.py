@@ -52,6 +52,10 @@ def make_run(dtype: torch.dtype | None = None, hyp: Hyp | None = None, **plan: o
     return Run(Darknet(CFG, 64), hyp or Hyp(), Plan(**settings), CPU, dtype, World())
 
 
+def test_a_run_learns_by_the_assignment_of_its_plan():
+    assert [make_run(assign=a).loss.aligned for a in ("anchor", "aligned")] == [False, True]
+
+
 @pytest.mark.parametrize(("adam", "kind"), [(False, torch.optim.SGD), (True, torch.optim.AdamW)])
 def test_only_kernels_decay(adam, kind):
     model = Darknet(CFG, 64)
