@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
-from utils.core.devices import select_device
+from utils.core.devices import processor, select_device
 from utils.data.labels import Problems, image_paths
 from utils.loading import load_model
 from utils.network.cost import latency_ms, weights_bytes
@@ -65,13 +65,4 @@ def machine(device: str) -> str:
     """The computer in words."""
     where = select_device(device)
     card = f", {torch.cuda.get_device_name(where)}" if where.type == "cuda" else ""
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, {platform.system()}{card}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, {platform.system()}{card}"

@@ -1,6 +1,7 @@
 """Devices and precisions: which one, and what the machine really has."""
 
 import functools
+import platform
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ def select_device(name: str = "") -> torch.device:
         choices = f"cpu or 0..{count - 1}" if count else "cpu"
         raise UserError(f"--device {name}: this machine has {count} CUDA devices; use --device {choices}")
     return torch.device(f"cuda:{number}")
+
+
+def processor() -> str:
+    """The CPU in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 @functools.cache

@@ -2,12 +2,13 @@
 
 A cost tells, for the channels that a keep-mask leaves, what the network saves by the removal of each alone. It falls as
 neighbours go: a filter is the cheaper the fewer channels it reads. `removal_order` therefore asks again and again, which is
-the greedy algorithm for the knapsack. A cost is made by a function (model, graph, img_size) -> Cost in COSTS; another, such as
-milliseconds measured on a device, needs an entry there and nothing else.
+the greedy algorithm for the knapsack. A cost is made by a function (model, graph, img_size) -> Cost in COSTS; milliseconds, which have
+to be measured first, by utils.pruning.latency.LayerTimes.cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,13 @@ NOTHING = "none"  # --spend of those who don't weigh
 ROUNDS = 200  # how often costs are looked at again while everything goes; more change the order by next to nothing
 
 
+class Priced(Protocol):
+    """A part of a network's cost."""
+
+    def add_savings(self, keep: np.ndarray, savings: np.ndarray) -> None:
+        """Add to `savings`, (ids,), what each id's removal takes from this part, as long as `keep`, (ids,) bool, are left."""
+
+
 @dataclass(frozen=True)
 class Product:
     """A matrix between channels: every pair of an output and an input that are kept costs `pair`, every output `single`."""
@@ -32,14 +40,13 @@ class Product:
     single: float
 
     def add_savings(self, keep: np.ndarray, savings: np.ndarray) -> None:
-        """Add to `savings`, (ids,), what each id's removal takes from this matrix."""
         rows, columns = (np.bincount(ids, keep[ids], len(keep)) for ids in (self.outputs, self.inputs))
         savings += rows * (self.pair * columns.sum() + self.single) + self.pair * columns * (rows.sum() - rows)
 
 
 def parameter_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
     """Parameters that go with a channel: filters, kernels' slices that read it, gammas, betas and biases."""
-    return _sum_of(_products(model, graph, lambda index: (1.0, 1.0)))
+    return sum_of(_products(model, graph, lambda index: (1.0, 1.0)))
 
 
 def mac_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
@@ -53,7 +60,7 @@ def mac_cost(model: Darknet, graph: ChannelGraph, img_size: int) -> Cost:
             return 1.0, 0.0
         return module.macs(maps[model.sources[index][0]], maps[index]) / module.conv.weight.numel(), 0.0
 
-    return _sum_of(_products(model, graph, positions))
+    return sum_of(_products(model, graph, positions))
 
 
 def _products(model: Darknet, graph: ChannelGraph, price: Callable[[int], tuple[float, float]]) -> list[Product]:
@@ -78,7 +85,9 @@ def _products(model: Darknet, graph: ChannelGraph, price: Callable[[int], tuple[
     return found
 
 
-def _sum_of(products: list[Product]) -> Cost:
+def sum_of(products: Sequence[Priced]) -> Cost:
+    """What a channel's removal takes from all of them."""
+
     def cost(keep: np.ndarray) -> np.ndarray:
         savings = np.zeros(len(keep))
         for product in products:

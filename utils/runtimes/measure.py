@@ -36,14 +36,16 @@ class Job:
 
 @dataclass
 class Timing:
-    """What was measured. milliseconds: of single runs at batch 1, decoding included; pid: of the process; threads: as the
-    runtime itself says; place: what computed, in words; size: (height, width) of the input in pixels."""
+    """What was measured. milliseconds: of single runs at batch 1, decoding included; own: CPU time of the process meanwhile, of all
+    its threads, in milliseconds; pid: of the process; threads: as the runtime itself says; place: what computed, in words;
+    size: (height, width) of the input in pixels."""
 
     pid: int
     threads: int
     place: str
     size: tuple[int, int]
     milliseconds: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -52,8 +54,13 @@ class Timing:
     @property
     def quartiles(self) -> tuple[float, float]:
         """Between which the middle half of the runs lies."""
-        low, _, high = statistics.quantiles(self.milliseconds, n=4, method="inclusive")
-        return low, high
+        return middle_half(self.milliseconds)
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """Their quartiles."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def measure(jobs: Sequence[Job], turns: int) -> list[Timing | UserError]:
@@ -64,7 +71,9 @@ def measure(jobs: Sequence[Job], turns: int) -> list[Timing | UserError]:
         for _ in range(turns):
             for worker, result in zip(workers, results, strict=True):
                 if isinstance(result, Timing):
-                    result.milliseconds += worker.answer("your turn")
+                    for milliseconds, own in worker.answer("your turn"):
+                        result.milliseconds.append(milliseconds)
+                        result.own.append(own)
         return results
     finally:
         for worker in workers:
@@ -121,10 +130,10 @@ def _serve(pipe: Connection, job: Job) -> None:
         pass
 
 
-def _run(network: Any, images: torch.Tensor, device: torch.device) -> float:
-    """Milliseconds of one image."""
-    start = time.perf_counter()
+def _run(network: Any, images: torch.Tensor, device: torch.device) -> tuple[float, float]:
+    """Milliseconds of one image: of the clock, and of the process."""
+    start, own = time.perf_counter(), time.process_time()
     network(images)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - own)

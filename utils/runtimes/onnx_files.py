@@ -1,25 +1,78 @@
 """The runtimes that read ONNX files; what a file's outputs mean is said by its metadata (utils.export.onnx.model)."""
 
+import copy
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from utils.core.commands import command
 from utils.core.errors import UserError
+from utils.core.preparation import Preparation
 from utils.data.pictures import openable
-from utils.export.onnx.model import OnnxModel, RuntimeSession, Start, load_onnx
+from utils.export.onnx.model import OnnxModel, RuntimeSession, Start, load_onnx, need
 from utils.export.targets import TARGETS
 from utils.loading import Loaded
+from utils.network.darknet import Darknet
 from utils.network.file_kind import is_onnx
+from utils.pruning.latency import Geometry, Widths
+from utils.quantized.calibrate import calibrate
+from utils.quantized.settings import Settings
+from utils.quantized.transform import quantize
 from utils.runtimes.base import Request
 
+EXPORTS = ("onnx", "onnxscript")  # packages that write graphs
 
-class OnnxRuntime:
+
+class WritesOnnx:
+    """How the runtimes that read ONNX files get those whose time is taken. start: the session of a file."""
+
+    start: Any
+    bits: ClassVar = (32, 8)
+
+    def write(self, loaded: Loaded[Darknet], bits: int, folder: Path) -> Path:
+        """As export.py writes it for one image of one size, unchecked."""
+        need(*EXPORTS)
+        import onnx_ir
+
+        from utils.export.onnx.trace import GraphPlan, build, finish
+
+        model, plan = copy.deepcopy(loaded.model).eval(), GraphPlan(loaded.shape, dynamic=False, batch=1)
+        if bits == 8:
+            quantize(model, Settings())
+            generator = torch.Generator().manual_seed(0)
+            calibrate(model, [torch.rand(1, model.defs.net.channels, *loaded.shape, generator=generator)], 1)
+        path = folder / "network.onnx"
+        precision = "fp32" if bits == 32 else "int8"
+        graph = finish(build(model, plan), loaded, plan, Preparation.of(loaded.settings), precision)
+        onnx_ir.save(graph, path)
+        return path
+
+    def layers(self, bits: int, device: torch.device, precision: str) -> Callable[[Geometry, Widths], Callable[[], object]]:
+        """Each as a graph of its own."""
+        need(*EXPORTS)
+        from utils.runtimes.single_layer import LayerGraphs
+
+        graphs = LayerGraphs(bits)
+
+        def make(geometry: Geometry, widths: Widths) -> Callable[[], object]:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "layer.onnx"
+                noise = graphs.write(geometry, widths, path)
+                session = self.start(path, device, self.start.precisions[0] if precision == "auto" else precision)
+            return lambda: session(noise)
+
+        return make
+
+
+class OnnxRuntime(WritesOnnx):
     """--runtime onnxruntime."""
 
     name, packages = "onnxruntime", {"onnxruntime": "onnxruntime"}
-    start: Start = RuntimeSession
+    start = RuntimeSession
 
     def load(self, request: Request) -> Loaded[OnnxModel]:
         if not (request.weights and is_onnx(request.weights)):

@@ -22,7 +22,7 @@ from utils.network.definitions import Dfl
 from utils.network.file_kind import is_onnx
 from utils.network.weights import save_weights
 from utils.runtimes.base import Request
-from utils.runtimes.onnx_files import refused
+from utils.runtimes.onnx_files import WritesOnnx, refused
 
 NAME = f"OpenCV {cv2.__version__}"
 AGREEMENT = 1e-3  # with PyTorch's raw maps, of a value or of 1 if that is more: OpenCV's Winograd is off by less
@@ -126,8 +126,9 @@ class OpenCVDarknet:
                                 f"{error:.2g}); export it and name the .onnx")  # fmt: skip
 
 
-class OpenCV:
+class OpenCV(WritesOnnx):
     packages: ClassVar = {"cv2": "opencv-python"}
+    start = OpenCVSession
 
     def load(self, request: Request) -> Loaded[OpenCVDarknet | OnnxModel]:
         """Of a .onnx; with OpenCV 4 also of what PyTorch loads, unless it is quantized or has a [dfl] head."""
