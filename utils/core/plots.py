@@ -59,17 +59,23 @@ def plot_sweep(rows: list[dict[str, Any]], before: dict[str, Any], what: str, st
 
     rows: those of utils.pruning.amounts.sweep, with the importance that ranked; before: {params, macs} of the original; what:
     "percent" or "shortcuts"; stage: of which network mAP@0.5 was measured, if it was. One importance: shares of parameters and
-    MACs and mAP@0.5 over the amounts. Several: a curve of mAP@0.5, or of parameters, over the MACs left for each of them.
+    MACs and mAP@0.5 over the amounts. Several, or rows with milliseconds: a curve of mAP@0.5, or of parameters, for each of
+    them over these or the MACs left.
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     names, measured = list(dict.fromkeys(row["importance"] for row in rows)), rows[0]["map50"] is not None
-    for name in names if len(names) > 1 else []:
+    over_amounts = len(names) == 1 and "ms" not in rows[0]
+    for name in [] if over_amounts else names:
         curve = [row for row in rows if row["importance"] == name]
         heights = [row["map50"] if measured else row["params"] / before["params"] for row in curve]
-        axes.plot([row["macs"] / before["macs"] for row in curve], heights, marker=".", label=name)
-        axes.set(xlabel="MACs left", ylabel=f"mAP@0.5, {stage}" if measured else "parameters left")
-    if len(names) == 1:
+        places = [row.get("ms", row["macs"] / before["macs"]) for row in curve]
+        axes.plot(places, heights, marker=".", label=name)
+        axes.set(
+            xlabel="milliseconds" if "ms" in rows[0] else "MACs left",
+            ylabel=f"mAP@0.5, {stage}" if measured else "parameters left",
+        )
+    if over_amounts:
         places = [row[what] for row in rows]
         for key, label in (("params", "parameters left"), ("macs", "MACs left")):
             axes.plot(places, [row[key] / before[key] for row in rows], marker=".", label=label)

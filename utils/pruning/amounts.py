@@ -1,4 +1,5 @@
-"""How much to prune: the sweep of --dry-run, and the bisections behind --target-params, --target-macs and --max-drop."""
+"""How much to prune: the sweep of --dry-run, and the bisections behind --target-params, --target-macs and --max-drop (behind
+--target-ms: utils.pruning.budget)."""
 
 import argparse
 import math
@@ -10,14 +11,15 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.pruning.pruner import Amount, Pruner
+from utils.pruning.spend import MILLISECONDS
 
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the amount is chosen for. kind: params | macs | map50; value: the most parameters or MACs that may be left, or
-    the least mAP@0.5."""
+    """What the amount is chosen for. kind: params | macs | ms | map50; value: the most parameters, MACs or milliseconds that
+    may be left, or the least mAP@0.5."""
 
     kind: str
     value: float
@@ -63,6 +65,7 @@ class GoalOptions:
     max_drop: float | None = None
     target_params: Target | None = None
     target_macs: Target | None = None
+    target_ms: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -114,7 +117,8 @@ def largest_amount(pruner: Pruner, base: Amount, goal: Goal, accuracy: Callable[
 
 
 def sweep(pruner: Pruner, base: Amount, img_size: int, accuracy: Callable[[Amount], float] | None) -> list[dict[str, Any]]:
-    """A row for each of about ten amounts: {percent, shortcuts, achieved, params, macs, channels, map50 (masked)}."""
+    """A row for each of about ten amounts: {percent, shortcuts, achieved, params, macs, channels, map50 (masked)}, and ms where
+    the pruner knows them."""
     amounts = axis(pruner, base, 0.05)
     if base.shortcuts and not base.percent:
         amounts = amounts[:: -(-len(amounts) // 12)]
@@ -135,4 +139,6 @@ def goal_of(options: GoalOptions, before: dict[str, Any]) -> Goal | None:
         return Goal("params", options.target_params.of(before["params"]))
     if options.target_macs:
         return Goal("macs", options.target_macs.of(before["macs"]))
+    if options.target_ms:
+        return Goal(MILLISECONDS, options.target_ms)
     return Goal("map50", before["map50"] - options.max_drop) if options.max_drop is not None else None

@@ -1,7 +1,7 @@
 """From a budget of milliseconds to an amount of pruning: what a table foretells is measured, and the budget corrected by it.
 
-Measuring a whole network takes seconds, so it is tried a few times only, where the line between the nearest trials on both sides
-says that the budget is met.
+Measuring a whole network takes seconds, so it is tried a few times only, where the line between the nearest trials on both
+sides says that the budget is met.
 """
 
 from collections.abc import Callable, Sequence

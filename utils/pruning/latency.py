@@ -1,9 +1,9 @@
 """Milliseconds of a network as the sum of what its convolutions take, each looked up by the numbers of its channels.
 
-What a convolution takes depends on its Geometry, which pruning leaves as it is, and on how many channels it reads and makes. That
-is measured on the user's runtime for a few pairs (utils.runtimes.layer_times); between them a Table interpolates. The sum lacks
-what lies between the convolutions, and what a runtime saves by computing several layers at once, so it orders networks and
-channels; how fast a network really is, a measurement of the whole says (Shen et al. 2021, "HALP", does the same).
+What a convolution takes depends on its Geometry, which pruning leaves as it is, and on how many channels it reads and makes.
+That is measured on the user's runtime for a few pairs (utils.runtimes.layer_times); between them a Table interpolates. The sum
+lacks what lies between the convolutions, and what a runtime saves by computing several layers at once, so it orders networks
+and channels (as in Shen et al. 2021, "HALP"); how fast a network really is, a measurement of the whole says.
 
     >>> table = Table.of({(16, 16): 1.0, (16, 32): 2.0, (32, 16): 2.0, (32, 32): 4.0}, step=16)
     >>> table.at(32, 32), table.at(17, 30), table.at(3, 16), table.at(32, 0)
@@ -46,8 +46,9 @@ class Geometry:
     def of(cls, d: Convolutional, channels: int, height: int, width: int) -> "Geometry":
         """That of a layer that reads a map of (channels, height, width)."""
         depthwise = isinstance(d, Depthwise) or d.groups == d.filters == channels > 1
-        return cls(d.size, d.strides, d.zero_padding // d.dilation, d.dilation, DEPTHWISE if depthwise else d.groups, d.antialiasing,
-                   d.activation, height, width)  # fmt: skip
+        groups = DEPTHWISE if depthwise else d.groups
+        return cls(d.size, d.strides, d.zero_padding // d.dilation, d.dilation, groups, d.antialiasing, d.activation, height,
+                   width)  # fmt: skip
 
     def __str__(self) -> str:
         down, across = self.strides
@@ -194,6 +195,11 @@ class LayerTimes:
         if geometry.groups == DEPTHWISE:  # nothing is saved by reading fewer channels alone
             points = {(1, filters): ms for (_, filters), ms in points.items()}
         return Table.of(points, self.step)
+
+    def scaled(self, factor: float) -> "LayerTimes":
+        """With every layer taking `factor` times as long."""
+        points = {geometry: {widths: factor * ms for widths, ms in found.items()} for geometry, found in self.points.items()}
+        return LayerTimes(points, self.step)
 
     def total(self, defs: Defs, img_size: int) -> float:
         """Milliseconds of all convolutions for an image of img_size x img_size."""

@@ -12,9 +12,10 @@ from utils.network.darknet import Darknet
 from utils.pruning.compact import compact_defs, compact_model, mask_model
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.importance import CRITERIA, Evidence, channel_scores
+from utils.pruning.latency import LayerTimes
 from utils.pruning.masks import POLICIES, Limits, Mask, candidates, global_mask
 from utils.pruning.residual_blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
-from utils.pruning.spend import Cost, removal_order
+from utils.pruning.spend import MILLISECONDS, Cost, removal_order
 from utils.pruning.split import uneven
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
@@ -79,6 +80,7 @@ class Pruner:
         self.scores = channel_scores(importance, model, self.graph, self.evidence)
         self.pool = candidates(self.graph, self.policy)
         self.order = self._order(cost)
+        self.times: LayerTimes | None = None  # of the runtime that `size` tells milliseconds of
 
     def _order(self, cost: Cost | None) -> np.ndarray | None:
         """The candidates as they are to go, None where that is simply by their scores."""
@@ -136,11 +138,12 @@ class Pruner:
         gone = {layer for block in choice.dropped for layer in block.layers}
         return [i for i in uneven(self.graph, choice.mask.keep) if i not in gone]
 
-    def size(self, choice: Choice, img_size: int) -> dict[str, int]:
-        """{params, macs, channels} of the compact network, without computing its weights."""
+    def size(self, choice: Choice, img_size: int) -> dict[str, float]:
+        """{params, macs, channels} of the compact network, without computing its weights; with `times` also {ms}."""
         defs = self.defs(choice)
+        milliseconds = {MILLISECONDS: self.times.total(defs, img_size)} if self.times else {}
         channels = sum(d.filters for d in defs if isinstance(d, definitions.Convolutional))
-        return network_size(type(self.model), defs, img_size) | {"channels": channels}
+        return network_size(type(self.model), defs, img_size) | {"channels": channels} | milliseconds
 
     def layer_counts(self, choice: Choice) -> list[dict[str, int]]:
         """Filters of each convolution before and after; 0 after for those of a dropped block."""

@@ -2,8 +2,8 @@
 
 A cost tells, for the channels that a keep-mask leaves, what the network saves by the removal of each alone. It falls as
 neighbours go: a filter is the cheaper the fewer channels it reads. `removal_order` therefore asks again and again, which is
-the greedy algorithm for the knapsack. A cost is made by a function (model, graph, img_size) -> Cost in COSTS; milliseconds, which have
-to be measured first, by utils.pruning.latency.LayerTimes.cost.
+the greedy algorithm for the knapsack. A cost is made by a function (model, graph, img_size) -> Cost in COSTS; milliseconds,
+which have to be measured first, by utils.pruning.latency.LayerTimes.cost.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,6 +97,7 @@ def sum_of(products: Sequence[Priced]) -> Cost:
     return cost
 
 
+MILLISECONDS = "ms"  # the cost that isn't in COSTS, as it has to be measured
 COSTS: dict[str, Callable[[Darknet, ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
 
 

@@ -38,8 +38,8 @@ class Runtime(Protocol):
     """One program that computes networks. An adapter reads a file and gives the network; all that has to do with images,
     boxes and their judgement stays outside of it.
 
-    packages: that it needs, by the name that is imported -> that is installed; the first has its version. bits: of networks that
-    it computes as fast as it can.
+    packages: that it needs, by the name that is imported -> that is installed; the first has its version. bits: of
+    networks that it computes as fast as it can.
     """
 
     packages: ClassVar[dict[str, str]]

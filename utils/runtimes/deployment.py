@@ -27,8 +27,9 @@ class Deployment:
         adapter = RUNTIMES[runtime]
         check_installed(runtime, adapter.packages)
         if bits not in adapter.bits:
-            raise UserError(f"--runtime {runtime} --bits {bits}: it computes quantized networks in float, slower than they are; "
-                            f"name the runtime that the int8 file is for: {_with_bits(bits)}")  # fmt: skip
+            able = ", ".join(name for name, other in RUNTIMES.items() if bits in other.bits)
+            raise UserError(f"--runtime {runtime} --bits {bits}: it computes quantized networks in float, slower than they "
+                            f"are; name the runtime that the file is for: {able}")  # fmt: skip
         own = runtime == "torch"
         return cls(runtime, threads or torch.get_num_threads(), bits, device if own else "cpu", precision if own else "auto")
 
@@ -62,7 +63,3 @@ class Deployment:
     def __str__(self) -> str:
         number = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.runtime} {version(self.adapter.packages)}, {number}, {self.bits} bits"
-
-
-def _with_bits(bits: int) -> str:
-    return ", ".join(name for name, adapter in RUNTIMES.items() if bits in adapter.bits)

@@ -43,9 +43,7 @@ def layer_times(deployment: Deployment, defs: Defs, img_size: int, cache: TimesC
     return LayerTimes({g: {w: known[g][w] for w in points} for g, points in wanted.items()}, deployment.step)
 
 
-def measure_layers(
-    deployment: Deployment, wanted: Mapping[Geometry, Sequence[Widths]]
-) -> Iterator[tuple[Geometry, Points]]:
+def measure_layers(deployment: Deployment, wanted: Mapping[Geometry, Sequence[Widths]]) -> Iterator[tuple[Geometry, Points]]:
     """Each geometry with the milliseconds of its layers, as they come. Raises UserError where the runtime can't compute one."""
     context = multiprocessing.get_context("spawn")  # a fork would have this process's thread pools
     pipe, theirs = context.Pipe()

@@ -36,9 +36,9 @@ class Job:
 
 @dataclass
 class Timing:
-    """What was measured. milliseconds: of single runs at batch 1, decoding included; own: CPU time of the process meanwhile, of all
-    its threads, in milliseconds; pid: of the process; threads: as the runtime itself says; place: what computed, in words;
-    size: (height, width) of the input in pixels."""
+    """What was measured. milliseconds: of single runs at batch 1, decoding included; own: CPU time of all threads of the
+    process meanwhile, in milliseconds; pid: of the process; threads: as the runtime itself says; place: what computed, in
+    words; size: (height, width) of the input in pixels."""
 
     pid: int
     threads: int

@@ -1,7 +1,7 @@
 """Networks of a single convolution, with which a runtime is asked how long a layer takes in it.
 
-PyTorch's exporter takes seconds for a graph, so each kind of convolution is traced once, in few channels, and then gets the kernels
-of other widths and an input of another size: what doesn't depend on them, its nodes, stays as it was exported.
+PyTorch's exporter takes seconds for a graph, so each kind of convolution is traced once, in few channels, and then gets the
+kernels of other widths and an input of another size: what doesn't depend on them, its nodes, stays as it was exported.
 """
 
 import copy

@@ -66,7 +66,10 @@ def _points(values: Any, head: dict[str, Any]) -> Points:
 
 def _is_row(row: Any) -> bool:
     return (
-        isinstance(row, list) and [type(value) for value in row] == [int, int, float] and row[0] > 0 < row[1] and 0 < row[2] < 1e9
+        isinstance(row, list)
+        and [type(value) for value in row] == [int, int, float]
+        and row[0] > 0 < row[1]
+        and 0 < row[2] < 1e9
     )
 
 

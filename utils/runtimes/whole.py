@@ -28,18 +28,17 @@ class Reading:
         return f"{self.ms:.2f} ms ({self.low:.2f} to {self.high:.2f})"
 
 
-def read_together(deployment: Deployment, networks: Sequence[Loaded[Darknet]]) -> list[list[float]]:
+def written(deployment: Deployment, network: Loaded[Darknet], folder: Path) -> Request:
+    """A network as the file that its runtime reads, in `folder`, which is made."""
+    folder.mkdir()
+    return Request(weights=str(deployment.adapter.write(network, deployment.bits, folder)), img_size=network.img_size)
+
+
+def read_together(deployment: Deployment, requests: Sequence[Request]) -> list[list[float]]:
     """Milliseconds of each network in each of TURNS turns, medians of RUNS runs. Raises UserError where the runtime can't
     compute one."""
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = []
-        for number, network in enumerate(networks):
-            place = Path(folder) / str(number)
-            place.mkdir()
-            file = deployment.adapter.write(network, deployment.bits, place)
-            request = Request(weights=str(file), img_size=network.img_size)
-            jobs.append(Job(deployment.runtime, request, deployment.threads, deployment.device, deployment.precision))
-        timings = measure(jobs, TURNS)
+    where = (deployment.threads, deployment.device, deployment.precision)
+    timings = measure([Job(deployment.runtime, request, *where) for request in requests], TURNS)
     return [_turns(deployment, timing) for timing in timings]
 
 
@@ -59,12 +58,16 @@ class Bench:
 
     def __init__(self, deployment: Deployment, original: Loaded[Darknet]) -> None:
         self.deployment, self.original = deployment, original
-        (turns,) = read_together(deployment, [original])
+        self.folder = tempfile.TemporaryDirectory()  # gone with the Bench
+        self.request = written(deployment, original, Path(self.folder.name) / "original")
+        (turns,) = read_together(deployment, [self.request])
         self.reading = Reading(statistics.median(turns), *middle_half(turns))
 
     def beside(self, model: Darknet) -> Reading:
         """A smaller network, by turns with the original."""
-        before, after = read_together(self.deployment, [self.original, replace(self.original, model=model)])
+        with tempfile.TemporaryDirectory() as folder:
+            request = written(self.deployment, replace(self.original, model=model), Path(folder) / "smaller")
+            before, after = read_together(self.deployment, [self.request, request])
         ratios = [small / whole for small, whole in zip(after, before, strict=True)]
         ms = self.reading.ms
         low, high = middle_half(ratios)

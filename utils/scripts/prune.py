@@ -22,9 +22,12 @@ from utils.network.weights import save_weights
 from utils.pruning.amounts import Goal, GoalOptions, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.pruning.masks import POLICIES, Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
+from utils.pruning.spend import MILLISECONDS as MS
 from utils.recipe import count, finetuning_epochs
+from utils.runtimes.deployment import Deployment
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.scripts.evaluator import EvaluationOptions, Evaluator
+from utils.scripts.latency import MILLISECONDS, Clock, LatencyOptions, add_latency_arguments, deployment_of
 from utils.scripts.mending import MendingOptions, add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import RankingOptions, add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 
@@ -52,12 +55,13 @@ class LimitOptions:
 
     layer_keep: float
     min_channels: int
-    round_to: int
+    round_to: int | None
     split_halves: bool | None
 
-    def limits(self) -> Limits:
+    def limits(self, usual: int) -> Limits:
+        """usual: what counts are rounded up to if nothing is asked for."""
         split = {None: WORTH_SPLITTING, True: 0.0, False: None}[self.split_halves]
-        return Limits(self.min_channels, self.layer_keep, self.round_to, split)
+        return Limits(self.min_channels, self.layer_keep, self.round_to or usual, split)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class PruneOptions:
     ranking: RankingOptions
     mending: MendingOptions
     limits: LimitOptions
+    latency: LatencyOptions
     evaluation: EvaluationOptions
     dry_run: bool
     force: bool
@@ -90,13 +95,15 @@ def prune_parser(strategy: str, description: str) -> Parser:
     _add_amounts(parser, strategy)
     add_ranking_arguments(parser)
     add_mending_arguments(parser)
+    add_latency_arguments(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--layer_keep", type=SHARE, default=defaults.layer_keep, help="share of every layer that stays at least"
     )
     limits.add_argument("--min-channels", type=whole(1, 65536), default=1, help="channels that every layer keeps at least")
-    limits.add_argument("--round-to", type=whole(1, 1024), default=POLICIES[defaults.policy].round_to, metavar="N",
-                        help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware")  # fmt: skip
+    limits.add_argument("--round-to", type=whole(1, 1024), default=None, metavar="N",
+                        help="counts are rounded up to multiples of N; 4 for ONNX Runtime, 8 for most hardware; if not given "
+                        f"{POLICIES[defaults.policy].round_to}, with --runtime what that computes at once")  # fmt: skip
     limits.add_argument("--split-halves", action=argparse.BooleanOptionalAction, default=None,
                         help="where a route with groups= cuts the map of a convolution (YOLOv8's C2f, CSP), write that as one "
                         "for each part, so that parts may keep different numbers of channels: wherever that spares any, or "
@@ -126,11 +133,13 @@ def _add_amounts(parser: Parser, strategy: str) -> None:
     amounts.add_argument("--target-params", type=Target, metavar="F",
                          help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
     amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one image")
+    amounts.add_argument("--target-ms", type=MILLISECONDS, metavar="T",
+                         help="as many as leave about T milliseconds an image on --runtime, to 3 %%")  # fmt: skip
 
 
 def prune(options: PruneOptions) -> dict[str, Any]:
     """Prune by a strategy; returns the figures that --json writes."""
-    check_arguments(options)
+    deployment = check_arguments(options)
     data, network = read_data(options.data) if options.data else None, options.network
     loaded = load_model(network.cfg, network.weights, network.img_size, data, gray=options.evaluation.images.gray)
     if loaded.report.message:
@@ -138,18 +147,20 @@ def prune(options: PruneOptions) -> dict[str, Any]:
     if loaded.model.quantization:
         raise UserError(f"{network.weights}: is quantized; prune the float network first, then quantize what is left of it "
                         "(PTQ.py, or train.py --quantized)")  # fmt: skip
-    pruner = Pruner(loaded.model, options.strategy, options.limits.limits())
+    pruner = Pruner(loaded.model, options.strategy, limits_of(options, deployment))
     amount = pruner.check(options.percent, options.shortcuts, options.force)
     say_what_there_is(pruner)
     output_paths(options, loaded.model, amount)
     evaluator = Evaluator(options.evaluation, data, loaded)
+    clock = Clock.of(deployment, loaded, options.goal.target_ms) if deployment else None
+    pruner.times = clock.times if clock else None
     if options.dry_run:
-        return dry_run(options, evaluator, pruner, amount)
-    before = evaluator.measure(loaded.model, "original")
+        return dry_run(options, evaluator, pruner, amount, clock)
+    before = evaluator.measure(loaded.model, "original") | (clock.before() if clock else {})
     goal = goal_of(options.goal, before)
     (pruner,), spend = ranked(options, evaluator, pruner, amount, goal)
     if goal:
-        amount = settle(options, pruner, evaluator, amount, goal)
+        amount = settle(options, pruner, evaluator, amount, goal, clock)
     targets = output_paths(options, loaded.model, amount)
     choice = pruner.choose(amount)
     say_choice(pruner, choice)
@@ -159,19 +170,20 @@ def prune(options: PruneOptions) -> dict[str, Any]:
     figures = {
         "strategy": options.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": spend,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
-        "after": evaluator.measure(small, "compact"), "layers": pruner.layer_counts(choice),
+        "after": evaluator.measure(small, "compact") | (clock.after(amount, small) if clock else {}),
+        "layers": pruner.layer_counts(choice),
         "max_abs_diff": max_difference(masked, small, loaded.img_size),
     }  # fmt: skip
     figures |= mend_and_measure(options.mending, evaluator, pruner, choice, small, figures["after"])
     warn_if_dead(before, figures["after"], amount)
     save(small, figures, targets)
-    report(figures, options, evaluator)
+    report(figures, options, evaluator, clock)
     write_json(options.json, figures)
     return figures
 
 
-def check_arguments(options: PruneOptions) -> None:
-    """Raise UserError for arguments that can't be used."""
+def check_arguments(options: PruneOptions) -> Deployment | None:
+    """Where milliseconds are measured, if they are asked for; UserError for arguments that can't be used."""
     if not options.network.weights:
         raise UserError("name the trained network with --weights FILE: the gammas to prune by are in it")
     mending, goal = options.mending, options.goal
@@ -182,7 +194,17 @@ def check_arguments(options: PruneOptions) -> None:
         )
     check_ranking(options.ranking, data=options.data, dry_run=options.dry_run)
     if options.dry_run and goal.is_given:
-        raise UserError("--dry-run shows what every amount leaves; leave --max-drop, --target-params and --target-macs out")
+        raise UserError("--dry-run shows what every amount leaves; leave --max-drop and --target-... out")
+    asking = {"--target-ms": goal.target_ms, "--spend ms": options.ranking.spend == MS, "--dry-run": options.dry_run}
+    wanted = next((flag for flag, value in asking.items() if value), "")
+    evaluation = options.evaluation
+    return deployment_of(options.latency, wanted=wanted, device=evaluation.device, precision=evaluation.precision)
+
+
+def limits_of(options: PruneOptions, deployment: Deployment | None) -> Limits:
+    """What every layer keeps: in whole steps of what the runtime computes at once, if one is named."""
+    usual = POLICIES[STRATEGIES[options.strategy].policy].round_to
+    return options.limits.limits(max(usual, deployment.step) if deployment else usual)
 
 
 def say_what_there_is(pruner: Pruner) -> None:
@@ -222,11 +244,15 @@ def ranked(
         refits = bool(options.mending.refit)
         names = [choose_importance(names[0], first, evaluator, base, goal, refits=refits)]
     spend = settle_spend(asked.spend, names[0], goal)
-    return rank(options.strategy, names, first.limits, evaluator, asked.importance_images, spend), spend
+    return rank(first, names, evaluator, asked.importance_images, spend), spend
 
 
-def settle(options: PruneOptions, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal) -> Amount:
-    """The amount that reaches the goal; see utils.pruning.amounts."""
+def settle(
+    options: PruneOptions, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal, clock: Clock | None
+) -> Amount:  # fmt: skip
+    """The amount that reaches the goal; see utils.pruning.amounts and utils.pruning.budget."""
+    if clock and goal.kind == MS:
+        return clock.settle(pruner, base, goal.value, options.force)
     if goal.kind != "map50":
         return smallest_amount(pruner, base, goal, evaluator.loaded.img_size, options.force)
 
@@ -238,11 +264,14 @@ def settle(options: PruneOptions, pruner: Pruner, evaluator: Evaluator, base: Am
     return largest_amount(pruner, base, goal, accuracy, options.force)
 
 
-def dry_run(options: PruneOptions, evaluator: Evaluator, first: Pruner, base: Amount) -> dict[str, Any]:
+def dry_run(
+    options: PruneOptions, evaluator: Evaluator, first: Pruner, base: Amount, clock: Clock | None
+) -> dict[str, Any]:  # fmt: skip
     """A table and an image of a sweep of amounts, by each criterion asked for; writes no network. first: ranks by gammas."""
     model, size = first.model, evaluator.loaded.img_size
     mending = bool(options.mending.stages)
     before = network_size(Darknet, model.defs, size) | evaluator.accuracy(model, "original")
+    before |= clock.before() if clock else {}
     pruners, spend = ranked(options, evaluator, first, base, None)
     rows = []
     for pruner in pruners:
@@ -253,14 +282,19 @@ def dry_run(options: PruneOptions, evaluator: Evaluator, first: Pruner, base: Am
             return evaluator.accuracy(network, f"{pruner.importance} {amount}")["map50"]
 
         found = sweep(pruner, base, size, accuracy if evaluator.loader else None)
+        if clock:
+            clock.correct(pruner, found)
         rows += [{"importance": pruner.importance} | row for row in found]
     what = "shortcuts" if base.shortcuts and not base.percent else "percent"
     picture = output_paths(options, model, None).picture
-    keys = ("importance", what, "achieved", "params", "macs", "channels", "map50")
+    costs = {"params": "parameters", "macs": "MACs", "channels": "channels"} | ({MS: "ms"} if clock else {})
+    keys = ("importance", what, "achieved", *costs, "map50")
     stage = "mended" if mending else "masked"
     print(f"\n{options.strategy} pruning, {size} px, original: {before['params']:,} parameters, {before['macs']:,} MACs")
-    header = ["importance", what, "achieved", "parameters", "MACs", "channels", f"mAP@0.5, {stage}"]
+    header = ["importance", what, "achieved", *costs.values(), f"mAP@0.5, {stage}"]
     print(format_table(header, [[row[k] for k in keys] for row in rows]))
+    if clock:
+        print(clock.note(rows))
     plot_sweep(rows, before, what, stage, picture)
     print(f"picture:  {picture}")
     figures = {"strategy": options.strategy, "spend": spend, "before": before, "sweep": rows, "picture": str(picture)}
@@ -323,7 +357,7 @@ def save(small: Darknet, figures: dict[str, Any], targets: Targets) -> None:
     plot_channels(figures["layers"], targets.picture)
 
 
-def report(figures: dict[str, Any], options: PruneOptions, evaluator: Evaluator) -> None:
+def report(figures: dict[str, Any], options: PruneOptions, evaluator: Evaluator, clock: Clock | None) -> None:
     """The table before/after and the next command."""
     before, after = figures["before"], figures["after"]
     stages = [("masked", figures["masked"]), *stage_columns(figures)]
@@ -331,9 +365,12 @@ def report(figures: dict[str, Any], options: PruneOptions, evaluator: Evaluator)
     rows = [[label, before[k], *(stage[k] for _, stage in stages), None] for label, k in _ACCURACIES]
     rows += [[label, before[k], None, *blank, after[k], f"{100 * (1 - after[k] / before[k]):.1f} %"] for label, k in _COSTS]
     header = ["", "original", *(name for name, _ in stages), "saved"]
-    print(f"\n{options.strategy} pruning; latency: median, batch 1, {evaluator.device}, fused, "
-          f"--precision {options.evaluation.precision}")  # fmt: skip
+    here = f"{evaluator.device}, fused, --precision {options.evaluation.precision}"
+    print(f"\n{options.strategy} pruning; latency: median, batch 1, {clock.bench.deployment if clock else here}")
     print(format_table(header, rows))
+    if clock:
+        low, high = after["latency_quartiles_ms"]
+        print(f"latency by turns with the original; middle half of the turns: {low:.2f} to {high:.2f} ms")
     print(f"largest difference of raw outputs, masked - compact: {figures['max_abs_diff']:.2g}")
     print(f"cfg:      {figures['cfg']}\nweights:  {figures['weights']}")
     files = {"data": options.data or "...", "cfg": figures["cfg"], "weights": figures["weights"]}

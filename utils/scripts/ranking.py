@@ -7,9 +7,8 @@ from utils.core.errors import UserError
 from utils.core.ranges import whole
 from utils.pruning.amounts import Goal, smallest_amount
 from utils.pruning.importance import CRITERIA, Evidence
-from utils.pruning.masks import Limits
 from utils.pruning.pruner import Amount, Pruner
-from utils.pruning.spend import COSTS, NOTHING
+from utils.pruning.spend import COSTS, MILLISECONDS, NOTHING
 from utils.scripts.evaluator import Evaluator
 
 AUTO, ALL = "auto", "all"
@@ -23,9 +22,9 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
                        "several, or all")  # fmt: skip
     group.add_argument("--importance-images", type=whole(1, 1_000_000), default=64, metavar="N",
                        help="training images that taylor, fisher, obd and obs take gradients from")  # fmt: skip
-    group.add_argument("--spend", choices=[*COSTS, NOTHING], default=None,
-                       help="weigh importance against the parameters or MACs that go with a channel (default: for obs what "
-                       "--target-params or --target-macs limits, else none)")  # fmt: skip
+    group.add_argument("--spend", choices=[*COSTS, MILLISECONDS, NOTHING], default=None,
+                       help="weigh importance against the parameters, the MACs or the milliseconds on --runtime that go with a "
+                       "channel (default: for obs what --target-params, -macs or -ms limits, else none)")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,20 +83,23 @@ def settle_spend(spend: str | None, name: str, goal: Goal | None) -> str:
     limits. The others are misled by it: what is cheap by them alone goes together (EXPERIMENTS.md)."""
     if spend is not None:
         return spend
-    if goal is None or goal.kind not in COSTS or CRITERIA[name].following is None:
+    if goal is None or goal.kind not in (*COSTS, MILLISECONDS) or CRITERIA[name].following is None:
         return NOTHING
     print(f"spend: {goal.kind}, as --target-{goal.kind} limits them")
     return goal.kind
 
 
-def rank(strategy: str, names: list[str], limits: Limits, evaluator: Evaluator, images: int, spend: str) -> list[Pruner]:
-    """A pruner for each criterion; gradients of so many images are taken once for all of them. spend: a key of COSTS, or
-    NOTHING."""
-    model, needs = evaluator.loaded.model, {CRITERIA[name].needs for name in names}
-    first = Pruner(model, strategy, limits)
+def rank(first: Pruner, names: list[str], evaluator: Evaluator, images: int, spend: str) -> list[Pruner]:
+    """A pruner for each criterion, otherwise like `first`; gradients of so many images are taken once for all of them. spend: a
+    key of COSTS, MILLISECONDS, or NOTHING."""
+    model, needs = first.model, {CRITERIA[name].needs for name in names}
     evidence = Evidence()
     if needs - {""}:
         evidence = evaluator.evidence(first, images, needs)
         print(f"gradients of {evidence.pictures} training images taken")
-    cost = COSTS[spend](model, first.graph, evaluator.loaded.img_size) if spend in COSTS else None
-    return [Pruner(model, strategy, limits, name, evidence, cost) for name in names]
+    costs = COSTS | ({MILLISECONDS: first.times.cost} if first.times else {})
+    cost = costs[spend](model, first.graph, evaluator.loaded.img_size) if spend != NOTHING else None
+    pruners = [Pruner(model, first.strategy, first.limits, name, evidence, cost) for name in names]
+    for pruner in pruners:
+        pruner.times = first.times
+    return pruners
