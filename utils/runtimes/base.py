@@ -39,7 +39,7 @@ class Runtime(Protocol):
     boxes and their judgement stays outside of it.
 
     packages: that it needs, by the name that is imported -> that is installed; the first has its version. bits: of
-    networks that it computes as fast as it can.
+    networks that it computes as fast as it can, () where `write` and `layers` are missing.
     """
 
     packages: ClassVar[dict[str, str]]

@@ -26,12 +26,13 @@ class Deployment:
         """What the command line asks for; UserError for what isn't installed, and for bits that say nothing there."""
         adapter = RUNTIMES[runtime]
         check_installed(runtime, adapter.packages)
+        if not adapter.bits:
+            raise UserError(f"--runtime {runtime}: its layers can't be timed one by one here; name another one")
         if bits not in adapter.bits:
             able = ", ".join(name for name, other in RUNTIMES.items() if bits in other.bits)
             raise UserError(f"--runtime {runtime} --bits {bits}: it computes quantized networks in float, slower than they "
                             f"are; name the runtime that the file is for: {able}")  # fmt: skip
-        own = runtime == "torch"
-        return cls(runtime, threads or torch.get_num_threads(), bits, device if own else "cpu", precision if own else "auto")
+        return cls(runtime, threads or torch.get_num_threads(), bits, device, precision)
 
     @property
     def adapter(self) -> Runtime:
@@ -57,8 +58,8 @@ class Deployment:
     def key(self) -> dict[str, str | int]:
         """What milliseconds depend on besides the network."""
         key = {"machine": self.machine, "runtime": self.runtime, "version": version(self.adapter.packages)}
-        dtype = inference_dtype(select_device(self.device), self.precision) if self.runtime == "torch" else torch.float32
-        return key | {"threads": self.threads, "bits": self.bits, "float": str(dtype).removeprefix("torch.")}
+        own = str(inference_dtype(select_device(self.device), self.precision)).removeprefix("torch.")
+        return key | {"threads": self.threads, "bits": self.bits, "float": own if self.runtime == "torch" else self.precision}
 
     def __str__(self) -> str:
         number = f"{self.threads} thread{'s' if self.threads > 1 else ''}"

@@ -77,6 +77,7 @@ class Ncnn:
     """--runtime ncnn."""
 
     packages: ClassVar = {"ncnn": "ncnn"}
+    bits: ClassVar = ()  # pnnx would take minutes for a network's layers
 
     def load(self, request: Request) -> Loaded[OnnxModel]:
         if is_folder(request.weights):

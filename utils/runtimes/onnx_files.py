@@ -13,7 +13,7 @@ from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.core.preparation import Preparation
 from utils.data.pictures import openable
-from utils.export.onnx.model import OnnxModel, RuntimeSession, Start, load_onnx, need
+from utils.export.onnx.model import OnnxModel, RuntimeSession, load_onnx, need
 from utils.export.targets import TARGETS
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
