@@ -23,6 +23,7 @@ from utils.detection.evaluate import evaluate
 from utils.detection.loss import ASSIGNMENTS, DEFAULT
 from utils.detection.metrics import Evaluation
 from utils.detection.threshold import threshold_line
+from utils.network.branches import FORMS
 from utils.pruning.sparsity import SCHEDULES, gamma_statistics
 from utils.pruning.sparsity_options import SparsityOptions
 from utils.pruning.spend import COSTS, NOTHING
@@ -53,6 +54,10 @@ def get_parser() -> Parser:
     parser.add_argument("--epochs", type=EPOCHS, default=100, help="times that all images are seen")
     _add_recipe_arguments(parser)
     _add_sparsity_arguments(parser)
+    parser.add_argument("--reparam", nargs="?", choices=FORMS, const=FORMS[0], default="",
+                        help="train every 3x3 convolution as 3x3 + 1x1 + identity, folded exactly into the cfg's one wherever "
+                        "weights are written: repvgg (default), whose int8 is reported to lose more in PTQ.py; qarepvgg, "
+                        "made for int8")  # fmt: skip
     add_distillation_arguments(parser)
     kinds = ", ".join(f"{number} {strategy.title}" for number, strategy in SCHEMES.items())
     parser.add_argument(

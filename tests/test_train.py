@@ -132,6 +132,8 @@ def test_a_training_leaves_what_it_promises(here, capsys):
         "--prune 0 --sparse-schedule dynamic",
         "--prune 0 --adam --epochs 6",
         "--finetune",
+        "--reparam --adam --multi-scale",
+        "--reparam qarepvgg --no-ema",
     ],
 )
 def test_an_interrupted_run_resumes_exactly(here, monkeypatch, flags):

@@ -33,8 +33,7 @@ class Convolution(Block):
         groups = channels if self.is_depthwise else d.groups
         strides = (1, 1) if d.antialiasing else d.strides
         conv = nn.Conv2d(channels, d.filters, d.size, strides, d.zero_padding, d.dilation, groups, bias=not d.batch_normalize)
-        if not conv.weight.is_meta:  # where there is nothing to draw, torch would take a second for 100 layers
-            nn.init.kaiming_normal_(conv.weight, a=0.1)
+        draw_kernel(conv)
         self.add_module("DepthWise2d" if self.is_depthwise else "Conv2d", conv)
         self.BatchNorm2d = nn.BatchNorm2d(d.filters, BN_EPSILON, BN_MOMENTUM) if d.batch_normalize else None
         self.activation = activation(d.activation)
@@ -46,21 +45,13 @@ class Convolution(Block):
         return self.DepthWise2d if self.is_depthwise else self.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self._convolve(x.float() if self.float_input else x))
+        return self.finish(convolve(self.conv, x.float() if self.float_input else x))
 
     def finish(self, x: Tensor) -> Tensor:
         """Batch normalisation, activation and blur of what the kernel computed."""
         if self.BatchNorm2d is not None:
             x = self.BatchNorm2d(x)
         return self.blur(self.activation(x))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """Depthwise kernels learn in float32: oneDNN has no fast gradient for theirs in bfloat16, which takes up to 20 times
-        as long (EXPERIMENTS.md). What they compute is rounded to the autocast's type all the same."""
-        if not (self.is_depthwise and self.training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
-            return self.conv(x)
-        with torch.autocast("cpu", enabled=False):
-            return self.conv(x.float()).to(torch.get_autocast_dtype("cpu"))
 
     def darknet_tensors(self) -> Iterator[Tensor]:
         if self.BatchNorm2d is None:
@@ -84,6 +75,22 @@ class Convolution(Block):
         statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         self.BatchNorm2d = None
+
+
+def draw_kernel(conv: nn.Conv2d) -> None:
+    """Draw the kernel that training from scratch begins with (He et al. 2015, for leaky activations)."""
+    if not conv.weight.is_meta:  # where there is nothing to draw, torch would take a second for 100 layers
+        nn.init.kaiming_normal_(conv.weight, a=0.1)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Depthwise kernels learn in float32: oneDNN has no fast gradient for theirs in bfloat16, which takes up to 20 times
+    as long (EXPERIMENTS.md). What they compute is rounded to the autocast's type all the same."""
+    is_depthwise = conv.groups == conv.in_channels > 1
+    if not (is_depthwise and conv.training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+        return conv(x)
+    with torch.autocast("cpu", enabled=False):
+        return conv(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def _bn_tensors(bn: nn.BatchNorm2d) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from utils.loading import NetworkOptions
 from utils.pruning.sparsity_options import SparsityOptions
 from utils.quantized.settings import QuantizationOptions, Settings, requested
 from utils.recipe import RecipeOptions
+from utils.training.reparam import check_reparam
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TrainOptions:
     recipe: RecipeOptions
     sparsity: SparsityOptions
     distillation: DistillationOptions
+    reparam: str  # a form of utils.network.branches, "" for none
     quantized: int
     observer: str
     quantization: QuantizationOptions
@@ -61,6 +63,8 @@ class TrainOptions:
             raise UserError(f"--name {self.name}: goes into file names; choose folders with --weights-dir and --results-dir")
         settled = replace(self, sparsity=self.sparsity.settled())
         check_distillation(self.distillation)
+        if self.reparam:
+            check_reparam(self.sparsity, self.quantized)
         self.settings()
         return settled
 

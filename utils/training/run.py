@@ -18,6 +18,7 @@ from utils.core.restore import random_state, restore_module, restore_optimizer, 
 from utils.detection.losses import build_loss
 from utils.detection.threshold import CONF_THRES
 from utils.distillation.distiller import Distiller
+from utils.network.branches import folded
 from utils.network.checkpoint import Checkpoint
 from utils.network.darknet import Darknet
 from utils.pruning.directed import DirectedSparsity
@@ -94,9 +95,14 @@ class Run:
             self.optimizer.add_param_group({"params": distiller.parameters(), "weight_decay": 0.0, "name": "adapters"})
 
     @property
-    def weights(self) -> Darknet:
-        """The network to evaluate and save: the averaged one if there is one."""
+    def averaged(self) -> Darknet:
+        """The network as training ends up with it: the averaged one if there is one."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def weights(self) -> Darknet:
+        """The network to evaluate and save: a copy where branches are to be folded (--reparam), else the averaged one itself."""
+        return folded(self.averaged)
 
     @property
     def promise(self) -> Promise | None:
@@ -193,7 +199,7 @@ class Run:
         """What a checkpoint needs so that `restore` continues exactly here."""
         return {
             "train_model": self.model.state_dict(),
-            "ema": {"updates": int(self.ema.n_averaged)} if self.ema else None,
+            "ema": {"updates": int(self.ema.n_averaged), "model": self.ema.module.state_dict()} if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"step": self.step, "epoch_steps": self.epoch_steps},
             "scaler": self.scaler.state_dict(),
@@ -217,8 +223,9 @@ class Run:
             restore_module(self.weights, self.promise.kept["model"], f"{origin}: the network to keep")
         restore_module(self.model, state.tensors("train_model"), f"{origin}: train_model")
         if self.ema:
-            restore_module(self.ema.module, checkpoint.tensors, f"{origin}: model")
-            self.ema.n_averaged.fill_(state.fields("ema").whole("updates"))
+            averaged = state.fields("ema")  # without "model" in a file of earlier versions
+            restore_module(self.ema.module, averaged.tensors("model") or checkpoint.tensors, f"{origin}: the averaged model")
+            self.ema.n_averaged.fill_(averaged.whole("updates"))
         restore_optimizer(self.optimizer, state.fields("optimizer"))
         restore_scaler(self.scaler, state.fields("scaler"))
         if self.distiller and "distiller" in state:

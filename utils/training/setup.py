@@ -33,6 +33,7 @@ from utils.quantized.settings import Settings
 from utils.quantized.transform import freeze_epoch, quantize, requantize
 from utils.recipe import describe_finetuning, settle
 from utils.training.options import TrainOptions
+from utils.training.reparam import reparametrise
 from utils.training.run import Plan, Run
 
 EVALUATION_BATCH = 16  # test.py's: rectangular batches pad images depending on which others they come with
@@ -83,11 +84,13 @@ def prepare(
     options = replace(options, recipe=course.recipe)
     torch.manual_seed(options.seed)  # the same first weights in all processes
     loaded = load(options, data, checkpoint)
+    describe_network(loaded, options.epochs, device, say)
+    if options.reparam:
+        say(reparametrise(loaded.model, options.reparam, trained=bool(options.network.weights)))
     torch.manual_seed(options.seed + world.rank)
     quantized = bool(loaded.model.quantization and options.network.weights)
     usual = preset(options.finetune, quantized, options.sparsity.directed, course.epochs, course.steps)
     hyp = Hyp.restored(checkpoint.hyp, checkpoint.path) if checkpoint else Hyp.load(options.hyp, usual)
-    describe_network(loaded, options.epochs, device, say)
     say(str(course))
     if options.finetune and not quantized and not options.sparsity.directed:
         say(describe_finetuning(hyp, course))
@@ -115,7 +118,7 @@ def prepare(
         run.distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
-        for network in (run.model, run.weights):
+        for network in (run.model, run.averaged):
             mended = mend_class_term(network, checkpoint)
             refuse_broken(network, checkpoint.path)
         if mended:
