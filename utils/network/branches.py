@@ -38,7 +38,7 @@ def branch(model: Darknet, form: str, *, trained: bool) -> list[int]:
     predictions = {source for source, _ in model.head_convolutions()}
     indices = [i for i, m in enumerate(model.module_list) if i not in predictions and _can_branch(m)]
     if not indices:
-        raise UserError(f"{model.defs.name}: has no 3x3 convolution with batch normalisation that branches could be folded into; "
+        raise UserError(f"{model.defs.name}: has no 3x3 convolution with batch normalisation, which branches could fold into; "
                         "leave out --reparam")  # fmt: skip
     for i in indices:
         model.module_list[i] = BranchedConvolution(model.module_list[i], form, trained)
@@ -71,7 +71,7 @@ class BranchedConvolution(nn.Module):
     From scratch all gammas are 1. A trained layer stays the function that it is. repvgg: its new branches begin with a gamma of
     0, which learns at once where their kernels would have to wait for each other. (To take the new branches from the 3x3
     kernel instead would give the three normalisations statistics that nobody has measured.) qarepvgg: the 1x1 kernel begins
-    as the identity's negative, the layer's own normalisation becomes the sum's, and the 3x3 branch's is one that changes nothing.
+    as the identity's negative, the layer's own normalisation becomes the sum's, the 3x3 branch's changes nothing.
     """
 
     def __init__(self, main: Convolution, form: str, trained: bool) -> None:
@@ -157,7 +157,7 @@ class BranchedConvolution(nn.Module):
         """`main`, which has become the whole sum: the same function in eval mode. This module is used up.
 
         Its batch normalisation has the statistics of what the new kernel computes, so that training goes on from them, and
-        a gamma that says how far the channel spreads, so that it can be pruned by. Computed in float64: only the result is rounded.
+        a gamma that says how far the channel spreads, so that it can be pruned by. Computed in float64; the result is rounded.
         """
         layer, norm = self.main, self.main.BatchNorm2d
         outer = self.total.norm(self._mean()) if isinstance(self.total, Spread) else self.total.state_dict()

@@ -101,7 +101,7 @@ class Run:
 
     @property
     def weights(self) -> Darknet:
-        """The network to evaluate and save: a copy where branches are to be folded (--reparam), else the averaged one itself."""
+        """The network to evaluate and save: a copy without branches (--reparam), else the averaged one itself."""
         return folded(self.averaged)
 
     @property
