@@ -16,6 +16,7 @@ qarepvgg (Chu et al. 2022, arXiv 2212.01593): only the 3x3 branch has, and the s
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,12 @@ class BranchedConvolution(nn.Module):
     as the identity's negative, the layer's own normalisation becomes the sum's, the 3x3 branch's changes nothing.
     """
 
+    main: Any  # a Convolution; by torch's types every attribute of a layer would be a Tensor or a Module
+    point: Any  # an nn.Conv2d, or None
+    point_norm: Any  # an nn.BatchNorm2d, nn.Identity where nothing normalises the branch, None where there is no branch
+    identity_norm: Any
+    total: Any  # a Spread or an nn.BatchNorm2d
+
     def __init__(self, main: Convolution, form: str, trained: bool) -> None:
         super().__init__()
         conv = main.conv
@@ -81,7 +88,7 @@ class BranchedConvolution(nn.Module):
         alike = conv.in_channels == conv.out_channels and conv.stride == (1, 1)
         normed = form == "repvgg"
         self.main = main
-        self.border = conv.padding[0] - conv.dilation[0]  # of the middles of the windows; below 0: so much is cut off
+        self.border = int(conv.padding[0]) - conv.dilation[0]  # of the middles of the windows; below 0: so much is cut off
         self.point = self.point_norm = self.identity_norm = None
         if not (normed and one_to_one):
             self.point = nn.Conv2d(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=False)
@@ -96,12 +103,11 @@ class BranchedConvolution(nn.Module):
             elif trained:
                 self._hand_over()
             if normed:
-                self.total.variance.copy_(sum(norm.weight**2 for _, norm in self._branches()))
+                self.total.variance.copy_(torch.stack([norm.weight for norm in self._norms()]).square().sum(0))
 
     def _silence(self) -> None:
-        for norm in (self.point_norm, self.identity_norm):
-            if norm is not None:
-                norm.weight.zero_()
+        for norm in self._norms()[1:]:
+            norm.weight.zero_()
 
     def _hand_over(self) -> None:
         norm = self.main.BatchNorm2d
@@ -133,7 +139,11 @@ class BranchedConvolution(nn.Module):
         down, across = self.main.conv.stride
         return x if down == across == 1 else x[..., ::down, ::across].contiguous(memory_format=torch.channels_last)
 
-    def _branches(self) -> Iterator[tuple[Tensor, nn.Module]]:
+    def _norms(self) -> list[Any]:
+        """What normalises each branch."""
+        return [norm for norm in (self.main.BatchNorm2d, self.point_norm, self.identity_norm) if norm is not None]
+
+    def _branches(self) -> Iterator[tuple[Tensor, Any]]:
         """(a 3x3 kernel, what normalises it) of each branch."""
         yield self.main.conv.weight, self.main.BatchNorm2d
         if self.point is not None:
@@ -150,7 +160,7 @@ class BranchedConvolution(nn.Module):
 
     def _mean(self) -> Tensor:
         """(filters,) of the sum of normalised branches over a batch, exactly: what their normalisations add."""
-        return sum(norm.bias for _, norm in self._branches())
+        return torch.stack([norm.bias for norm in self._norms()]).sum(0)
 
     @torch.no_grad()
     def fold(self) -> Convolution:
@@ -161,7 +171,7 @@ class BranchedConvolution(nn.Module):
         """
         layer, norm = self.main, self.main.BatchNorm2d
         outer = self.total.norm(self._mean()) if isinstance(self.total, Spread) else self.total.state_dict()
-        kernel, bias = torch.zeros_like(layer.conv.weight, dtype=torch.float64), 0.0
+        kernel, bias = (torch.zeros_like(t, dtype=torch.float64) for t in (layer.conv.weight, norm.bias))
         for weight, own in self._branches():
             factor, offset = _affine(own)
             kernel, bias = kernel + weight * factor, bias + offset
@@ -171,7 +181,7 @@ class BranchedConvolution(nn.Module):
         return layer
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor | float, Tensor | float]:
+def _affine(norm: Any) -> tuple[Tensor | float, Tensor | float]:
     """(factor (filters, 1, 1, 1), offset (filters,)) of a normalisation by constant statistics, in float64."""
     if isinstance(norm, nn.Identity):
         return 1.0, 0.0
@@ -181,6 +191,8 @@ def _affine(norm: nn.Module) -> tuple[Tensor | float, Tensor | float]:
 
 class Spread(nn.Module):
     """The running variance, a channel, of a sum of normalised branches, as nn.BatchNorm2d keeps it."""
+
+    variance: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
