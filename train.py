@@ -18,7 +18,7 @@ from utils.core.hyp import Hyp
 from utils.core.options import options_of
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
-from utils.data.datasets import CACHE_ROOM
+from utils.data.image_cache import CACHE_ROOM, DISK, NONE, RAM
 from utils.detection.evaluate import evaluate
 from utils.detection.loss import ASSIGNMENTS, DEFAULT
 from utils.detection.metrics import Evaluation
@@ -108,8 +108,10 @@ def _add_recipe_arguments(parser: Parser) -> None:
                         help=f"images a batch, of all processes together; {few} 8, else 16")  # fmt: skip
     parser.add_argument("--accumulate", type=whole(0, 65536),
                         help=f"batches an optimizer step; 0: up to the nominal batch of 64; {few} 1, else 0")  # fmt: skip
-    parser.add_argument("--cache-images", **switch, help="keep decoded images in memory; default: if they take less "
-                        f"than {CACHE_ROOM[None]:.0%}% of what is free")  # fmt: skip
+    parser.add_argument("--cache-images", nargs="?", choices=[RAM, DISK], const=RAM,
+                        help="keep decoded images in memory (ram, as without a word) or in a file that later runs find "
+                        f"(disk); default: in memory if they need less than {CACHE_ROOM[None]:.0%}% of it")  # fmt: skip
+    parser.add_argument("--no-cache-images", dest="cache_images", action="store_const", const=NONE, help="read the image files")
     parser.add_argument("--assign", choices=ASSIGNMENTS, default="",
                         help="which predictions of [yolo] layers learn a box: those of anchors of a like size, or of these "
                         f"what fits best now, by score and overlap; default: {DEFAULT}")  # fmt: skip

@@ -273,11 +273,12 @@ def test_rect_batches_go_by_aspect_ratio(tmp_path):
     assert torch.allclose(batches[0].targets[0], torch.tensor([0, 0, 0.5, 26.4 / 64, 0.2, 0.3 * 51 / 64]))
 
 
-def test_cache_changes_nothing_but_the_reading(tmp_path):
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_cache_changes_nothing_but_the_reading(tmp_path, where):
     source = make_set(tmp_path, [(100, 50), (50, 100), (70, 70)])
     options = {"training": True, "hyp": Hyp(), "batch_size": 3}
     plain = next(iter(loader(source, **options)))
-    cached = loader(source, cache_images=True, **options)
+    cached = loader(source, cache_images=where, **options)
     for path in (tmp_path / "images").iterdir():
         path.unlink()
     batch = next(iter(cached))
@@ -288,20 +289,20 @@ def test_cache_changes_nothing_but_the_reading(tmp_path):
 
 def test_cache_that_does_not_fit(tmp_path, monkeypatch, capfd):
     source = make_set(tmp_path, [(8, 8)])
-    monkeypatch.setattr("utils.data.datasets.available_memory", lambda: 10_000)
-    assert loader(source, cache_images=True).dataset.cache is None
-    assert "--cache-images: 0.0 GiB needed, 0.0 GiB free; reading from disk instead" in capfd.readouterr().err
+    monkeypatch.setattr("utils.data.image_cache.available_memory", lambda: 10_000)
+    assert loader(source, cache_images="ram").dataset.cache is None
+    assert "--cache-images ram: 0.0 MiB needed, 0.0 MiB free; reading the image files instead" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("asked", "limit"), [(None, 0.25), (True, 0.8)])
+@pytest.mark.parametrize(("asked", "limit"), [(None, 0.25), ("ram", 0.8)])
 def test_how_much_memory_pictures_may_take(asked, limit, tmp_path, monkeypatch, capfd):
-    """Two of 64 x 64 pixels, in two processes, each of which keeps them."""
+    """Two of 64 x 64 pixels, which all processes share."""
     source, needed = make_set(tmp_path, [(64, 64), (64, 64)]), 2 * 64 * 64 * 3
-    for free, fits in ((2 * needed / limit + 2, True), (2 * needed / limit - 2, False)):
-        monkeypatch.setattr("utils.data.datasets.available_memory", lambda free=free: free)
+    for free, fits in (((needed + 2) / limit + 2, True), (needed / limit - 2, False)):
+        monkeypatch.setattr("utils.data.image_cache.available_memory", lambda free=free: free)
         found = loader(source, cache_images=asked, rank=0, world_size=2).dataset.cache
         assert (found is not None) is fits
-    assert ("reading from disk" in capfd.readouterr().err) is bool(asked)
+    assert ("reading the image files" in capfd.readouterr().err) is bool(asked)
 
 
 def test_image_that_breaks_after_the_scan(tmp_path, capfd):

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.core.devices import select_device
+from utils.core.errors import UserError
+from utils.core.torchrun import several, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,35 @@ def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
     """Join the processes that torchrun started, if it did, and leave them when the block ends.
 
     Yields this process's place and its device: with several processes each takes the GPU of its local rank.
-    Processes talk through nccl on CUDA and gloo on the CPU.
+    Processes talk through nccl on CUDA and gloo on the CPU. Raises UserError where another has ended in the meantime; one that
+    fails leaves with its links open, or the others would fail before it has said why.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
     device = select_device(device_name)
-    if size == 1:
+    if not several():
         yield World(), device
         return
     if device.type == "cuda":
         device = select_device(os.environ["LOCAL_RANK"])
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), size), device
-    finally:
+    with _explained_links():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        wait_for_all("joined")
+        yield World(dist.get_rank(), dist.get_world_size()), device
         dist.destroy_process_group()
+
+
+@contextmanager
+def _explained_links() -> Iterator[None]:
+    """Make a UserError of a link to another process that broke."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        text = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"another of the processes that train together has ended or doesn't answer, see above ({text})"
+        ) from None
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

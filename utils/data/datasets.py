@@ -8,7 +8,6 @@ processes changes it. The plan carries epoch and mosaic to the workers, so that 
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,22 +23,19 @@ from tqdm import tqdm
 
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
-from utils.core.memory import available_memory
 from utils.core.preparation import Preparation
 from utils.data import augment
 from utils.data.augment import Picture, fitted_size, letterbox
 from utils.data.batch import ImageInfo, Sample, Size
 from utils.data.class_balance import weighted_order
 from utils.data.data_file import DataConfig
+from utils.data.image_cache import CACHE_ROOM, DISK, NONE, ImageCache, Layout, disk_place, shared_images
 from utils.data.image_size import measure
 from utils.data.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.data.loader import Loader
 from utils.data.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
-# The share of the free memory that decoded images may take, of all processes together: where nobody asked, and where
-# --cache-images did.
-CACHE_ROOM = {None: 0.25, True: 0.8}
 
 
 class Draw(NamedTuple):
@@ -148,7 +144,7 @@ class DetectionDataset(Dataset):
         self.unreadable = torch.zeros(len(self.paths), dtype=torch.uint8)
         with contextlib.suppress(RuntimeError):  # no room in shared memory: each worker names them
             self.unreadable.share_memory_()  # each is named once by all workers
-        self.cache: list[np.ndarray] | None = None
+        self.cache: ImageCache | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -190,40 +186,41 @@ class DetectionDataset(Dataset):
 
     def _picture(self, index: int) -> Picture:
         """The image at the size that the network sees it, and its labels; gray without labels if it can't be decoded."""
-        if self.cache is not None:
-            image = self.cache[index]
-        else:
-            image = self._decoded(index)
-        return image, np.zeros((0, 5), np.float32) if self.unreadable[index] else self.labels[index]
-
-    def _decoded(self, index: int) -> np.ndarray:
-        """Decode and resize to img_size (long side, or both with `stretch`)."""
-        size = (self.img_size, self.img_size)
-        height, width = size if self.stretch else fitted_size(self._shape(index), size)
-        image = read_picture(self.paths[index], self.gray)
+        image = self.cache[index] if self.cache is not None else None
+        if image is None:
+            image = self._read(index)
         if image is None:
             self._name_unreadable(index)
-            return np.full((height, width) if self.gray else (height, width, 3), augment.FILL, np.uint8)
-        return augment.resize(image, height, width)
+            size = self._cached_size(index)
+            return np.full(size if self.gray else (*size, 3), augment.FILL, np.uint8), np.zeros((0, 5), np.float32)
+        return image, self.labels[index]
+
+    def _cached_size(self, index: int) -> Size:
+        """(height, width) with the long side, or both with `stretch`, of img_size."""
+        size = (self.img_size, self.img_size)
+        return size if self.stretch else fitted_size(self._shape(index), size)
+
+    def _read(self, index: int) -> np.ndarray | None:
+        """Decode and resize; None for what can't be decoded."""
+        image = read_picture(self.paths[index], self.gray)
+        return None if image is None else augment.resize(image, *self._cached_size(index))
 
     def _name_unreadable(self, index: int) -> None:
         if not self.unreadable[index]:
             self.unreadable[index] = 1
             tqdm.write(f"{self.paths[index]}: cannot be decoded; a gray image without boxes stands in for it", file=sys.stderr)
 
-    def fill_cache(self, room: float) -> str:
-        """Keep all images, decoded and resized, if they need at most the share `room` of the free memory; returns what is
-        short, "" if nothing is. To be called before the workers fork, who then share them."""
-        channels = 1 if self.gray else 3
-        ratios = 1.0 if self.stretch else self.shapes.min(1) / self.shapes.max(1)
-        needed = int(np.sum(np.broadcast_to(ratios, len(self)) * self.img_size**2 * channels))
-        available = available_memory()
-        if available is not None and needed > room * available:
-            return f"{needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free"
-        with ThreadPool(os.cpu_count()) as pool:
-            images = pool.imap(self._decoded, range(len(self)), chunksize=8)
-            self.cache = list(tqdm(images, desc="Caching images", total=len(self), delay=1, leave=False))
-        return ""
+    def fill_cache(self, where: str | None) -> tuple[bool, str]:
+        """Keep all images, decoded and resized, in memory or on a disk (see utils.data.image_cache; None: in memory if they
+        take a small part of it): (whether they are, a line that says where or why not). To be called before the workers
+        fork, who then share them, and by all processes of a training."""
+        sizes = np.array([self._cached_size(index) for index in range(len(self))], np.int32).reshape(-1, 2)
+        place = None
+        if where == DISK:
+            place = disk_place(self.source, self.paths, self.img_size, stretch=self.stretch, gray=self.gray)
+        layout = Layout(sizes, 1 if self.gray else 3)
+        self.cache, line = shared_images(layout, self._read, place, CACHE_ROOM.get(where, 1.0))
+        return self.cache is not None, line
 
 
 def rect_size(shapes: np.ndarray, img_size: int, stride: int) -> Size:
@@ -307,7 +304,7 @@ def create_loader(
     rect: bool = False,
     stretch: bool = False,
     gray: bool = False,
-    cache_images: bool | None = False,
+    cache_images: str | None = NONE,
     workers: int = 2,
     seed: int = 0,
     rank: int = 0,
@@ -318,9 +315,8 @@ def create_loader(
     `batch_size` counts the images of all `world_size` processes together; a training loader gives each process its equal
     part of every batch. `training` shuffles and augments (call `loader.dataset.set_epoch(e)` before each epoch; set
     `loader.dataset.mosaic = False` to close mosaic); otherwise every image comes once, letterboxed. `rect` gives each
-    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. `cache_images` keeps
-    decoded images in memory; None: if they take a small part of it. Raises UserError as scan; what was mended is said once,
-    on rank 0.
+    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. `cache_images`: where
+    decoded images are kept, see DetectionDataset.fill_cache. Raises UserError as scan; what was mended is said once, on rank 0.
     """
     if workers < 0:
         raise UserError(f"--workers {workers}: must be at least 0")
@@ -330,9 +326,12 @@ def create_loader(
     )  # fmt: skip
     if rank == 0 and dataset.problems.counts:
         tqdm.write(f"{source}: {dataset.problems.summary()}", file=sys.stderr)
-    short = "" if cache_images is False else dataset.fill_cache(CACHE_ROOM[cache_images] / world_size)
-    if short and cache_images and rank == 0:
-        tqdm.write(f"--cache-images: {short}; reading from disk instead", file=sys.stderr)
+    if cache_images != NONE:
+        is_kept, line = dataset.fill_cache(cache_images)
+        if rank == 0 and cache_images and not is_kept:
+            tqdm.write(f"--cache-images {cache_images}: {line}; reading the image files instead", file=sys.stderr)
+        elif rank == 0 and cache_images == DISK:
+            tqdm.write(f"{source}: {line}", file=sys.stderr)
     plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size)
     return Loader(
         dataset, workers=workers, batch_sampler=plan, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -86,8 +87,7 @@ class Parser(argparse.ArgumentParser):
         return declared.get(flag.replace("_", "-"), flag) + equals + value
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", 2)
 
 
 def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentParser) -> None:
@@ -104,11 +104,28 @@ def run(main: Callable[[argparse.Namespace], Any], parser: argparse.ArgumentPars
         with explained_ends():
             main(args)
     except UserError as error:
-        print(f"{parser.prog}: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{parser.prog}: {one_line(str(error))}", 2)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{parser.prog}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        sys.exit(130)
+        _end(f"\n{parser.prog}: interrupted{f'; {interrupt}' if str(interrupt) else ''}", 130)
+    except Exception:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        _end(traceback.format_exc(), 1)
+
+
+def _end(text: str, status: int) -> NoReturn:
+    """Print why the program ends, once if torchrun started several processes, and end it."""
+
+    def say() -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        say()
+    else:
+        from utils.core.torchrun import fail_once  # with PyTorch, which not every script needs
+
+        fail_once(say)
+    sys.exit(status)
 
 
 def _print_remarks(prog: str) -> None:

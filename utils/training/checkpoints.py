@@ -70,7 +70,7 @@ def read_last(path: Path, flags: dict[str, Any], given: frozenset[str], parser: 
                         f"{option('--weights', path)}")  # fmt: skip
     flags, ignored = dict(flags), []
     for name, value in _arguments(checkpoint, parser).items():
-        if name in OF_THIS_CALL or (name in PLACES | {"cfg"} and name in given):
+        if name in PLACES | {"cfg"} and name in given:
             continue
         if name in given and flags[name] != value:
             ignored.append(f"--{name.replace('_', '-')} {value}")
@@ -85,8 +85,8 @@ def read_last(path: Path, flags: dict[str, Any], given: frozenset[str], parser: 
 
 
 def _arguments(checkpoint: Checkpoint, parser: Parser) -> dict[str, Any]:
-    """The run's command line; those that this version's train.py doesn't have are left out."""
-    known = vars(parser.parse_args([]))
+    """The run's command line; those that this version's train.py doesn't have are left out, and those OF_THIS_CALL."""
+    known = vars(parser.parse_args([])).keys() - OF_THIS_CALL
     odd = next((n for n, v in checkpoint.args.items() if n in known and not parser.accepts(n, v)), None)
     if odd:
         raise UserError(f"{checkpoint.path}: its run's --{odd.replace('_', '-')} can't be {described(checkpoint.args[odd])}: "

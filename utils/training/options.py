@@ -19,7 +19,7 @@ class LoadingOptions:
     """How training images are read."""
 
     rect: bool
-    cache_images: bool | None
+    cache_images: str | None  # see utils.data.image_cache
     workers: int
 
 
