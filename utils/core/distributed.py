@@ -60,9 +60,9 @@ def _explained_links() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
-        text = str(error).splitlines()[0][:200]
+        text = str(error).splitlines()[0][:100]
         raise UserError(
-            f"another of the processes that train together has ended or doesn't answer, see above ({text})"
+            f"another of the processes that train together has ended: see what torchrun says of it ({text})"
         ) from None
 
 
