@@ -27,6 +27,7 @@ from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.memory import reuse_memory
+from utils.core.options import options_of
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, whole
 from utils.core.tables import format_table, write_json
 from utils.core.timing import median_seconds
@@ -38,7 +39,7 @@ from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet
 from utils.runtimes.registry import RUNTIMES
 from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument, run
-from utils.scripts.compare_runtimes import compare_runtimes
+from utils.scripts.compare_runtimes import CompareOptions, compare_runtimes
 from utils.training.epoch import memory_gib
 from utils.training.run import Plan, Run
 
@@ -73,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     if args.runtimes is not None:
-        figures = compare_runtimes(args, args.img_size if "img_size" in args.given else None)
+        figures = compare_runtimes(options_of(CompareOptions, vars(args)), args.img_size if "img_size" in args.given else None)
     else:
         figures = compare_ways(args)
     write_json(args.json, figures)

@@ -16,6 +16,7 @@ from typing import Any
 
 from utils.core.errors import UserError
 from utils.core.files import output_place
+from utils.core.options import options_of
 from utils.core.ranges import PROCESSES
 from utils.core.tables import write_json
 from utils.core.workers import usable_cores
@@ -41,18 +42,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_arguments(args)
     # with PyTorch, which --help and mistakes of the command line need not wait for
     from utils.checking.clean_copy import check_folder, write_clean
-    from utils.checking.report import check, describe, fix_line, has_errors, summarise
+    from utils.checking.report import CheckOptions, check, describe, fix_line, has_errors, summarise
 
     if args.fix:
         out = output_place(args.out, Path(args.data).with_name(f"{Path(args.data).stem}-clean"), is_folder=True)
         check_folder(out)
-    subject, findings = check(args, args.data)
+    options = options_of(CheckOptions, vars(args))
+    subject, findings = check(options, args.data)
     report = summarise(subject, findings)
     print(describe(subject, findings))
     if args.fix:
         fix = write_clean(subject, out)
         print(f"\n{fix_line(fix)}")
-        subject, findings = check(args, str(fix.data))
+        subject, findings = check(options, str(fix.data))
         report["fixed"] = {"data": str(fix.data)} | summarise(subject, findings)
         print(f"\n{describe(subject, findings)}")
     write_json(args.json, report)

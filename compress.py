@@ -8,10 +8,13 @@ python compress.py --data my.data --weights my.pt --max-drop 0.02 --hours 2 --bi
 import argparse
 from typing import Any
 
-from utils.compression.aim import add_aim_arguments
+from utils.compression.aim import KINDS, MAX_DROP
 from utils.compression.compress import compress
+from utils.compression.options import CompressOptions
 from utils.compression.plan import STRATEGIES
-from utils.core.ranges import EPOCHS, SEED, WORKERS, Range, whole
+from utils.core.options import options_of
+from utils.core.ranges import EPOCHS, SEED, SHARE, WORKERS, Range, whole
+from utils.pruning.amounts import Target
 from utils.scripts.cli import Parser, add_device_arguments, run
 
 
@@ -22,7 +25,7 @@ def get_parser() -> Parser:
         "--weights", default="", help="the trained network: .pt, .weights with --cfg, a YOLOv5 or YOLOv8 checkpoint"
     )
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; only with .weights, which carry none")
-    add_aim_arguments(parser)
+    _add_aim_arguments(parser)
     parser.add_argument("--hours", type=Range(0, 10_000, above=True), metavar="H", help="that all training together may take")
     parser.add_argument("--rounds", type=whole(1, 20), default=3, metavar="N",
                         help="trials at most, where accuracy limits how small the network gets")  # fmt: skip
@@ -40,8 +43,16 @@ def get_parser() -> Parser:
     return parser
 
 
+def _add_aim_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("the budget").add_mutually_exclusive_group()
+    for key, kind in KINDS.items():
+        group.add_argument(f"--target-{key}", type=Target, metavar="F", help=kind.help)
+    group.add_argument("--max-drop", type=SHARE, metavar="D",
+                       help=f"as small as costs at most D of mAP@0.5; without any budget {MAX_DROP:g}")  # fmt: skip
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return compress(args)
+    return compress(options_of(CompressOptions, vars(args)))
 
 
 if __name__ == "__main__":

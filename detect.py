@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +37,7 @@ from utils.data.sources import Frame, Frames, Item, find_items, open_writer, sho
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold
 from utils.export.onnx.model import OnnxModel
-from utils.loading import Loaded
+from utils.loading import Loaded, NetworkOptions
 from utils.network.detection_model import DetectionModel
 from utils.runtimes.base import Request
 from utils.runtimes.registry import choose, load
@@ -76,42 +76,71 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class DetectOptions:
+    """The command line of detect.py."""
+
+    data: str
+    network: NetworkOptions
+    images: Preparation
+    runtime: str
+    threads: int | None
+    device: str
+    precision: str
+    source: str
+    output: Path
+    names: str
+    conf_thres: float | None
+    iou_thres: float
+    classes: list[int] | None
+    agnostic_nms: bool
+    augment: bool
+    fourcc: str
+    view_img: bool
+    save_txt: bool
+    json: str
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    check_arguments(args)
-    items = find_items(args.source, exclude=args.output)
-    data = read_data(args.data) if args.data else None
-    request = Request(args.cfg, args.weights, args.img_size, data, args.gray_scale)
-    loaded = load(choose(args.runtime, args.weights), args.threads, request)
+    options = checked(options_of(DetectOptions, vars(args)))
+    items, network = find_items(options.source, exclude=options.output), options.network
+    data = read_data(options.data) if options.data else None
+    request = Request(network.cfg, network.weights, network.img_size, data, options.images.gray)
+    loaded = load(choose(options.runtime, network.weights), options.threads, request)
     if loaded.report.message:
         print(loaded.report.message)
     origin = "ONNX file" if isinstance(loaded.model, OnnxModel) else "checkpoint"
-    args.conf_thres = choose_threshold(args.conf_thres, loaded.conf_thres, origin)
-    detector = Detector(loaded, class_names(loaded, args), args)
+    conf_thres = choose_threshold(options.conf_thres, loaded.conf_thres, origin)
+    detector = Detector(loaded, class_names(loaded, options), conf_thres, options)
     with contextlib.ExitStack() as stack:
-        results = stack.enter_context(Results(args.output, items, args))
+        results = stack.enter_context(Results(options.output, items, options))
         frames = Frames(items)
         with contextlib.suppress(_Quit):
             detect_all(frames, detector, results)
-    return summarise(frames, detector, results, args)
+    figures = summarise(frames, detector, results)
+    write_json(options.json, figures)
+    return figures
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    if len(args.fourcc) != 4:
-        raise UserError(f"--fourcc {args.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
-    if not args.weights:
-        if not TRAINED.is_file():
-            raise UserError(f"name the detector with --weights FILE; without it {TRAINED} is used, which isn't there")
-        args.weights = str(TRAINED)
-        print(f"no --weights: using {TRAINED}")
+def checked(options: DetectOptions) -> DetectOptions:
+    """With the weights that train.py leaves where none are named. Raises UserError for options that can't be used."""
+    if len(options.fourcc) != 4:
+        raise UserError(f"--fourcc {options.fourcc}: a codec's code has four characters, such as mp4v or MJPG")
+    if options.network.weights:
+        return options
+    if not TRAINED.is_file():
+        raise UserError(f"name the detector with --weights FILE; without it {TRAINED} is used, which isn't there")
+    print(f"no --weights: using {TRAINED}")
+    return replace(options, network=replace(options.network, weights=str(TRAINED)))
 
 
-def class_names(loaded: Loaded, args: argparse.Namespace) -> list[str]:
+def class_names(loaded: Loaded, options: DetectOptions) -> list[str]:
     """Names of the network's classes; UserError when --names has another number of them, or --classes none such."""
-    names = read_names(args.names) if args.names else loaded.names
+    names = read_names(options.names) if options.names else loaded.names
     count = len(loaded.names)
     if len(names) != count:
-        raise UserError(f"{args.names}: lists {len(names)} names, but the network has {count} classes")
-    unknown = [c for c in args.classes or () if not 0 <= c < count]
+        raise UserError(f"{options.names}: lists {len(names)} names, but the network has {count} classes")
+    unknown = [c for c in options.classes or () if not 0 <= c < count]
     if unknown:
         raise UserError(f"--classes {unknown[0]}: the network has the classes 0..{count - 1}")
     return [f"class {n}" if n.isdigit() else n for n in names]
@@ -120,11 +149,11 @@ def class_names(loaded: Loaded, args: argparse.Namespace) -> list[str]:
 class Detector:
     """A network with all that lies between an image and its boxes: the inference copy, letterbox, NMS."""
 
-    def __init__(self, loaded: Loaded, names: list[str], args: argparse.Namespace) -> None:
-        self.names, self.args, self.shape = names, args, loaded.shape
-        self.device = select_device(args.device)
-        self.network: DetectionModel = loaded.model.inference_copy(self.device, args.precision)
-        self.prepared = loaded.preparation(options_of(Preparation, vars(args)))
+    def __init__(self, loaded: Loaded, names: list[str], conf_thres: float, options: DetectOptions) -> None:
+        self.names, self.conf_thres, self.options, self.shape = names, conf_thres, options, loaded.shape
+        self.device = select_device(options.device)
+        self.network: DetectionModel = loaded.model.inference_copy(self.device, options.precision)
+        self.prepared = loaded.preparation(options.images)
         self.watch = Stopwatch(self.device)
 
     @torch.inference_mode()
@@ -140,11 +169,11 @@ class Detector:
             small, info = self.prepare(image)
             batch = normalise(small, self.device, self.network.dtype, self.prepared.maxabs)
         with self.watch.stage("inference"):
-            predictions = augmented_predictions(self.network, batch) if self.args.augment else self.network(batch)[0]
+            predictions = augmented_predictions(self.network, batch) if self.options.augment else self.network(batch)[0]
         with self.watch.stage("nms"):
             found = nms(
-                predictions, self.args.conf_thres, self.args.iou_thres, agnostic=self.args.agnostic_nms, multi_label=False,
-                classes=self.args.classes,
+                predictions, self.conf_thres, self.options.iou_thres, agnostic=self.options.agnostic_nms, multi_label=False,
+                classes=self.options.classes,
             )[0]  # fmt: skip
             return torch.cat((unletterbox(found[:, :4], info), found[:, 4:]), 1).float().cpu().numpy()
 
@@ -171,14 +200,14 @@ class Results:
 
     folder: Path
     items: list[Item]
-    args: argparse.Namespace
+    options: DetectOptions
     counts: Counter[str] = field(default_factory=Counter)
     frames: int = 0
 
     def __enter__(self) -> "Results":
         make_folder(self.folder)
-        self.outputs = plan_outputs(self.folder, self.items, self.args.fourcc, self._other_inputs())
-        self.window = self.args.view_img and _has_display()
+        self.outputs = plan_outputs(self.folder, self.items, self.options.fourcc, self._other_inputs())
+        self.window = self.options.view_img and _has_display()
         self.video = contextlib.ExitStack()
         self.writer: cv2.VideoWriter | None = None
         return self
@@ -198,7 +227,7 @@ class Results:
             write_picture(output.path, picture)
         else:
             self._write_frame(output.path, frame, picture)
-        if self.args.save_txt:
+        if self.options.save_txt:
             write_text(output.labels(frame.number), label_lines(boxes, frame.image.shape[:2]))
         if self.window:
             cv2.imshow("detect", picture)
@@ -208,7 +237,7 @@ class Results:
     def _other_inputs(self) -> list[Path]:
         """What texts must not take the place of: the list that names the images, and labels that they have already."""
         labels = [label_path(item.name) for item in self.items if item.kind == "image"]
-        return [path for path in (Path(self.args.source), *labels) if path.exists()] if self.args.save_txt else []
+        return [path for path in (Path(self.options.source), *labels) if path.exists()] if self.options.save_txt else []
 
     def _write_frame(self, path: Path, frame: Frame, picture: np.ndarray) -> None:
         """The first frame of a video opens its file and closes the one before."""
@@ -216,10 +245,10 @@ class Results:
             self.video.close()
             temporary = self.video.enter_context(replacing(path))
             size = (picture.shape[1], picture.shape[0])
-            self.writer = open_writer(temporary, self.args.fourcc, frame.fps, size)
+            self.writer = open_writer(temporary, self.options.fourcc, frame.fps, size)
             self.video.callback(self.writer.release)
             if not self.writer.isOpened():
-                raise UserError(f"--fourcc {self.args.fourcc}: OpenCV cannot write {path.suffix} with it; try mp4v or MJPG")
+                raise UserError(f"--fourcc {self.options.fourcc}: OpenCV cannot write {path.suffix} with it; try mp4v or MJPG")
         self.writer.write(picture)
 
 
@@ -280,20 +309,19 @@ def _has_display() -> bool:
     return False
 
 
-def summarise(frames: Frames, detector: Detector, results: Results, args: argparse.Namespace) -> dict[str, Any]:
+def summarise(frames: Frames, detector: Detector, results: Results) -> dict[str, Any]:
     """Print and return what was found and how long it took."""
     speed = detector.watch.milliseconds()
     if results.counts:
         print(format_table(["class", "boxes"], [[n, results.counts[n]] for n in detector.names if results.counts[n]]))
     stages = ", ".join(f"{name} {value:.1f}" for name, value in speed.items())
     skipped = f"; {len(frames.skipped)} skipped" if frames.skipped else ""
-    print(f"{results.frames} images, results in {args.output}{skipped}; ms a picture: {stages}")
+    print(f"{results.frames} images, results in {results.folder}{skipped}; ms a picture: {stages}")
     figures = {
         "images": results.frames, "skipped": [shown(name) for name in frames.skipped],
-        "conf_thres": args.conf_thres, "detections": sum(results.counts.values()), "per_class": dict(results.counts),
-        "speed_ms": speed, "output": str(args.output),
+        "conf_thres": detector.conf_thres, "detections": sum(results.counts.values()), "per_class": dict(results.counts),
+        "speed_ms": speed, "output": str(results.folder),
     }  # fmt: skip
-    write_json(args.json, figures)
     return figures
 
 

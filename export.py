@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.errors import UserError
+from utils.core.options import flags_of, options_of
 from utils.core.ranges import BATCH_SIZE, IMG_SIZE, SHARE, WORKERS, whole
 from utils.core.tables import write_json
 from utils.data.data_file import DataConfig, read_data
 from utils.detection.threshold import USUAL
+from utils.export.options import MAX_DROP, OnnxOptions
 from utils.export.targets import TARGETS, settle
 from utils.loading import Loaded, load_model
-from utils.scripts.cli import Parser, add_picture_arguments, run
+from utils.scripts.cli import Arguments, Parser, add_picture_arguments, run
 
-MAX_DROP = 0.02
 NMS_FLAGS = {"conf_thres": (USUAL, SHARE), "iou_thres": (0.6, SHARE), "max_det": (300, whole(1, 1_000_000))}
 TILE = whole(1, 65536)
 
@@ -32,32 +33,33 @@ def onnx(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> d
     what that runtime expects, also in a format of its own."""
     from utils.export.onnx.model import need
 
+    options = options_of(OnnxOptions, vars(args))
     need("onnx", "onnxscript", "onnxruntime")
-    if not args.target:
+    if not options.target:
         from utils.export.onnx.job import export
 
-        return export(args, loaded, data)
+        return export(options, loaded, data)
     from utils.export.onnx.verdict import Goal
     from utils.runtimes.registry import opener
 
-    target = TARGETS[args.target]
-    target.check_network(args.weights, loaded.model.quantization)
+    target = TARGETS[options.target]
+    target.check_network(options.source.weights, loaded.model.quantization)
     goal = Goal(target, opener(target.runtime))
     if target.folder:
-        need("pnnx", what=f"--target {args.target}")
+        need("pnnx", what=f"--target {options.target}")
         from utils.export.ncnn.job import export as convert
 
-        return convert(args, loaded, data, goal)
+        return convert(options, loaded, data, goal)
     from utils.export.onnx.job import export
 
-    return export(args, loaded, data, goal)
+    return export(options, loaded, data, goal)
 
 
 def fpga(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """--format fpga: a folder of integers, shifts and tables, for networks quantized with --FPGA."""
-    from utils.export.fpga.job import export
+    from utils.export.fpga.job import FpgaOptions, export
 
-    return export(args, loaded, data)
+    return export(options_of(FpgaOptions, vars(args)), loaded, data)
 
 
 Exporter = Callable[[argparse.Namespace, Loaded, DataConfig | None], dict[str, Any]]
@@ -146,17 +148,16 @@ def refuse_foreign(args: argparse.Namespace) -> None:
 
 
 def check_max_drop(args: argparse.Namespace) -> None:
-    """Fill in --max-drop; UserError where it can't be or nothing measures it."""
-    if args.max_drop is None:
-        args.max_drop = MAX_DROP
-    elif not args.data:
+    """UserError for --max-drop where nothing measures it."""
+    if args.max_drop is not None and not args.data:
         raise UserError("--max-drop is about mAP@0.5 on the valid= images of --data; add that")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args: Arguments) -> dict[str, Any]:
     refuse_foreign(args)
     check_max_drop(args)
-    settle(args)
+    settled = settle(options_of(OnnxOptions, vars(args)), args.given)
+    args = argparse.Namespace(**vars(args) | flags_of(settled))
     data = read_data(args.data) if args.data else None
     loaded = load_model(args.cfg, args.weights, None, data, gray=args.gray_scale)
     if loaded.report.message:

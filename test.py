@@ -8,6 +8,7 @@ python test.py --data data/bccd/bccd.data --weights weights/best.onnx --runtime 
 
 import argparse
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.files import write_text
 from utils.core.options import options_of
-from utils.core.preparation import Preparation
 from utils.core.ranges import BATCH_SIZE, SHARE, WORKERS
 from utils.core.tables import format_table, write_json
 from utils.data.data_file import DataConfig, read_data
@@ -24,7 +24,7 @@ from utils.detection.evaluate import evaluate
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth, json_ground_truth
 from utils.detection.metrics import COCO_IDS, Evaluation, coco_results
 from utils.detection.threshold import threshold_line
-from utils.loading import Loaded
+from utils.loading import Loaded, NetworkOptions
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.runtimes.base import Request
@@ -37,6 +37,7 @@ from utils.scripts.cli import (
     add_runtime_arguments,
     run,
 )
+from utils.scripts.evaluator import EvaluationOptions
 
 BENCHMARK_SIZES = (320, 416, 512, 608)  # rounded to the network's stride
 DETECTIONS = Path("output/detections.json")
@@ -60,40 +61,61 @@ def get_parser() -> Parser:
     return parser
 
 
+@dataclass(frozen=True)
+class TestOptions:
+    """The command line of test.py."""
+
+    data: str
+    network: NetworkOptions
+    runtime: str
+    threads: int | None
+    evaluation: EvaluationOptions
+    conf_thres: float
+    iou_thres: float
+    task: str
+    augment: bool
+    save_json: bool
+    json: str
+
+
 def main(args: argparse.Namespace) -> Evaluation | list[Evaluation]:
     """Print and return the evaluation, or with --task benchmark one for each image size."""
-    data = read_data(args.data)
-    args.runtime = choose(args.runtime, args.weights)
-    loaded = load(args.runtime, args.threads, Request(args.cfg, args.weights, args.img_size, data, args.gray_scale))
+    options = options_of(TestOptions, vars(args))
+    network = options.network
+    options = replace(options, runtime=choose(options.runtime, network.weights))
+    data = read_data(options.data)
+    request = Request(network.cfg, network.weights, network.img_size, data, options.evaluation.images.gray)
+    loaded = load(options.runtime, options.threads, request)
     if loaded.report.message:
         print(loaded.report.message)
-    if not args.weights:
+    if not options.network.weights:
         print("no --weights: this network is untrained")
-    if args.task == "benchmark":
-        return benchmark(args, loaded, data)
-    result = measure(args, loaded, data, loaded.img_size)
+    if options.task == "benchmark":
+        return benchmark(options, loaded, data)
+    result = measure(options, loaded, data, loaded.img_size)
     print(format_table(["class", "images", "targets", "P", "R", "mAP@.5", "F1", "mAP@.5:.95"], table_rows(result)))
     print(threshold_line(result.conf_thres, ""))
-    print(speed_line(result, args, loaded.img_size, loaded))
-    write_json(args.json, result.to_dict())
+    print(speed_line(result, options, loaded.img_size, loaded))
+    write_json(options.json, result.to_dict())
     return result
 
 
-def measure(args: argparse.Namespace, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
+def measure(options: TestOptions, loaded: Loaded, data: DataConfig, img_size: int) -> Evaluation:
     """Evaluate at one image size; with --save-json also write the detections."""
-    prepared = loaded.preparation(options_of(Preparation, vars(args)))
+    asked = options.evaluation
+    prepared = loaded.preparation(asked.images)
     loader = evaluation_loader(
-        data, prepared, img_size=img_size, batch_size=args.batch_size, stride=loaded.model.max_stride, workers=args.workers
+        data, prepared, img_size=img_size, batch_size=asked.batch_size, stride=loaded.model.max_stride, workers=asked.workers
     )
     truth = json_ground_truth(data, loader.dataset)
     result = evaluate(
-        loaded.model, loader, loaded.names, device=select_device(args.device), precision=args.precision,
-        conf_thres=args.conf_thres, iou_thres=args.iou_thres, augment=args.augment,
+        loaded.model, loader, loaded.names, device=select_device(asked.device), precision=asked.precision,
+        conf_thres=options.conf_thres, iou_thres=options.iou_thres, augment=options.augment,
         maxabs=prepared.maxabs, desc=f"Evaluating at {img_size}", truth=truth,
     )  # fmt: skip
     size = network_size(Darknet, loaded.model.defs, img_size)
     result.params, result.macs = size["params"], size["macs"]
-    if args.save_json:
+    if options.save_json:
         save_detections(result, truth, loader.dataset, len(loaded.names))
     return result
 
@@ -118,27 +140,28 @@ def table_rows(result: Evaluation) -> list[list[Any]]:
     return [[row[k] for k in ("name", "images", "targets", *FIGURES)] for row in rows]
 
 
-def speed_line(result: Evaluation, args: argparse.Namespace, img_size: int, loaded: Loaded) -> str:
-    runtime = RUNTIMES[args.runtime].place(loaded.model, select_device(args.device), args.precision)
+def speed_line(result: Evaluation, options: TestOptions, img_size: int, loaded: Loaded) -> str:
+    asked = options.evaluation
+    runtime = RUNTIMES[options.runtime].place(loaded.model, select_device(asked.device), asked.precision)
     parts = ", ".join(f"{name} {value:.1f} ms" for name, value in result.speed_ms.items())
-    return f"speed an image: {parts} (size {img_size}, batch {args.batch_size}, {runtime})"
+    return f"speed an image: {parts} (size {img_size}, batch {asked.batch_size}, {runtime})"
 
 
-def benchmark(args: argparse.Namespace, loaded: Loaded, data: DataConfig) -> list[Evaluation]:
+def benchmark(options: TestOptions, loaded: Loaded, data: DataConfig) -> list[Evaluation]:
     """Evaluate at several image sizes, print the table and write it to --json as {sizes: [{img_size, ...}]}."""
     if loaded.fixed_size:
-        raise UserError(f"--task benchmark: {args.weights} takes one size only; export it without --static")
+        raise UserError(f"--task benchmark: {options.network.weights} takes one size only; export it without --static")
     stride = loaded.model.max_stride
     sizes = sorted({round(s / stride) * stride for s in BENCHMARK_SIZES})
-    results = [measure(args, loaded, data, size) for size in sizes]
+    results = [measure(options, loaded, data, size) for size in sizes]
     header = ["img_size", "P", "R", "mAP@.5", "F1", "mAP@.5:.95", "GMACs", "inference ms", "NMS ms"]
     rows = [
         [str(size), *(getattr(r, k) for k in FIGURES), r.macs / 1e9, r.speed_ms["inference"], r.speed_ms["nms"]]
         for size, r in zip(sizes, results, strict=True)
     ]
     print(format_table(header, rows))
-    print(speed_line(results[-1], args, sizes[-1], loaded))
-    write_json(args.json, {"sizes": [{"img_size": s} | r.to_dict() for s, r in zip(sizes, results, strict=True)]})
+    print(speed_line(results[-1], options, sizes[-1], loaded))
+    write_json(options.json, {"sizes": [{"img_size": s} | r.to_dict() for s, r in zip(sizes, results, strict=True)]})
     return results
 
 

@@ -1,13 +1,14 @@
 """What is tried next, and how many epochs there is time for: numbers by hand."""
 
-import argparse
-
 import pytest
 
-from utils.compression.aim import Aim, add_aim_arguments, aim_of
+import compress
+from utils.compression.aim import Aim, aim_of
 from utils.compression.clock import Clock
 from utils.compression.search import Trial, best_of, next_target
 from utils.core.errors import UserError
+from utils.core.options import options_of
+from utils.pruning.amounts import GoalOptions
 
 BEFORE = {"macs": 1000, "params": 500, "map50": 0.8}
 DROP = Aim("macs", None, 0.01)
@@ -50,10 +51,8 @@ def test_the_smallest_that_is_kept_is_the_best():
     assert best_of(DROP, trials((500, 0.7))) is None
 
 
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_aim_arguments(parser)
-    return parser.parse_args(words)
+def parsed(*words: str) -> GoalOptions:
+    return options_of(GoalOptions, vars(compress.get_parser().parse_args(words)))
 
 
 @pytest.mark.parametrize(

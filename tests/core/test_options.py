@@ -40,7 +40,8 @@ def test_a_field_without_its_flag_is_refused_even_with_a_default(lacking):
 
 
 SCRIPTS = [("PTQ", "PTQ:PtqOptions"), *((f"{s}_prune", "utils.scripts.prune:PruneOptions") for s in ("slim", "layer")),
-           ("train", "utils.training.options:TrainOptions")]  # fmt: skip
+           ("train", "utils.training.options:TrainOptions"), ("test", "test:TestOptions"), ("detect", "detect:DetectOptions"),
+           ("compress", "utils.compression.options:CompressOptions")]  # fmt: skip
 WITHOUT = {"train": {"resume", "evolve", "device", "weights_dir", "results_dir", "logdir"}}  # what main itself reads
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import check
 from utils.checking import report as checking
+from utils.core.options import options_of
 from utils.data.datasets import scan
 from utils.data.labels import TWO_PLACES, label_folders, label_path, label_places, read_labels
 from utils.data.pictures import write_picture
@@ -68,5 +69,7 @@ def test_labels_in_two_places_are_said(tmp_path: Path, monkeypatch) -> None:
 
 def checked(data: str) -> dict:
     """What check.py finds, whatever its exit status."""
-    subject, findings = checking.check(check.get_parser().parse_args(["--data", data, "--workers", "1"]), data)
+    args = check.get_parser().parse_args(["--data", data, "--workers", "1"])
+    options = options_of(checking.CheckOptions, vars(args))
+    subject, findings = checking.check(options, data)
     return checking.summarise(subject, findings)

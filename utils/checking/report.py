@@ -1,7 +1,7 @@
 """A whole check of a dataset, a cfg and weights, and what is said of it: as text, and as figures for --json."""
 
-import argparse
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from utils.checking.checks import findings_table, run_checks
@@ -10,12 +10,26 @@ from utils.checking.findings import ERROR, SEVERITIES, Finding, Subject
 from utils.checking.network import anchor_figures
 from utils.checking.read import read_subject
 from utils.core.tables import format_table
+from utils.loading import NetworkOptions
 
 
-def check(args: argparse.Namespace, data: str) -> tuple[Subject, list[Finding]]:
-    """What was read of the .data file `data` and the network of check.py's command line, and everything found in them."""
-    options = {"img_size": args.img_size, "stretch": args.stretch, "workers": args.workers, "decode": args.decode}
-    subject = read_subject(data, args.cfg, args.weights, **options)
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is checked besides a .data file, and how closely."""
+
+    network: NetworkOptions
+    stretch: bool
+    workers: int
+    decode: bool
+
+
+def check(options: CheckOptions, data: str) -> tuple[Subject, list[Finding]]:
+    """What was read of the .data file `data` and of the network, and everything found in them."""
+    network = options.network
+    subject = read_subject(
+        data, network.cfg, network.weights, img_size=network.img_size, stretch=options.stretch, workers=options.workers,
+        decode=options.decode,
+    )  # fmt: skip
     return subject, run_checks(subject)
 
 

@@ -1,12 +1,10 @@
 """What a compression is for: a budget of something that a network costs, or how much of mAP@0.5 it may lose."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
 from utils.core.errors import UserError
-from utils.core.ranges import SHARE
-from utils.pruning.amounts import Target
+from utils.pruning.amounts import GoalOptions, Target
 
 MAX_DROP = 0.01  # of mAP@0.5, where no budget is given
 ALONG = "macs"  # what is reduced, step by step, where only accuracy limits it
@@ -48,25 +46,17 @@ class Aim:
         return f"as few {KINDS[self.kind].title} as {self.max_drop:g} of mAP@0.5 allows"
 
 
-def add_aim_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the budget").add_mutually_exclusive_group()
-    for key, kind in KINDS.items():
-        group.add_argument(f"--target-{key}", type=Target, metavar="F", help=kind.help)
-    group.add_argument("--max-drop", type=SHARE, metavar="D",
-                       help=f"as small as costs at most D of mAP@0.5; without any budget {MAX_DROP:g}")  # fmt: skip
-
-
-def asked(args: argparse.Namespace) -> tuple[str, Target | None]:
+def asked(options: GoalOptions) -> tuple[str, Target | None]:
     """(key of KINDS, target) of the command line; the target is None where accuracy limits."""
-    found = [(key, target) for key in KINDS if (target := getattr(args, f"target_{key}")) is not None]
+    found = [(key, target) for key in KINDS if (target := getattr(options, f"target_{key}")) is not None]
     return found[0] if found else (ALONG, None)
 
 
-def aim_of(args: argparse.Namespace, before: dict[str, Any]) -> Aim:
+def aim_of(options: GoalOptions, before: dict[str, Any]) -> Aim:
     """The aim for a network of {params, macs}; UserError for a budget that it keeps already."""
-    kind, target = asked(args)
+    kind, target = asked(options)
     if target is None:
-        return Aim(kind, None, MAX_DROP if args.max_drop is None else args.max_drop)
+        return Aim(kind, None, MAX_DROP if options.max_drop is None else options.max_drop)
     limit = target.of(before[kind])
     if limit >= before[kind]:
         raise UserError(f"--target-{kind} {target}: the network has {before[kind]:,} {KINDS[kind].title}, which is no more; "

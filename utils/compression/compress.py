@@ -1,6 +1,5 @@
 """compress.py's main: plan, job, delivery, report."""
 
-import argparse
 import dataclasses
 import os
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from utils.compression.aim import Aim
 from utils.compression.job import Job
+from utils.compression.options import CompressOptions
 from utils.compression.outcome import TURNS, filters, machine, measure, some_pictures, versions
 from utils.compression.page import page
 from utils.compression.plan import Plan, command_of
@@ -20,44 +20,44 @@ from utils.data.pictures import read_picture
 from utils.loading import load_model
 
 
-def compress(args: argparse.Namespace) -> dict[str, Any]:
+def compress(options: CompressOptions) -> dict[str, Any]:
     """Do, or go on with, what the command line asks for; returns the result, which compress.json and --json hold."""
-    plan = Plan.of(args)
-    state = State(Path(args.out), command_of(args))
+    plan = Plan.of(options)
+    state = State(Path(options.out), command_of(options))
     handle = lock(state.work)
     try:
-        state = State(Path(args.out), command_of(args))  # as whoever held the lock left it
-        print(plan.table(args))
-        job = Job(args, plan, state, handle)
+        state = State(Path(options.out), command_of(options))  # as whoever held the lock left it
+        print(plan.table(options))
+        job = Job(options, plan, state, handle)
         aim, before, best = job.run()
-        result = finish(args, job, aim, before, best)
+        result = finish(options, job, aim, before, best)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on where it stood") from None
     finally:
         os.close(handle)
-    write_json(args.json, result)
+    write_json(options.json, result)
     return result
 
 
-def finish(args: argparse.Namespace, job: Job, aim: Aim, before: dict[str, Any], best: Trial | None) -> dict[str, Any]:
+def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any], best: Trial | None) -> dict[str, Any]:
     """Write the network and the report; without a trial that is what was asked for, the network stays as it came."""
     state = job.state
     weights = best.weights if best else job.weights
     files = job.deliver(weights)
     pictures = some_pictures(job.plan.data.source("valid"))
     shown = [job.show(name, each, pictures) for name, each in (("pictures-before", job.weights), ("pictures-after", weights))]
-    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, args.device)
+    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, options.device)
     after = state.stages[best.figures]["figures"] if best else before
-    int8 = state.stages["int8"]["figures"].get("quantized") if args.bits == 8 else None
+    int8 = state.stages["int8"]["figures"].get("quantized") if options.bits == 8 else None
     models = [load_model("", each).model for each in (job.weights, weights)]
     report = state.folder / "report.html"
     result = {
-        "title": f"{Path(args.weights).name}, compressed", "outcome": outcome_line(aim, before, after, best),
+        "title": f"{Path(options.weights).name}, compressed", "outcome": outcome_line(aim, before, after, best),
         "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": costs,
         "before": before | costs["before"], "after": after | costs["after"], "int8": int8, "trials": job.record(),
         "layers": filters(*models), "files": files | {"report": str(report)}, "turns": TURNS,
         "commands": [f"python {typed(stage['words'])}" for stage in state.stages.values()],
-        "versions": versions(), "machine": machine(args.device), "seed": args.seed, "training_seconds": job.clock.spent,
+        "versions": versions(), "machine": machine(options.device), "seed": options.seed, "training_seconds": job.clock.spent,
         "seconds": sum(stage["seconds"] for stage in state.stages.values()),
     }  # fmt: skip
     pairs = [(path.name, read_picture(path), read_picture(other)) for path, other in zip(*shown, strict=True)]

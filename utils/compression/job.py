@@ -1,6 +1,5 @@
 """The whole job: plan, measure, then rounds of sparse training, pruning and finetuning until the aim is kept."""
 
-import argparse
 import contextlib
 import dataclasses
 import os
@@ -10,6 +9,7 @@ from typing import Any
 
 from utils.compression.aim import Aim, aim_of
 from utils.compression.clock import SPARSE, Clock
+from utils.compression.options import CompressOptions
 from utils.compression.plan import ONNX, STRATEGIES, Plan
 from utils.compression.search import Trial, best_of, next_target
 from utils.compression.share import share_to_go
@@ -27,11 +27,11 @@ LEAST_MAP50 = 0.01  # of a network that is worth pruning
 class Job:
     """One compression. `weights`: the network that came, as a checkpoint."""
 
-    def __init__(self, args: argparse.Namespace, plan: Plan, state: State, handle: int) -> None:
-        self.args, self.plan, self.state = args, plan, state
+    def __init__(self, options: CompressOptions, plan: Plan, state: State, handle: int) -> None:
+        self.options, self.plan, self.state = options, plan, state
         self.stages = Stages(state, handle)
-        self.clock = Clock(3600 * args.hours if args.hours else None)
-        self.weights = args.weights
+        self.clock = Clock(3600 * options.hours if options.hours else None)
+        self.weights = options.weights
         self.trials: list[Trial] = []
 
     @property
@@ -44,13 +44,13 @@ class Job:
         self.check()
         before = self.test("baseline", self.weights)
         if before["map50"] < LEAST_MAP50:
-            raise UserError(f"{self.args.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
+            raise UserError(f"{self.options.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
                             "train it for this data first (train.py)")  # fmt: skip
-        aim = aim_of(self.args, before)
+        aim = aim_of(self.options.goal, before)
         if aim.limit is not None:
-            share_to_go(self.weights, self.args.strategy, aim, aim.limit)  # refuses a limit that can't be reached
+            share_to_go(self.weights, self.options.strategy, aim, aim.limit)  # refuses a limit that can't be reached
         self.measure_pace()
-        while (target := next_target(aim, before, self.trials, self.args.rounds)) is not None:
+        while (target := next_target(aim, before, self.trials, self.options.rounds)) is not None:
             if self.trials and self.clock.epochs(2, 1.0) < 2:
                 print("no time is left for another round")
                 break
@@ -62,25 +62,26 @@ class Job:
         """Weights from elsewhere, and Darknet's, become a checkpoint, which carries its own cfg."""
         if self.plan.takes_in:
             self.weights = str(self.work / "original.pt")
-            words = ["convert.py", "--weights", self.args.weights, "--out", self.weights]
-            self.stages.run(Stage("convert", words + (["--cfg", self.args.cfg] if self.args.cfg else []), measures=False))
+            words = ["convert.py", "--weights", self.options.weights, "--out", self.weights]
+            self.stages.run(Stage("convert", words + (["--cfg", self.options.cfg] if self.options.cfg else []), measures=False))
             load_model("", self.weights, None, self.plan.data)  # other classes than the data's end here
 
     def check(self) -> None:
-        words = ["check.py", "--data", self.args.data, "--weights", self.weights]
+        words = ["check.py", "--data", self.options.data, "--weights", self.weights]
         found = self.stages.run(Stage("check", words, accepts=(0, 1)))["counts"]
         if found["error"]:
             self.state.stages.pop("check")  # to be run again once they are mended
             self.state.save()
-            raise UserError(f"{self.args.data}: {found['error']} findings of check.py would break training or make its figures "
-                            f"wrong; {command('check.py', '--fix', data=self.args.data)} mends what can be")  # fmt: skip
+            data = self.options.data
+            raise UserError(f"{data}: {found['error']} findings of check.py would break training or make its figures wrong; "
+                            f"{command('check.py', '--fix', data=data)} mends what can be")  # fmt: skip
 
     def test(self, name: str, weights: str) -> dict[str, Any]:
-        return self.stages.run(Stage(name, ["test.py", "--data", self.args.data, "--weights", weights, *self.machine()]))
+        return self.stages.run(Stage(name, ["test.py", "--data", self.options.data, "--weights", weights, *self.machine()]))
 
     def machine(self) -> list[str]:
-        device = ["--device", self.args.device] if self.args.device else []
-        return [*device, "--workers", str(self.args.workers)]
+        device = ["--device", self.options.device] if self.options.device else []
+        return [*device, "--workers", str(self.options.workers)]
 
     def measure_pace(self) -> None:
         """With --hours: how long an epoch takes, evaluation included."""
@@ -90,8 +91,8 @@ class Job:
 
     def training(self, name: str, weights: str, epochs: int, more: list[str]) -> list[str]:
         work = str(self.work)
-        return ["train.py", "--data", self.args.data, "--weights", weights, *more, "--epochs", str(epochs), "--name", name,
-                "--weights-dir", work, "--results-dir", work, "--logdir", "", "--seed", str(self.args.seed),
+        return ["train.py", "--data", self.options.data, "--weights", weights, *more, "--epochs", str(epochs), "--name", name,
+                "--weights-dir", work, "--results-dir", work, "--logdir", "", "--seed", str(self.options.seed),
                 *self.machine()]  # fmt: skip
 
     def run_training(self, stage: Stage) -> None:
@@ -118,8 +119,8 @@ class Job:
         number = len(self.trials) + 1
         kept = best_of(aim, self.trials)
         start, title = (kept.weights if kept else self.weights), f"round{number}"
-        part = 1 / (self.args.rounds - number + 1) if aim.limit is None else 1.0
-        strategy, flags = self.args.strategy, load_model("", start).flags
+        part = 1 / (self.options.rounds - number + 1) if aim.limit is None else 1.0
+        strategy, flags = self.options.strategy, load_model("", start).flags
         share = share_to_go(start, strategy, aim, target)
         sparse = None
         if share:
@@ -128,7 +129,7 @@ class Job:
             sparse = self.train(f"{title}-sparse", start, self.plan.epochs[0], SPARSE * part, more, "last")
         pruned = self.prune(f"{title}-prune", sparse or start, aim, target)
         more = ["--cfg", pruned["cfg"], "-pt", "--finetune", *flags]
-        more += ["--t_weights", self.weights, "--KDstr", "7"] if self.args.teacher else []
+        more += ["--t_weights", self.weights, "--KDstr", "7"] if self.options.teacher else []
         part = part if sparse is None else part * (1 - SPARSE) / (1 - SPARSE * part)
         tuned = self.train(f"{title}-finetune", pruned["weights"], self.plan.epochs[1], part, more, "best")
         tuned = tuned or self.as_checkpoint(f"{title}-convert", pruned)
@@ -137,8 +138,8 @@ class Job:
         return Trial(number, target, **sizes, is_kept=aim.is_kept(before, after), weights=tuned, figures=f"{title}-test")
 
     def prune(self, name: str, weights: str, aim: Aim, target: float) -> dict[str, Any]:
-        words = [f"{self.args.strategy}_prune.py", "--data", self.args.data, "--weights", weights, f"--target-{aim.kind}",
-                 f"{target:.0f}", "--refit", str(self.args.refit), "--save-dir", str(self.work / name),
+        words = [f"{self.options.strategy}_prune.py", "--data", self.options.data, "--weights", weights, f"--target-{aim.kind}",
+                 f"{target:.0f}", "--refit", str(self.options.refit), "--save-dir", str(self.work / name),
                  *self.machine()]  # fmt: skip
         return self.stages.run(Stage(name, words + ([] if aim.limit else ["--force"])))
 
@@ -160,9 +161,9 @@ class Job:
         words = ["convert.py", "--weights", str(files["pt"]), "--out", str(files["weights"])]
         self.stages.run(Stage("deliver", words, measures=False))
         files |= self.export("onnx", files["pt"])
-        if self.args.bits == 8:
+        if self.options.bits == 8:
             files["int8.pt"] = folder / "network_int8.pt"
-            words = ["PTQ.py", "--data", self.args.data, "--weights", str(files["pt"]), "--out", str(files["int8.pt"])]
+            words = ["PTQ.py", "--data", self.options.data, "--weights", str(files["pt"]), "--out", str(files["int8.pt"])]
             self.stages.run(Stage("int8", words + self.machine()))
             files |= self.export("int8.onnx", files["int8.pt"])
         return {kind: str(path) for kind, path in files.items()}
@@ -172,8 +173,8 @@ class Job:
             print(f"no ONNX file, which needs: pip install {' '.join(ONNX)}")
             return {}
         out = weights.with_suffix(".onnx")
-        words = ["export.py", "--data", self.args.data, "--weights", str(weights), "--out", str(out)]
-        self.stages.run(Stage(f"export-{kind}", [*words, "--workers", str(self.args.workers)]))
+        words = ["export.py", "--data", self.options.data, "--weights", str(weights), "--out", str(out)]
+        self.stages.run(Stage(f"export-{kind}", [*words, "--workers", str(self.options.workers)]))
         return {kind: out}
 
     def show(self, name: str, weights: str, pictures: list[str]) -> list[Path]:
@@ -183,7 +184,7 @@ class Job:
             os.makedirs(out)
         listed.write_text("".join(f"{os.path.abspath(p)}\n" for p in pictures), encoding="utf-8", errors="surrogateescape")
         words = ["detect.py", "--weights", weights, "--source", str(listed), "--output", str(out)]
-        self.stages.run(Stage(name, words + (["--device", self.args.device] if self.args.device else [])))
+        self.stages.run(Stage(name, words + (["--device", self.options.device] if self.options.device else [])))
         return sorted(path for path in out.rglob("*") if path.is_file())
 
     def record(self) -> list[dict[str, Any]]:

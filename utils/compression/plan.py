@@ -1,6 +1,5 @@
 """What is going to be done, before it is: the table that compress.py prints first, and what stops it before anything runs."""
 
-import argparse
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -8,7 +7,9 @@ from typing import Any
 
 from utils.compression.aim import KINDS, MAX_DROP, asked
 from utils.compression.clock import SPARSE
+from utils.compression.options import CompressOptions
 from utils.core.errors import UserError
+from utils.core.options import flags_of
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig, read_data
 from utils.data.labels import Problems, image_paths
@@ -35,48 +36,51 @@ class Plan:
     has_onnx: bool
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Plan":
+    def of(cls, options: CompressOptions) -> "Plan":
         """Raises UserError for a command line, a dataset or weights that nothing can be done with."""
-        if not args.data or not args.weights:
+        if not options.data or not options.weights:
             raise UserError("name the dataset with --data FILE.data and the trained network with --weights FILE")
-        data = read_data(args.data)
+        data = read_data(options.data)
         pictures = {key: len(image_paths(data.source(key), Problems())) for key in ("train", "valid")}
         for key, number in pictures.items():
             if number < LEAST_PICTURES:
                 raise UserError(f"{data.source(key)}: has {number} image to {'train' if key == 'train' else 'measure'} on; "
                                 "compressing needs more, a few hundred are usual")  # fmt: skip
-        finetuning = args.epochs or finetuning_epochs(pictures["train"])
-        sparse = args.epochs or round(finetuning * SPARSE / (1 - SPARSE))
-        takes_in = not is_checkpoint(args.weights) or convertible(args.weights) is not None
-        if not takes_in or args.cfg:
-            check_network(args, data)
+        finetuning = options.epochs or finetuning_epochs(pictures["train"])
+        sparse = options.epochs or round(finetuning * SPARSE / (1 - SPARSE))
+        takes_in = not is_checkpoint(options.weights) or convertible(options.weights) is not None
+        if not takes_in or options.cfg:
+            check_network(options, data)
         has_onnx = all(importlib.util.find_spec(name) is not None for name in ONNX)
         return cls(data, pictures, (sparse, finetuning), takes_in, has_onnx)
 
-    def table(self, args: argparse.Namespace) -> str:
+    def table(self, options: CompressOptions) -> str:
         """The stages in their order."""
-        kind, target = asked(args)
-        drop = MAX_DROP if args.max_drop is None else args.max_drop
+        kind, target = asked(options.goal)
+        drop = MAX_DROP if options.goal.max_drop is None else options.goal.max_drop
         aim = (
             f"at most {target} of its {KINDS[kind].title}" if target else f"the smallest that loses at most {drop:g} of mAP@0.5"
         )
-        limit = f", fewer where --hours {args.hours:g} asks for it" if args.hours else ""
-        rounds = 1 if target else args.rounds
+        limit = f", fewer where --hours {options.hours:g} asks for it" if options.hours else ""
+        rounds = 1 if target else options.rounds
         rows = [["convert.py", "the network as a checkpoint of this suite"]] if self.takes_in else []
         rows += [
             ["check.py", f"{self.pictures['train']:,} images to train on, {self.pictures['valid']:,} to measure on"],
             ["test.py", "the network as it came"],
         ]
-        rows += [["train.py", "one epoch, to see how long it takes"]] if args.hours else []
+        rows += [["train.py", "one epoch, to see how long it takes"]] if options.hours else []
         rows += [
             ["train.py --prune", f"sparse training, {self.epochs[0]} epochs{limit}"],
-            [f"{args.strategy}_prune.py", f"{aim}; refitted on {args.refit} images"],
-            ["train.py --finetune", f"{self.epochs[1]} epochs{limit}" + (", taught by the network that came" * args.teacher)],
+            [f"{options.strategy}_prune.py", f"{aim}; refitted on {options.refit} images"],
+            [
+                "train.py --finetune",
+                f"{self.epochs[1]} epochs{limit}" + (", taught by the network that came" * options.teacher),
+            ],
             ["test.py", "the small network"],
         ]
         if rounds > 1:
             rows.append(["", f"the last four again with less or more, up to {rounds} rounds, until the aim is enclosed"])
-        rows += [["PTQ.py", "8 bits by calibration"]] if args.bits == 8 else []
+        rows += [["PTQ.py", "8 bits by calibration"]] if options.bits == 8 else []
         rows.append(["convert.py", "network.cfg, .weights, .pt"])
         rows.append(["export.py", "network.onnx" if self.has_onnx else f"left out: {', '.join(ONNX)} aren't all installed"])
         rows += [["detect.py", "the same images before and after"], ["", "report.html"]]
@@ -84,16 +88,16 @@ class Plan:
         return format_table(["plan"], [[f"{n:2}  {step:<{width}}  {what}"] for n, (step, what) in enumerate(rows, 1)])
 
 
-def check_network(args: argparse.Namespace, data: DataConfig) -> None:
+def check_network(options: CompressOptions, data: DataConfig) -> None:
     """UserError for weights that can't be pruned, or aren't for the classes of the data."""
-    loaded = load_model(args.cfg, args.weights, None, data)
+    loaded = load_model(options.cfg, options.weights, None, data)
     if loaded.model.quantization:
-        raise UserError(f"{args.weights}: is quantized; name the float network that it was made of")
+        raise UserError(f"{options.weights}: is quantized; name the float network that it was made of")
 
 
-def command_of(args: argparse.Namespace) -> dict[str, Any]:
+def command_of(options: CompressOptions) -> dict[str, Any]:
     """What has to be the same for a command to go on where it stood. digest: of the weights' content."""
-    values = {k: v if v is None or isinstance(v, int | float | str) else str(v) for k, v in vars(args).items()}
+    values = {k: v if v is None or isinstance(v, int | float | str) else str(v) for k, v in flags_of(options).items()}
     values = {k: v for k, v in values.items() if k not in OF_THIS_CALL}
-    with open(args.weights, "rb") as file:
+    with open(options.weights, "rb") as file:
         return values | {"digest": hashlib.file_digest(file, "sha256").hexdigest()[:16]}

@@ -57,7 +57,8 @@ def flags_of(options: "DataclassInstance") -> dict[str, Any]:
     >>> flags_of(Mending(64))
     {'refit': 64}
     """
-    hints, flags = get_type_hints(type(options)), {}
+    hints = get_type_hints(type(options))
+    flags: dict[str, Any] = {}
     for field in fields(options):
         value = getattr(options, field.name)
         flags |= flags_of(value) if _is_group(hints[field.name]) else {field.metadata.get(_FLAG, field.name): value}

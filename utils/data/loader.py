@@ -31,6 +31,8 @@ class Loader(DataLoader):
     Iterating raises UserError when a worker process dies, which the kernel ends if memory runs out.
     """
 
+    dataset: Any  # a DetectionDataset, or a Subset of one
+
     def __init__(self, dataset: Any, *, workers: int, **options: Any) -> None:
         # fork shares the cache with the workers; where it is unsafe (macOS) or missing (Windows), torch's default stands
         context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.core.timing import STAGES, Stopwatch
 from utils.data.batch import normalise
+from utils.data.loader import Loader
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.ground_truth import GroundTruth, dataset_ground_truth
 from utils.detection.metrics import Evaluation, compute_metrics
@@ -20,7 +20,7 @@ from utils.network.detection_model import DetectionModel
 @torch.inference_mode()
 def evaluate(
     model: DetectionModel,
-    loader: DataLoader,
+    loader: Loader,
     names: list[str],
     *,
     device: torch.device,

@@ -6,11 +6,11 @@ DequantizeLinear with zero point 0, kernels a filter each, and equal scales at A
 one output a branch, in float: rknn-toolkit2 quantizes by itself.
 """
 
-import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.core.errors import UserError
+from utils.export.options import OnnxOptions
 
 DECODED, RAW, MAPS = "decoded", "raw", "maps"  # kinds of outputs, see utils.export.onnx.trace.OUTPUTS
 THEIRS = ("yolov5", "yolov8")  # what --layout ultralytics gives
@@ -60,33 +60,32 @@ TARGETS = {
 }
 
 
-def settle(args: argparse.Namespace) -> None:
-    """Fill in what --target decides; UserError for what contradicts it."""
-    if not args.target:
-        if args.half:
+def settle(options: OnnxOptions, given: frozenset[str]) -> OnnxOptions:
+    """With what --target decides; UserError for what contradicts it. given: names of the flags on the command line."""
+    if not options.target:
+        if options.half:
             raise UserError("--half is about --target ncnn, which is missing")
-        return
-    target, given = TARGETS[args.target], args.given
-    reason = next(_contradictions(args, target, given), "")
+        return options
+    target = TARGETS[options.target]
+    reason = next(_contradictions(options, target, given), "")
     if reason:
-        raise UserError(f"{reason}, which contradicts --target {args.target}")
+        raise UserError(f"{reason}, which contradicts --target {options.target}")
     if "outputs" not in given:
-        args.outputs = target.outputs[0]
-    if target.fixed:
-        args.static, args.batch = True, 1
+        options = replace(options, outputs=target.outputs[0])
+    return replace(options, static=True, batch=1) if target.fixed else options
 
 
-def _contradictions(args: argparse.Namespace, target: Target, given: frozenset[str]) -> Iterator[str]:
+def _contradictions(options: OnnxOptions, target: Target, given: frozenset[str]) -> Iterator[str]:
     """What the user asked for and the target can't have."""
-    if args.format != "onnx":
-        yield f"--format {args.format}: writes a format of its own"
-    if target.fixed and "batch" in given and args.batch != 1:
-        yield f"--batch {args.batch or 'dynamic'}: {target.title} gets one image at a time"
-    if "outputs" in given and args.outputs not in target.outputs:
-        yield f"{FLAGS[args.outputs]}: {target.title} gets {' or '.join(target.outputs)}"
-    if args.layout != "darknet" and not set(THEIRS) & set(target.outputs):
-        yield f"--layout {args.layout}: {target.title} gets {' or '.join(target.outputs)}"
-    if args.opset > target.opset:
-        yield f"--opset {args.opset}: {target.title} reads at most {target.opset}"
-    if args.half and not target.folder:
+    if options.source.format != "onnx":
+        yield f"--format {options.source.format}: writes a format of its own"
+    if target.fixed and "batch" in given and options.batch != 1:
+        yield f"--batch {options.batch or 'dynamic'}: {target.title} gets one image at a time"
+    if "outputs" in given and options.outputs not in target.outputs:
+        yield f"{FLAGS[options.outputs]}: {target.title} gets {' or '.join(target.outputs)}"
+    if options.layout != "darknet" and not set(THEIRS) & set(target.outputs):
+        yield f"--layout {options.layout}: {target.title} gets {' or '.join(target.outputs)}"
+    if options.opset > target.opset:
+        yield f"--opset {options.opset}: {target.title} reads at most {target.opset}"
+    if options.half and not target.folder:
         yield "--half: is about ncnn's files"

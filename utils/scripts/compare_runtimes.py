@@ -1,6 +1,6 @@
 """benchmark.py --runtimes: the same network in several runtimes and files, side by side."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,33 @@ from utils.scripts.evaluator import EvaluationOptions, Evaluator
 HEADER = ("runtime", "file", "mAP@0.5", "ms", "middle half", "MB", "computed by", "threads")
 
 
-def compare_runtimes(args: argparse.Namespace, img_size: int | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CompareOptions:
+    """Which files are computed by which runtimes; runtimes: [] for all that are installed. steps: turns that each has."""
+
+    cfg: str
+    weights: str
+    onnx: str
+    onnx_int8: str
+    data: str
+    runtimes: list[str]
+    threads: int | None
+    device: str
+    steps: int
+    batch_size: int
+    workers: int
+
+
+def compare_runtimes(options: CompareOptions, img_size: int | None) -> dict[str, Any]:
     """Print and return {rows: [...], refused: [{runtime, file, reason}]}: every runtime with every file that it can read.
 
     Raises UserError when a runtime that was named isn't installed, or none could be measured.
     """
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
-    jobs = make_jobs(args, img_size)
-    scores = [accuracy(args, job) if args.data else None for job in jobs]
-    timings = iter(measure([j for j, s in zip(jobs, scores, strict=True) if not isinstance(s, UserError)], args.steps))
+    jobs = make_jobs(options, img_size)
+    scores = [accuracy(options, job) if options.data else None for job in jobs]
+    timings = iter(measure([j for j, s in zip(jobs, scores, strict=True) if not isinstance(s, UserError)], options.steps))
     for job, score in zip(jobs, scores, strict=True):
         outcome = score if isinstance(score, UserError) else next(timings)
         name = {"runtime": job.runtime, "file": job.request.weights}
@@ -35,34 +52,38 @@ def compare_runtimes(args: argparse.Namespace, img_size: int | None) -> dict[str
             refused.append(name | {"reason": str(outcome)})
     if not rows:
         raise UserError(refused[0]["reason"])
-    print(report(rows, refused, args.steps))
+    print(report(rows, refused, options.steps))
     return {"rows": rows, "refused": refused}
 
 
-def make_jobs(args: argparse.Namespace, img_size: int | None) -> list[Job]:
+def make_jobs(options: CompareOptions, img_size: int | None) -> list[Job]:
     """Each runtime with each kind of file that it reads."""
-    for name in args.runtimes:
+    for name in options.runtimes:
         check_installed(name, RUNTIMES[name].packages)
-    data = read_data(args.data) if args.data else None
-    graphs = [str(path) for path in (args.onnx, args.onnx_int8) if path]
-    files = {"torch": [args.weights], "opencv": [args.weights, *graphs]}
-    for name in args.runtimes:
+    data = read_data(options.data) if options.data else None
+    graphs = [str(path) for path in (options.onnx, options.onnx_int8) if path]
+    files = {"torch": [options.weights], "opencv": [options.weights, *graphs]}
+    for name in options.runtimes:
         if not files.get(name, graphs):
             raise UserError(f"--runtimes {name}: name an ONNX file with --onnx or --onnx-int8; export.py makes it")
+
+    def request_of(file: str) -> Request:
+        return Request(options.cfg if file == options.weights else "", file, img_size, data)
+
     return [
-        Job(name, Request(args.cfg if file == args.weights else "", file, img_size, data), args.threads, args.device)
-        for name in args.runtimes or installed()
+        Job(name, request_of(file), options.threads, options.device)
+        for name in options.runtimes or installed()
         for file in files.get(name, graphs)
     ]
 
 
-def accuracy(args: argparse.Namespace, job: Job) -> float | UserError:
+def accuracy(options: CompareOptions, job: Job) -> float | UserError:
     """mAP@0.5 on the valid= images, as test.py measures it; or why the runtime can't read the file."""
     try:
         loaded = load(job.runtime, job.threads, job.request)
     except UserError as error:
         return error
-    own = EvaluationOptions(job.device, job.precision, args.batch_size, args.workers, Preparation())
+    own = EvaluationOptions(job.device, job.precision, options.batch_size, options.workers, Preparation())
     evaluator = Evaluator(own, job.request.data, loaded)
     return evaluator.accuracy(loaded.model, f"{job.runtime} {Path(job.request.weights).name}")["map50"]
 

@@ -1,6 +1,7 @@
 """The command line of quantization, which train.py and PTQ.py share."""
 
 import argparse
+from typing import Any
 
 from utils.quantized.config import OFF
 from utils.quantized.settings import BITS
@@ -8,7 +9,7 @@ from utils.quantized.settings import BITS
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that train.py and PTQ.py share."""
-    bits = {"type": int, "choices": BITS, "metavar": "N", "default": None}
+    bits: dict[str, Any] = {"type": int, "choices": BITS, "metavar": "N", "default": None}
     parser.add_argument("--a-bit", **bits, help=f"quantized: bits of maps: 2 to 8, 16, or {OFF} for float; 8 if not given")
     parser.add_argument("--w-bit", **bits, help=f"quantized: bits of kernels: 2 to 8, 16, or {OFF} for float; 8 if not given")
     parser.add_argument("--FPGA", action="store_true", help="quantized: all scales powers of two, one a tensor: integers and "

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.core.distributed import mean_over_processes
 from utils.data.batch import Batch, normalise
+from utils.data.loader import Loader
 from utils.training.run import DivergedError, Run
 
 TEACHER_TIME = "kd_time"  # beside a distiller's terms: the share of the epoch that the teacher and they took
@@ -36,7 +36,7 @@ class EpochFigures:
     distillation: dict[str, float] = field(default_factory=dict)
 
 
-def train_one_epoch(run: Run, loader: DataLoader) -> EpochFigures:
+def train_one_epoch(run: Run, loader: Loader) -> EpochFigures:
     """Train `run` on every batch of `loader` (training, see utils.data.datasets.create_loader) once; counts run.epoch up.
 
     Gradients are accumulated over run.accumulate batches; the epoch's last step takes the batches that are left, so that

@@ -6,7 +6,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from utils.checking.checks import quick_warnings
 from utils.checking.findings import Subject
@@ -20,6 +19,7 @@ from utils.core.preparation import Preparation
 from utils.data.class_balance import class_counts, image_weights
 from utils.data.data_file import DataConfig, read_data
 from utils.data.datasets import create_loader, evaluation_loader
+from utils.data.loader import Loader
 from utils.detection.ground_truth import GroundTruth, json_ground_truth
 from utils.detection.metrics import Evaluation
 from utils.distillation.distiller import Distiller
@@ -50,8 +50,8 @@ class Setup:
     options: TrainOptions
     flags: dict[str, Any]
     run: Run
-    loader: DataLoader
-    valid: DataLoader | None
+    loader: Loader
+    valid: Loader | None
     data: DataConfig
     prepared: Preparation
     truth: GroundTruth | None = None
@@ -114,8 +114,9 @@ def prepare(
             say("warning: directed sparsity takes away what a trained network can do without: begin with --weights of one")
         describe_steps(run, say)
     if teacher:
-        run.distil(Distiller.of(options.distillation, teacher, device, options.seed, dtype))
-        run.distiller.describe(say)
+        distiller = Distiller.of(options.distillation, teacher, device, options.seed, dtype)
+        run.distil(distiller)
+        distiller.describe(say)
     if checkpoint:
         run.restore(checkpoint)
         for network in (run.model, run.averaged):
@@ -168,7 +169,7 @@ def load_resumed(data: DataConfig, checkpoint: Checkpoint) -> Loaded[Darknet]:
 def create_loaders(
     options: TrainOptions, batch_size: int, data: DataConfig, loaded: Loaded[Darknet], prepared: Preparation, hyp: Hyp,
     world: World,
-) -> tuple[DataLoader, DataLoader | None]:  # fmt: skip
+) -> tuple[Loader, Loader | None]:  # fmt: skip
     """Loaders of the training and the validation images; no validation where the .data names none, with --notest."""
     loading = options.loading
     shared: dict[str, Any] = {
@@ -203,7 +204,7 @@ def describe_steps(run: Run, say: Say) -> None:
 
 
 def describe_data(
-    data: DataConfig, loaded: Loaded, prepared: Preparation, loader: DataLoader, valid: DataLoader | None, say: Say
+    data: DataConfig, loaded: Loaded[Darknet], prepared: Preparation, loader: Loader, valid: Loader | None, say: Say
 ) -> None:
     """Say what there is to learn from, and what check.py's quick checks think of it."""
     datasets = {"train": loader.dataset} | ({"valid": valid.dataset} if valid is not None else {})

@@ -1,7 +1,7 @@
 """export.py --format fpga: dump a network quantized with --FPGA, try the dump, and only then leave it in its place."""
 
-import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from utils.core.errors import UserError
 from utils.core.files import output_place
 from utils.core.folders import replacing_folder
-from utils.core.options import options_of
 from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.augment import FILL
@@ -23,6 +22,7 @@ from utils.export.fpga.check import CPU, Agreement, compare
 from utils.export.fpga.integer import Network, run
 from utils.export.fpga.lower import lower
 from utils.export.inputs import input_size
+from utils.export.options import ExportOptions
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.shapes import check_img_size
@@ -44,13 +44,26 @@ VECTORS = "vectors.npz"
 OWN_FILES = {dump.MANIFEST, VECTORS, *dump.FILES.values()}
 
 
-def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FpgaOptions:
+    """Flags of --format fpga; 0: not given."""
+
+    source: ExportOptions
+    reorder: bool
+    tm: int
+    tn: int
+    check_size: int
+    vectors: bool
+
+
+def export(options: FpgaOptions, loaded: Loaded, data: DataConfig | None) -> dict[str, Any]:
     """Write the dump's folder, print and return the figures. Raises UserError, with nothing left behind, when the integers
     computed from the files differ from PyTorch's."""
-    out = output_place(args.out, Path(args.weights).with_name(Path(args.weights).stem + "_fpga"), is_folder=True)
-    quantized, tiling, size = quantized_model(args, loaded), tiling_of(args), input_size(args, loaded)
-    prepared = loaded.preparation(options_of(Preparation, vars(args)))
-    tried = check_pictures(args, loaded, data, prepared)
+    source = options.source
+    out = output_place(source.out, Path(source.weights).with_name(Path(source.weights).stem + "_fpga"), is_folder=True)
+    quantized, tiling, size = quantized_model(source.weights, loaded), tiling_of(options), input_size(source.img_size, loaded)
+    prepared = loaded.preparation(source.images)
+    tried = check_pictures(options.check_size, loaded, data, prepared)
     model = quantized.inference_copy(CPU)
     network = lower(model, *size, prepared.maxabs)
     network.info |= description(loaded, size, prepared)
@@ -59,32 +72,32 @@ def export(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None) ->
         written = dump.read(temporary)
         agreement = compare(model, written, tried, prepared.maxabs)
         judge(agreement)
-        if args.vectors:
+        if options.vectors:
             write_vectors(temporary / VECTORS, written, tried[0][:1])
         figures = {"format": "fpga", "folder": str(out)} | sizes(temporary) | summary(network, agreement, tried)
     print(report(figures, network))
     return figures
 
 
-def quantized_model(args: argparse.Namespace, loaded: Loaded) -> Darknet:
+def quantized_model(weights: str, loaded: Loaded) -> Darknet:
     """The loaded model; UserError unless all of it can be computed in integers."""
     settings = loaded.model.quantization
     if settings is not None and settings.fpga:
         return loaded.model
     state = f"quantized in another way ({settings})" if settings else "not quantized"
-    raise UserError(f"{args.weights}: is {state}, but an FPGA dump needs scales that are powers of two; with the float weights "
+    raise UserError(f"{weights}: is {state}, but an FPGA dump needs scales that are powers of two; with the float weights "
                     "run: python PTQ.py --FPGA --weights ... --data ..., or train.py --quantized 1 --FPGA ...")  # fmt: skip
 
 
-def tiling_of(args: argparse.Namespace) -> dump.Tiling | None:
+def tiling_of(options: FpgaOptions) -> dump.Tiling | None:
     """--reorder --tm TM --tn TN; UserError for a part of it."""
-    if not args.reorder:
-        if args.tm or args.tn:
+    if not options.reorder:
+        if options.tm or options.tn:
             raise UserError("--tm and --tn are the tiles of --reorder; add it")
         return None
-    if not args.tm or not args.tn:
+    if not options.tm or not options.tn:
         raise UserError("--reorder needs --tm N and --tn N: the filters and input channels your accelerator computes at once")
-    return dump.Tiling(args.tm, args.tn)
+    return dump.Tiling(options.tm, options.tn)
 
 
 def description(loaded: Loaded, size: tuple[int, int], prepared: Preparation) -> dict[str, Any]:
@@ -104,10 +117,11 @@ def description(loaded: Loaded, size: tuple[int, int], prepared: Preparation) ->
     }  # fmt: skip
 
 
-def check_pictures(args: argparse.Namespace, loaded: Loaded, data: DataConfig | None, prepared: Preparation) -> list[Tensor]:
-    """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and images of --data."""
+def check_pictures(side: int, loaded: Loaded, data: DataConfig | None, prepared: Preparation) -> list[Tensor]:
+    """What the dump is tried on, uint8 (batch, channels, side, side) each: fine and coarse noise, and images of --data. side: 0
+    for about CHECK_SIZE."""
     stride, channels = loaded.model.max_stride, loaded.model.defs.net.channels
-    side = args.check_size or math.ceil(CHECK_SIZE / stride) * stride
+    side = side or math.ceil(CHECK_SIZE / stride) * stride
     check_img_size(side, stride, "--check-size")
     random = torch.Generator().manual_seed(0)
     shapes = [(1, channels, n, n) for n in (side, side // stride)]

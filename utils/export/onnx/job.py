@@ -1,6 +1,5 @@
 """export.py --format onnx: build the graph, try it, and only then leave it in its place."""
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import torch
 
 from utils.core.errors import UserError
 from utils.core.files import output_place, replacing
-from utils.core.options import options_of
-from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import DataConfig
 from utils.detection.threshold import choose_threshold
@@ -22,6 +19,7 @@ from utils.export.onnx.model import OnnxModel
 from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
 from utils.export.onnx.verdict import TOLERANCE, Goal, Trial, compare, in_runtime, refuse_far, without_quantizers
 from utils.export.onnx.verdict import lines as verdict
+from utils.export.options import ExportOptions, OnnxOptions
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
@@ -29,16 +27,15 @@ from utils.network.definitions import Convolutional
 EVEN = 4  # filters come in multiples of this where ONNX Runtime is fast (EXPERIMENTS.md)
 
 
-def export(
-    args: argparse.Namespace, loaded: Loaded[Darknet], data: DataConfig | None, goal: Goal | None = None
-) -> dict[str, Any]:
+def export(options: OnnxOptions, loaded: Loaded[Darknet], data: DataConfig | None, goal: Goal | None = None) -> dict[str, Any]:
     """Write the .onnx, print and return the figures; goal: the runtime that it is for, which tries it, too.
 
     Raises UserError, with nothing left behind, when a check fails.
     """
-    plan = make_plan(args, loaded)
-    prepared, out = loaded.preparation(options_of(Preparation, vars(args))), output_file(args)
-    trial = Trial(loaded, data, plan, prepared, without_quantizers(loaded.model), args.max_drop, args.workers)
+    plan, source = make_plan(options, loaded), options.source
+    prepared, out = loaded.preparation(source.images), output_file(source)
+    reference = without_quantizers(loaded.model)
+    trial = Trial(loaded, data, plan, prepared, reference, options.allowed_drop, options.workers)
     print(f"tracing {loaded.model.defs.name}")
     with replacing(out) as temporary, tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"} | {trial.precision: temporary}
@@ -56,34 +53,35 @@ def export(
     return figures
 
 
-def make_plan(args: argparse.Namespace, loaded: Loaded) -> GraphPlan:
+def make_plan(options: OnnxOptions, loaded: Loaded[Darknet]) -> GraphPlan:
     """What is asked for, in one piece; UserError for what doesn't go together."""
-    if args.opset not in OPSETS:
-        raise UserError(f"--opset {args.opset}: must be {OPSETS[0]} to {OPSETS[-1]}, which PyTorch's exporter can write")
-    nms = {k: v for k in ("conf_thres", "iou_thres", "max_det") if (v := getattr(args, k)) is not None}
-    if nms and args.outputs != "nms":
+    if options.opset not in OPSETS:
+        raise UserError(f"--opset {options.opset}: must be {OPSETS[0]} to {OPSETS[-1]}, which PyTorch's exporter can write")
+    nms = {k: v for k in ("conf_thres", "iou_thres", "max_det") if (v := getattr(options, k)) is not None}
+    if nms and options.outputs != "nms":
         raise UserError(f"--{next(iter(nms)).replace('_', '-')} is about the NMS in the graph; add --nms")
-    if args.outputs == "nms":
-        nms["conf_thres"] = choose_threshold(args.conf_thres, loaded.conf_thres, "checkpoint")
-    return GraphPlan(input_size(args, loaded), not args.static, args.batch, args.opset, outputs(args, loaded), **nms)
+    if options.outputs == "nms":
+        nms["conf_thres"] = choose_threshold(options.conf_thres, loaded.conf_thres, "checkpoint")
+    size = input_size(options.source.img_size, loaded)
+    return GraphPlan(size, not options.static, options.batch, options.opset, outputs(options, loaded), **nms)
 
 
-def outputs(args: argparse.Namespace, loaded: Loaded) -> str:
+def outputs(options: OnnxOptions, loaded: Loaded[Darknet]) -> str:
     """What the graph gives, as in OUTPUTS; UserError for a layout that doesn't go with it."""
-    if args.layout == "darknet":
-        return args.outputs
-    if args.outputs != "decoded":
-        raise UserError(f"--layout {args.layout} is about decoded boxes, so it doesn't go with --{args.outputs}")
-    if args.maxabsscaler or loaded.settings.get("maxabs"):
-        raise UserError(f"--layout {args.layout}: their programs give images in 0..1, but this network was trained with "
+    if options.layout == "darknet":
+        return options.outputs
+    if options.outputs != "decoded":
+        raise UserError(f"--layout {options.layout} is about decoded boxes, so it doesn't go with --{options.outputs}")
+    if options.source.images.maxabs or loaded.settings.get("maxabs"):
+        raise UserError(f"--layout {options.layout}: their programs give images in 0..1, but this network was trained with "
                         "--maxabsscaler")  # fmt: skip
     return "yolov5" if loaded.model.defs.yolo_indices() else "yolov8"
 
 
-def output_file(args: argparse.Namespace) -> Path:
+def output_file(source: ExportOptions) -> Path:
     """The file to write; UserError if it is one of the inputs."""
-    path = output_place(args.out, Path(args.weights).with_suffix(".onnx"))
-    if path.exists() and path.resolve() in {Path(p).resolve() for p in (args.weights, args.cfg, args.data) if p}:
+    path = output_place(source.out, Path(source.weights).with_suffix(".onnx"))
+    if path.exists() and path.resolve() in {Path(p).resolve() for p in (source.weights, source.cfg, source.data) if p}:
         raise UserError(f"{path}: would overwrite an input; name another file with --out")
     return path
 
