@@ -91,7 +91,7 @@ def load_model(
     weights, unless they are to be taken `unchecked`.
     """
     if weights and is_onnx(weights):
-        raise UserError(f"{weights}: an ONNX file can be run (test.py, detect.py), but not changed; "
+        raise UserError.at(weights, "an ONNX file can be run (test.py, detect.py), but not changed; "
                         "name the .pt or .weights that it was exported from")  # fmt: skip
     checkpoint = read_checkpoint(weights) if weights and is_checkpoint(weights) else None
     settings = checkpoint.settings if checkpoint else {}
@@ -100,9 +100,9 @@ def load_model(
         defs.net.channels = 1
     classes = checkpoint_classes(defs)
     if data is not None and data.classes != classes:
-        ours = f"{defs.name}: its {defs.heads_named()} layers have classes={classes}"
+        ours = f"its {defs.heads_named()} layers have classes={classes}"
         remedy = command("make_cfg.py", cfg=defs.name, data=data.path)
-        raise UserError(f"{ours}, but {data.path} has {data.classes}", command=remedy)
+        raise UserError.at(defs.name, f"{ours}, but {data.path} has {data.classes}", command=remedy)
     size = img_size if img_size is not None else settings.get("img_size") or defs.net.width
     model = Darknet(defs, size)
     if checkpoint is not None and checkpoint.quantization:
@@ -127,7 +127,7 @@ def sees_gray(model: DetectionModel) -> bool:
     """Whether a network reads one-channel images; UserError if it reads neither those nor colour."""
     channels = model.defs.net.channels
     if channels not in (1, 3):
-        raise UserError(f"{model.defs.name}: channels={channels}, but images have 3, or 1 with --gray-scale; change [net]")
+        raise UserError.at(model.defs.name, f"channels={channels}, but images have 3, or 1 with --gray-scale; change [net]")
     return channels == 1
 
 
@@ -147,6 +147,6 @@ def own_cfg(checkpoint: Checkpoint) -> Defs:
     try:
         defs = parse_cfg(checkpoint.cfg + "\n")  # what has no line break would be a path
     except UserError as error:
-        raise UserError(f"{checkpoint.path}: its own {error}") from None
+        raise UserError.at(checkpoint.path, f"its own {error}") from None
     defs.name = checkpoint.cfg_name or checkpoint.path
     return defs

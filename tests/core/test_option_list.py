@@ -21,7 +21,7 @@ TWICE = NET + "width=32\n" + conv(8, stride=2) + "filters=4\nfilters=8\n" + head
 def test_of_a_key_given_twice_the_first_counts():
     with noting_remarks() as remarks:
         defs = parse_cfg(TWICE)
-    assert remarks == [
+    assert list(map(str, remarks)) == [
         "cfg:5: width=32 is left out: width=64 stands in line 2 already, and the first counts, as in Darknet (and 1 more)"
     ]
     assert (defs.net.width, defs[0].filters) == (64, 8)
@@ -46,7 +46,7 @@ def test_an_empty_value_is_none():
     with noting_remarks() as remarks:
         defs = parse_cfg(NET + "[convolutional]\nfilters=\nfilters=4\nstride=\n")
     assert (defs[0].filters, defs[0].stride) == (4, 1)
-    assert remarks == [
+    assert list(map(str, remarks)) == [
         "cfg:6: filters= has no value, so it counts as not given, as in Darknet",
         "cfg:8: stride= has no value, so it counts as not given, as in Darknet",
     ]
@@ -77,10 +77,10 @@ def test_only_remarks_are_noted():
         warnings.simplefilter("always")
         with noting_remarks() as remarks:
             warnings.warn("another", UserWarning, stacklevel=1)
-            remark("a.cfg:1: odd")
-            remark("a.cfg:1: odd")
-        remark("a.cfg:2: odd")
-    assert remarks == ["a.cfg:1: odd"]
+            remark("odd", "a.cfg:1")
+            remark("odd", place="a.cfg:1")
+        remark("odd", "a.cfg:2")
+    assert [(str(r), r.place, r.what) for r in remarks] == [("a.cfg:1: odd", "a.cfg:1", "odd")]
     assert [(str(w.message), w.category) for w in shown] == [("another", UserWarning), ("a.cfg:2: odd", Remark)]
 
 
@@ -120,7 +120,7 @@ def test_the_first_counts_in_a_data_file_too(tmp_path):
     with noting_remarks() as remarks:
         assert str(read_data(tmp_path / "a.data").train) == "a.txt"
     assert len(remarks) == 1
-    assert remarks[0].startswith(f"{tmp_path}/a.data:4: train=b.txt is left out: train=a.txt stands in line 3 already")
+    assert str(remarks[0]).startswith(f"{tmp_path}/a.data:4: train=b.txt is left out: train=a.txt stands in line 3 already")
 
 
 @pytest.mark.parametrize("classes", ["0", "-1", "1000000000", "9" * 5000, "two", ""])

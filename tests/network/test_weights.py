@@ -118,8 +118,9 @@ def test_a_count_of_pictures_that_cannot_be_starts_again(seen, tmp_path):
     with noting_remarks() as remarks:
         load_weights(model, tmp_path / "a.weights")
     assert model.seen == 0
-    assert remarks == [f"{tmp_path}/a.weights: its header says that {seen} images were seen, which can't be; they are "
-                       "counted from 0"]  # fmt: skip
+    (said,) = remarks
+    assert said.place == f"{tmp_path}/a.weights"
+    assert said.what == f"its header says that {seen} images were seen, which can't be; they are counted from 0"
 
 
 def test_formats_are_told_apart_by_content(tmp_path):

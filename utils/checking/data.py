@@ -11,6 +11,7 @@ from utils.checking.files import KINDS, NO_ROW, usable_rows
 from utils.checking.findings import ERROR, NOTE, WARNING, Finding, Subject, finding_of
 from utils.checking.read import ANY_CLASS
 from utils.core.errors import UserError
+from utils.data.coco import Said
 from utils.data.labels import CLIPPED, label_path
 from utils.data.picture_kinds import is_beside
 from utils.detection.ground_truth import json_ground_truth
@@ -54,15 +55,14 @@ def corners(subject: Subject) -> Iterator[Finding]:
 
 def coco_annotations(subject: Subject) -> Iterator[Finding]:
     """A coco_json= that doesn't belong to valid, which test.py would measure with."""
-    valid, said = subject.split("valid"), list[str]()
+    valid, said = subject.split("valid"), list[Said]()
     if valid is not None and subject.data.classes:
         try:
             json_ground_truth(subject.data, valid, said.append)
         except UserError as error:
             yield finding_of(error, "mend or remove coco_json= in the .data file")
-    for line in said:
-        where, _, what = line.removeprefix("warning: ").partition(": ")
-        yield Finding(WARNING, what, 1, where, "look into coco_json= of the .data file")
+    for each in said:
+        yield Finding(WARNING, each.what, 1, each.place, "look into coco_json= of the .data file")
 
 
 def orphans(subject: Subject) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.errors import UserError
+from utils.core.errors import Remark, UserError
 from utils.data.data_file import DataConfig
 from utils.data.labels import Problems
 from utils.network.definitions import Defs
@@ -32,11 +32,10 @@ class Finding:
         return f"{self.what}: {self.count} (first: {self.first}); {self.remedy}"
 
 
-def finding_of(error: UserError | str, remedy: str = "mend it", severity: str = ERROR) -> Finding:
-    """A finding that stands for a message `place: what is wrong`; a command with which it ends is the remedy."""
-    text, command = (error.text, error.command) if isinstance(error, UserError) else (error, "")
-    where, _, what = text.partition(": ")
-    return Finding(severity, what or where, 1, where if what else "-", command or remedy)
+def finding_of(said: UserError | Remark, remedy: str = "mend it", severity: str = ERROR) -> Finding:
+    """A finding that stands for an error or a remark; a command that mends it is the remedy."""
+    command = said.command if isinstance(said, UserError) else ""
+    return Finding(severity, said.what, 1, said.place or "-", command or remedy)
 
 
 @dataclass

@@ -42,7 +42,7 @@ def read_subject(
             subject.data = _read_data(data, subject.found)
         except UserError as error:
             subject.found.append(finding_of(error, "mend this line"))
-    subject.found += [finding_of(text, "write it as it is meant", WARNING) for text in remarks]
+    subject.found += [finding_of(each, "write it as it is meant", WARNING) for each in remarks]
     if subject.data is None:
         return subject
     for name in SPLITS:

@@ -31,10 +31,10 @@ def download(url: str, part: Path) -> None:
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
-            raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
+            raise UserError.at(url, f"the server answers {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{part}: cannot be written ({getattr(error, 'strerror', error)})") from None
+                raise UserError.at(part, f"cannot be written ({getattr(error, 'strerror', error)})") from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         fruitless = 0 if _size(part) > best else fruitless + 1
         best = max(best, _size(part))

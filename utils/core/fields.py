@@ -32,7 +32,7 @@ class Fields:
     def of(cls, values: Any, origin: str, where: str = "") -> "Fields":
         """The fields of what should be a dict with names as keys."""
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise UserError(f"{origin}: {where.rstrip('.') or 'its content'} {_unlike(values, 'named values')}")
+            raise UserError.at(origin, f"{where.rstrip('.') or 'its content'} {_unlike(values, 'named values')}")
         return cls(values, origin, where)
 
     def __contains__(self, name: str) -> bool:
@@ -40,7 +40,7 @@ class Fields:
 
     def wrong(self, name: str, wanted: str) -> UserError:
         """The error for a field that isn't what it should be."""
-        return UserError(f"{self.origin}: {self.where}{name} {_unlike(self.values.get(name), wanted)}")
+        return UserError.at(self.origin, f"{self.where}{name} {_unlike(self.values.get(name), wanted)}")
 
     def text(self, name: str, default: str = "") -> str:
         value = self.values.get(name)

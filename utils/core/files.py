@@ -17,7 +17,7 @@ def make_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot create this folder ({error.strerror}); choose another") from None
+        raise UserError.at(folder, f"cannot create this folder ({error.strerror}); choose another") from None
     return folder
 
 
@@ -28,16 +28,16 @@ def check_writable(path: str | Path) -> None:
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
-        raise UserError(f"{path}: cannot be written, since {place} is no folder; choose another")
+        raise UserError.at(path, f"cannot be written, since {place} is no folder; choose another")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: cannot be written, since {place} belongs to others; choose another")
+        raise UserError.at(path, f"cannot be written, since {place} belongs to others; choose another")
     for name in Path(os.path.abspath(path)).relative_to(place).parts:
         try:
             os.lstat(os.path.join(place, name))
         except FileNotFoundError:
             pass
         except OSError as error:  # mostly of a name that is too long
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another") from None
+            raise UserError.at(path, f"cannot be written ({error.strerror}); choose another") from None
 
 
 def output_place(out: str | Path | None, default: Path, *, is_folder: bool = False) -> Path:
@@ -47,10 +47,10 @@ def output_place(out: str | Path | None, default: Path, *, is_folder: bool = Fal
     being written to: what lies there may be shared, so nothing is added to it unless --out says so.
     """
     if not out and not _is_own(default.absolute().parent):
-        raise UserError(f"{default.parent}: isn't a folder of yours that can be written; say with --out where the result goes")
+        raise UserError.at(default.parent, "isn't a folder of yours that can be written; say with --out where the result goes")
     place = Path(out or default)
     if is_folder and place.exists() and not place.is_dir():
-        raise UserError(f"{place}: is a file, but a folder is to be written there; name another with --out")
+        raise UserError.at(place, "is a file, but a folder is to be written there; name another with --out")
     check_writable(place / "file" if is_folder else place)
     return place
 
@@ -66,9 +66,9 @@ def _is_own(folder: Path) -> bool:
 def _check_kind(path: str | Path) -> None:
     """Raise UserError for what a file must not take the place of: /dev/null, for one, would be gone for all programs."""
     if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder, but a file is to be written there")
+        raise UserError.at(path, "is a folder, but a file is to be written there")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is a device or a pipe, but a file is to be written there")
+        raise UserError.at(path, "is a device or a pipe, but a file is to be written there")
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=f".tmp{target.suffix[:20]}", dir=target.parent)
     except OSError as error:
-        raise UserError(f"{target.parent}: cannot write here ({error.strerror}); choose another folder") from None
+        raise UserError.at(target.parent, f"cannot write here ({error.strerror}); choose another folder") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -94,7 +94,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; users expect theirs to be as readable as any other
         temporary.replace(target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+        raise UserError.at(target, f"cannot be written ({error.strerror})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,18 +115,18 @@ def read_text(path: str | Path, what: str = "file", *, comments: str = "", paths
     try:
         return decode(Path(path).read_bytes(), comments, paths=paths)
     except FileNotFoundError:
-        raise UserError(f"{path}: this {what} does not exist; check the path") from None
+        raise UserError.at(path, f"this {what} does not exist; check the path") from None
     except UnknownEncoding as error:
         raise _mistaken(path, what, error) from None
     except (OSError, ValueError) as error:  # the latter for names with a NUL byte
-        raise UserError(f"{path}: this {what} cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise UserError.at(path, f"this {what} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def _mistaken(path: str | Path, what: str, error: UnknownEncoding) -> UserError:
     """Where the text stops being UTF-8, what it seems to be, and the command that makes UTF-8 of it."""
     if not error.encoding:
-        return UserError(f"{path}: this is not a text file, so it is no {what}")
+        return UserError.at(path, f"this is not a text file, so it is no {what}")
     utf8 = Path(path).with_stem(f"{Path(path).stem}-utf8")
     command = f"iconv -f {error.encoding} -t utf-8 {beside(path)} > {beside(utf8)}"
-    text = f"{path}:{error.line}: isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]})"
-    return UserError(text, command=command, what_it_does="convert it")
+    found = f"isn't UTF-8 but, as it looks, {error.encoding} ({error.sample[:30]})"
+    return UserError.at(f"{path}:{error.line}", found, command=command, what_it_does="convert it")

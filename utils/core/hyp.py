@@ -87,11 +87,11 @@ class Hyp:
         """Override one value, given as a number or its text; `origin` names the file in the error."""
         kinds = {f.name: f.type for f in dataclasses.fields(self)}
         if name not in kinds:
-            raise UserError(f"{origin}: {name} is not a hyper-parameter; there are: {', '.join(kinds)}")
+            raise UserError.at(origin, f"{name} is not a hyper-parameter; there are: {', '.join(kinds)}")
         try:
             setattr(self, name, LIMITS[name](str(value)))
         except argparse.ArgumentTypeError as error:
-            raise UserError(f"{origin}: {name}={error}") from None
+            raise UserError.at(origin, f"{name}={error}") from None
 
 
 # Trained weights: biases have found their place, and few epochs should not end at a rate of next to nothing.
@@ -144,9 +144,9 @@ def _read_json(text: str, path: str | Path) -> dict[str, Any]:
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+        raise UserError.at(f"{path}:{error.lineno}", f"not valid JSON ({error.msg})") from None
     except (RecursionError, ValueError):  # a number of thousands of digits
-        raise UserError(f"{path}: holds what is no hyper-parameter: lists within lists, or endless numbers") from None
+        raise UserError.at(path, "holds what is no hyper-parameter: lists within lists, or endless numbers") from None
 
 
 def _once(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
@@ -154,5 +154,5 @@ def _once(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in values if names.count(name) > 1)
-        raise UserError(f"{path}: {twice} stands in it twice; leave one of them")
+        raise UserError.at(path, f"{twice} stands in it twice; leave one of them")
     return values

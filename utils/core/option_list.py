@@ -27,15 +27,15 @@ def split_option(line: str, where: str) -> tuple[str, str]:
     key, equals, value = line.partition("=")
     key = "".join(key.split())
     if not equals or not key:
-        raise UserError(f"{where}: expected `key=value`, found: {line.strip()[:60]}")
+        raise UserError.at(where, f"expected `key=value`, found: {line.strip()[:60]}")
     return key, value
 
 
 class OptionList(dict[str, tuple[str, int]]):
     """key -> (value, line of the file), in the file's order."""
 
-    def __init__(self, repeated: list[str] | None = None) -> None:
-        """repeated: takes a text `line: what` for each key that was given again, with another value."""
+    def __init__(self, repeated: list[tuple[int, str]] | None = None) -> None:
+        """repeated: takes (line, what) for each key that was given again, with another value."""
         super().__init__()
         self.repeated = [] if repeated is None else repeated
 
@@ -46,11 +46,12 @@ class OptionList(dict[str, tuple[str, int]]):
         first, place = self.setdefault(key, (value, line))
         if first != value:
             given = f"{key}={first[:40]} stands in line {place} already"
-            self.repeated.append(f"{line}: {key}={value[:40]} is left out: {given}, and the first counts, as in Darknet")
+            self.repeated.append((line, f"{key}={value[:40]} is left out: {given}, and the first counts, as in Darknet"))
 
 
-def remark_repeated(name: str, repeated: list[str]) -> None:
+def remark_repeated(name: str, repeated: list[tuple[int, str]]) -> None:
     """Say in one line what OptionList.add left out in the file `name`."""
     if repeated:
         more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
-        remark(f"{name}:{repeated[0]}{more}")
+        line, what = repeated[0]
+        remark(f"{what}{more}", f"{name}:{line}")

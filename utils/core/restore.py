@@ -18,11 +18,11 @@ def restore_module(module: nn.Module, state: dict[str, Tensor], origin: str) -> 
     own = module.state_dict()
     if own.keys() != state.keys():
         odd = sorted(own.keys() ^ state.keys())[0]
-        raise UserError(f"{origin}: {odd} is {'missing' if odd in own else 'not known here'}: it belongs to another network")
+        raise UserError.at(origin, f"{odd} is {'missing' if odd in own else 'not known here'}: it belongs to another network")
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)}, but should be {tuple(tensor.shape)}"
-            raise UserError(f"{origin}: {name} is {shapes}: it belongs to another network")
+            raise UserError.at(origin, f"{name} is {shapes}: it belongs to another network")
     module.load_state_dict(state)
 
 
@@ -32,7 +32,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Fields) -> None:
     own = optimizer.state_dict()
     groups = saved.items("param_groups")
     if [groups.fields(key).values.get("params") for key in groups.values] != [g["params"] for g in own["param_groups"]]:
-        raise UserError(f"{saved.origin}: its optimizer has other parameters than this network: it belongs to another run")
+        raise UserError.at(saved.origin, "its optimizer has other parameters than this network: it belongs to another run")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = saved.values.get("state")
     if not isinstance(state, dict) or not all(_fits(optimizer, parameters, *item) for item in state.items()):

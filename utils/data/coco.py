@@ -23,6 +23,18 @@ _FURTHEST = 1e9  # pixels: beyond are damaged numbers
 _EXACT = 2**53  # whole numbers above are not exact in a float
 
 
+@dataclass(frozen=True)
+class Said:
+    """What is odd about a file and stops nothing. is_warning: whether what is measured with it may be wrong."""
+
+    place: str
+    what: str
+    is_warning: bool = True
+
+    def __str__(self) -> str:
+        return f"{'warning: ' if self.is_warning else ''}{self.place}: {self.what}"
+
+
 class CocoImage(NamedTuple):
     """id: as the file has it; name: its file_name with `/` between folders; size: (width, height), 0 where not stated."""
 
@@ -96,7 +108,7 @@ class CocoFile:
         """What can only be seen at the end. Raises UserError for annotations of a category that isn't listed."""
         for key, own in self.used.items():
             if key not in self.categories:
-                raise UserError(f"{self.path}: annotation {own}: category_id {key} isn't one of the file's categories")
+                raise UserError.at(self.path, f"annotation {own}: category_id {key} isn't one of the file's categories")
         strays = [key for key in self.boxes if key not in self.images]
         if strays:
             count = sum(len(self.boxes[key]) for key in strays) // _FIELDS
@@ -124,7 +136,7 @@ def read_coco_file(path: str, problems: Problems) -> CocoFile:
         if add is None:
             continue
         if number < 0:
-            raise UserError(f"{path}: not COCO's instances format (`{key}` isn't a list)")
+            raise UserError.at(path, f"not COCO's instances format (`{key}` isn't a list)")
         try:
             add(file, number, item)
         except KeyError as error:
@@ -134,13 +146,13 @@ def read_coco_file(path: str, problems: Problems) -> CocoFile:
     missing = [key for key in _NEEDED if key not in stream.keys]
     if missing:
         kind = "a list, as detections are" if "" in stream.keys else f"`{missing[0]}` is missing"
-        raise UserError(f"{path}: not COCO's instances format ({kind}); choose another file")
+        raise UserError.at(path, f"not COCO's instances format ({kind}); choose another file")
     file.check()
     return file
 
 
 def _unusable(path: str, key: str, number: int, reason: str) -> UserError:
-    return UserError(f"{path}: {key} number {number + 1}: not COCO's instances format ({reason})")
+    return UserError.at(path, f"{key} number {number + 1}: not COCO's instances format ({reason})")
 
 
 def key_of(value: Any) -> Key:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from utils.core.errors import UserError
-from utils.data.coco import CocoFile, Key
+from utils.data.coco import CocoFile, Key, Said
 from utils.data.file_names import folded, path_parts, shared_parts
 from utils.data.stated_sizes import sizes_differ
 
@@ -33,7 +33,7 @@ def _check_sizes(file: CocoFile, keys: list[Key]) -> None:
     first = file.images[keys[0]]
     for key in keys[1:]:
         if sizes_differ(first.size, file.images[key].size):
-            raise UserError(f"{file.path}: images {first.id} and {key} are {first.name} both, but of different sizes; "
+            raise UserError.at(file.path, f"images {first.id} and {key} are {first.name} both, but of different sizes; "
                             "write the folders into file_name")  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def _choice(file: CocoFile, path: str, listed: dict[str, dict[str, list[Key]]]) 
     ranks = {name: _rank(path, name) for name in names}
     best = [name for name in names if ranks[name] == max(ranks.values())]
     if len(best) > 1:
-        raise UserError(f"{file.path}: {path} may be its {best[0]} or its {best[1]}; give the image such a folder")
+        raise UserError.at(file.path, f"{path} may be its {best[0]} or its {best[1]}; give the image such a folder")
     return best[0]
 
 
@@ -68,15 +68,15 @@ def _check_shared(file: CocoFile, chosen: dict[str, str]) -> None:
         ranks = [_rank(path, name) for path in paths]
         best = [path for path, rank in zip(paths, ranks, strict=True) if rank == max(ranks)]
         if len(best) > 1:
-            raise UserError(f"{file.path}: its {name} may be {best[0]} or {best[1]}; write the folders into file_name")
+            raise UserError.at(file.path, f"its {name} may be {best[0]} or {best[1]}; write the folders into file_name")
         raise _unlisted(file, paths[ranks.index(min(ranks))])
 
 
 def _unlisted(file: CocoFile, path: str) -> UserError:
-    return UserError(f"{file.path}: lists no image {path}; use the json that belongs to valid= in the .data file")
+    return UserError.at(file.path, f"lists no image {path}; use the json that belongs to valid= in the .data file")
 
 
-def classes_of(file: CocoFile, names: list[str], say: Callable[[str], None]) -> dict[Key, int]:
+def classes_of(file: CocoFile, names: list[str], say: Callable[[Said], None]) -> dict[Key, int]:
     """Category -> class, by name, where case, spaces, `_` and `-` don't matter; categories of other names have none.
 
     Where categories and classes are as many, but differ in names, the order of the ids counts, unless the names that they
@@ -92,12 +92,12 @@ def classes_of(file: CocoFile, names: list[str], say: Callable[[str], None]) -> 
         return found
     if len(order) == len(names) and all(order[number] == key for key, number in found.items()):
         pairs = ", ".join(f"{file.categories[order[n]][1]} = {names[n]}" for n in unnamed[:3])
-        say(f"warning: {file.path}: its categories have other names than the .data file's classes, so the order of their ids "
-            f"says which is which: {pairs}{', ...' if len(unnamed) > 3 else ''}")  # fmt: skip
+        what = "its categories have other names than the .data file's classes, so the order of their ids says which is which"
+        say(Said(file.path, f"{what}: {pairs}{', ...' if len(unnamed) > 3 else ''}"))
         return {key: number for number, key in enumerate(order)}
     has = f"{len(order)} categories, {file.categories[unknown[0]][1]!r} among them" if unknown else f"{len(order)} categories"
     lacks = f", among them {names[unnamed[0]]!r}" if unnamed else ""
-    raise UserError(f"{file.path}: has {has}, but the .data file has classes={len(names)}{lacks}; make the names agree")
+    raise UserError.at(file.path, f"has {has}, but the .data file has classes={len(names)}{lacks}; make the names agree")
 
 
 def _plain(name: str) -> str:

@@ -42,7 +42,7 @@ class DataConfig:
         """The images of `train` or `valid`; UserError when the file doesn't name them."""
         found = {"train": self.train, "valid": self.valid}[key]
         if found is None:
-            raise UserError(f"{self.path}: needs a line `{key}=` with a list or a folder of images")
+            raise UserError.at(self.path, f"needs a line `{key}=` with a list or a folder of images")
         return found
 
 
@@ -56,12 +56,12 @@ def read_data(path: str | Path) -> DataConfig:
     classes = class_count(stated)
     if not classes:
         found = f", but has classes={stated[:40]}" if stated else ""
-        raise UserError(f"{path}: needs a line `classes=N` with the number of classes, at most {MOST_CLASSES:,}{found}")
+        raise UserError.at(path, f"needs a line `classes=N` with the number of classes, at most {MOST_CLASSES:,}{found}")
     base = Path(path).parent
     listed = options.pop("names", "")
     names = read_names(find_file(listed, base)) if listed else [str(i) for i in range(classes)]
     if len(names) != classes:
-        raise UserError(f"{path}: classes={classes}, but its names file lists {len(names)} names; make them agree")
+        raise UserError.at(path, f"classes={classes}, but its names file lists {len(names)} names; make them agree")
     train, valid = (find_file(name, base) if name else None for name in (options.pop(k, "") for k in ("train", "valid")))
     return DataConfig(Path(path), classes, names, train, valid, options)
 

@@ -37,9 +37,9 @@ class JsonStream:
                 yield from self._top()
         except UnicodeError:
             read_text(self.path, "annotation file")  # which says what encoding it seems to be
-            raise UserError(f"{self.path}: this is not a text file, so it is no annotation file") from None
+            raise UserError.at(self.path, "this is not a text file, so it is no annotation file") from None
         except OSError as error:
-            raise UserError(f"{self.path}: this annotation file cannot be read ({error.strerror})") from None
+            raise UserError.at(self.path, f"this annotation file cannot be read ({error.strerror})") from None
 
     def _encoding(self) -> str:
         with open(self.path, "rb") as file:
@@ -135,4 +135,4 @@ class JsonStream:
 
     def _fail(self, message: str, position: int) -> NoReturn:
         line = self._line + self._text.count("\n", 0, position)
-        raise UserError(f"{self.path}:{line}: not valid JSON ({message}); was it copied completely?") from None
+        raise UserError.at(f"{self.path}:{line}", f"not valid JSON ({message}); was it copied completely?") from None

@@ -67,7 +67,7 @@ def image_paths(source: str | Path, problems: Problems) -> list[str]:
     lines = [line.strip() for line in read_text(source, "list of images", paths=True).split("\n")]
     listed = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not listed:
-        raise UserError(f"{source}: this list of images is empty")
+        raise UserError.at(source, "this list of images is empty")
     base, found = os.path.dirname(source), []
     for number, line in listed:
         path = next((p for p in (line, os.path.join(base, line)) if os.path.isfile(p)), None)
@@ -76,7 +76,7 @@ def image_paths(source: str | Path, problems: Problems) -> list[str]:
         else:
             found.append(path)
     if not found:
-        raise UserError(f"{source}: none of the {len(listed)} images listed is there; the first is {listed[0][1]}")
+        raise UserError.at(source, f"none of the {len(listed)} images listed is there; the first is {listed[0][1]}")
     return found
 
 
@@ -87,9 +87,8 @@ def _folder_images(folder: str | Path, problems: Problems) -> list[str]:
     found = sorted(path for path, kind in kinds if kind == IMAGE)
     others = sorted(path for path, kind in kinds if kind not in (IMAGE, BESIDE))
     if not found:
-        raise UserError(
-            f"{folder}: there are no images in this folder" + (f"; {left_out(others, len(others))}" if others else "")
-        )
+        more = f"; {left_out(others, len(others))}" if others else ""
+        raise UserError.at(folder, f"there are no images in this folder{more}")
     for path in others:
         problems.add(NO_PICTURE, path)
     return found
@@ -173,7 +172,7 @@ def read_labels(image: str | Path, classes: int) -> tuple[np.ndarray | None, lis
     except FileNotFoundError:
         return None, []
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{label_path(image)}: this label file cannot be read as text") from None
+        raise UserError.at(label_path(image), "this label file cannot be read as text") from None
     return parse_labels(text, path, classes)
 
 

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from utils.core.errors import UserError
-from utils.data.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, read_coco_file
+from utils.data.coco import CROWD, CocoBox, CocoFile, CocoImage, Key, Said, read_coco_file
 from utils.data.coco_match import classes_of, pictures_of
 from utils.data.data_file import DataConfig, find_file
 from utils.data.labels import NO_AREA, Problems
@@ -83,31 +83,31 @@ def dataset_ground_truth(labels: list[np.ndarray], shapes: np.ndarray, classes: 
     return GroundTruth(coco, list(range(len(labels))), list(range(1, classes + 1)))
 
 
-def _to_stderr(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+def _to_stderr(said: Said) -> None:
+    tqdm.write(str(said), file=sys.stderr)
 
 
-def json_ground_truth(data: DataConfig, pictured: Pictured, say: Callable[[str], None] = _to_stderr) -> GroundTruth | None:
+def json_ground_truth(data: DataConfig, pictured: Pictured, say: Callable[[Said], None] = _to_stderr) -> GroundTruth | None:
     """COCO's own annotations if the .data file has a line `coco_json=`; None: take the labels.
 
-    say: gets a line for whatever is odd about the file, another count of boxes than in the labels, for one.
+    say: gets whatever is odd about the file, another count of boxes than in the labels, for one.
     """
     if "coco_json" not in data.extra:
         return None
     path = find_file(data.extra["coco_json"], data.path.parent)
     if not path.is_file():
-        raise UserError(f"{path}: this COCO json does not exist; check coco_json= in the .data file")
+        raise UserError.at(path, "this COCO json does not exist; check coco_json= in the .data file")
     truth = coco_ground_truth(path, pictured.paths, pictured.shapes, data.names, say)
     boxes = sum(not a["iscrowd"] for a in truth.coco.dataset["annotations"])
     labelled = sum(map(len, pictured.labels))
     if labelled and abs(boxes - labelled) > DISAGREE * max(boxes, labelled):
-        say(f"warning: {path}: has {boxes} boxes of these images, but their label files {labelled}; mAP is measured with "
-            "the former, training with the latter; do they belong together?")  # fmt: skip
+        say(Said(str(path), f"has {boxes} boxes of these images, but their label files {labelled}; mAP is measured with the "
+                            "former, training with the latter; do they belong together?"))  # fmt: skip
     return truth
 
 
 def coco_ground_truth(
-    path: Path, paths: Sequence[str], shapes: np.ndarray, names: list[str], say: Callable[[str], None] = _to_stderr
+    path: Path, paths: Sequence[str], shapes: np.ndarray, names: list[str], say: Callable[[Said], None] = _to_stderr
 ) -> GroundTruth:
     """Ground truth of a COCO json, for the images `paths` of `shapes` (images, 2): heights and widths in pixels.
 
@@ -123,7 +123,7 @@ def coco_ground_truth(
     writer = _Writer(file, classes)
     scales = [writer.add(number, keys, paths[number], shapes[number]) for number, keys in enumerate(entries)]
     if problems.counts:
-        say(f"{path}: {problems.summary()}")
+        say(Said(str(path), problems.summary(), is_warning=False))
     category_ids: list[Key | None] = [None] * len(names)
     for key in reversed(file.sorted_categories()):
         if key in classes:

@@ -59,23 +59,23 @@ def parse_cfg(source: str | Path) -> Defs:
     """
     is_text = isinstance(source, str) and "\n" in source
     text, name = (str(source), "cfg") if is_text else (read_text(source, "cfg", comments="#;"), str(source))
-    repeated: list[str] = []
+    repeated: list[tuple[int, str]] = []
     sections = [_parse_section(*s, name) for s in _split_sections(text, name, repeated)]
     remark_repeated(name, repeated)
     if not sections or not isinstance(sections[0], Net):
-        raise UserError(f"{name}: a cfg begins with a [net] section; this file doesn't")
+        raise UserError.at(name, "a cfg begins with a [net] section; this file doesn't")
     defs = Defs(sections[0], sections[1:], name)
     if any(isinstance(d, Net) for d in defs):
-        raise UserError(f"{name}: [net] occurs twice")
+        raise UserError.at(name, "[net] occurs twice")
     for key in ("width", "height", "channels"):
         if getattr(defs.net, key) < 1:
-            raise UserError(f"{name}:{defs.net.line}: [net]: {key}={getattr(defs.net, key)}: must be at least 1")
+            raise UserError.at(f"{name}:{defs.net.line}", f"[net]: {key}={getattr(defs.net, key)}: must be at least 1")
     for index in range(len(defs)):
         _check_layer(defs, index)
     return defs
 
 
-def _split_sections(text: str, name: str, repeated: list[str]) -> Iterator[tuple[str, int, int, OptionList]]:
+def _split_sections(text: str, name: str, repeated: list[tuple[int, str]]) -> Iterator[tuple[str, int, int, OptionList]]:
     """Yield (kind, layer index, line of the header, options); `repeated`: see OptionList."""
     kind, start, index, options = "", 0, -2, OptionList(repeated)
     for number, raw in lines_of(text):
@@ -86,10 +86,10 @@ def _split_sections(text: str, name: str, repeated: list[str]) -> Iterator[tuple
             kind, start, index, options = "".join(line[1:-1].split()), number, index + 1, OptionList(repeated)
             continue
         if line.startswith("[") or not kind:
-            raise UserError(f"{name}:{number}: expected a [section], found: {line[:60]}")
+            raise UserError.at(f"{name}:{number}", f"expected a [section], found: {line[:60]}")
         key, value = split_option(line, f"{name}:{number}")
         if not value.strip():
-            remark(f"{name}:{number}: {key}= has no value, so it counts as not given, as in Darknet")
+            remark(f"{key}= has no value, so it counts as not given, as in Darknet", f"{name}:{number}")
         options.add(key, value.strip(), number)
     if kind:
         yield kind, index, start, options
@@ -99,7 +99,7 @@ def _parse_section(kind: str, index: int, line: int, options: OptionList, name: 
     where = f"{name}:{line}: layer {index} [{kind}]"
     kind = kind.lower()
     if kind not in SECTIONS:
-        raise UserError(f"{where}: this kind of layer is not supported; supported: {', '.join(sorted(SECTIONS))}")
+        raise UserError.at(where, f"this kind of layer is not supported; supported: {', '.join(sorted(SECTIONS))}")
     known, values, extra = _fields(SECTIONS[kind]), {}, {}
     for key, (text, number) in options.items():
         if key not in known:
@@ -110,12 +110,12 @@ def _parse_section(kind: str, index: int, line: int, options: OptionList, name: 
         try:
             values[attribute] = convert(key, text, wanted, place)
         except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
+            raise UserError.at(place, str(error)) from None
     try:
         return SECTIONS[kind](**values, extra=extra, given=tuple(options), line=line)
     except TypeError:
         missing = ", ".join(k for k in ("layers", "from") if k in known and known[k][0] not in values)
-        raise UserError(f"{where}: the key `{missing}` is missing") from None
+        raise UserError.at(where, f"the key `{missing}` is missing") from None
 
 
 def _fields(cls: type[LayerDef]) -> dict[str, tuple[str, Any]]:
@@ -128,20 +128,20 @@ def _fields(cls: type[LayerDef]) -> dict[str, tuple[str, Any]]:
 def _check_layer(defs: Defs, index: int) -> None:
     d = defs[index]
     if isinstance(d, Route | Shortcut | ScaleChannels) and not d.references():
-        raise UserError(f"{defs.where(index)}: names no layer to read")
+        raise UserError.at(defs.where(index), "names no layer to read")
     for reference in d.references():
         if not 0 <= absolute(reference, index) < index:
-            raise UserError(f"{defs.where(index)}: refers to layer {reference}, but only layers before it can be read")
+            raise UserError.at(defs.where(index), f"refers to layer {reference}, but only layers before it can be read")
     for key, least in LEAST.items():
         value = getattr(d, key, None)
         if value is not None and value < least:
-            raise UserError(f"{defs.where(index)}: {key}={value}: must be at least {least}")
+            raise UserError.at(defs.where(index), f"{key}={value}: must be at least {least}")
     for key in (k for kind, keys in UNSUPPORTED.items() if isinstance(d, kind) for k in keys):
         if d.extra.get(key, "0") != "0":
-            raise UserError(f"{defs.where(index)}: {key}={d.extra[key]} is not supported")
+            raise UserError.at(defs.where(index), f"{key}={d.extra[key]} is not supported")
     for source in (s for s in defs.sources(index) if s >= 0 and isinstance(defs[s], Head)):
         what = f"reads layer {source}, a [{defs[source].kind}], whose output is boxes"
-        raise UserError(f"{defs.where(index)}: {what}; put a [route] before it")
+        raise UserError.at(defs.where(index), f"{what}; put a [route] before it")
     if isinstance(d, Yolo):
         _check_yolo(defs, index, d)
 
@@ -151,11 +151,11 @@ def _check_yolo(defs: Defs, index: int, d: Yolo) -> None:
         d.mask = tuple(range(d.num))
     if not d.mask or len(d.anchors) % 2 or max(d.mask) * 2 + 1 >= len(d.anchors) or min(d.mask) < 0:
         mask = f"mask {d.mask}" if d.mask else f"num={d.num}"
-        raise UserError(f"{defs.where(index)}: {mask} needs anchors that aren't there ({len(d.anchors)} numbers)")
+        raise UserError.at(defs.where(index), f"{mask} needs anchors that aren't there ({len(d.anchors)} numbers)")
     if not all(side >= 0 for side in d.anchors):
-        raise UserError(f"{defs.where(index)}: anchors are widths and heights in pixels, so each must be above 0")
+        raise UserError.at(defs.where(index), "anchors are widths and heights in pixels, so each must be above 0")
     if 0 in d.anchors:
-        remark(f"{defs.where(index)}: an anchor's side of 0 pixels, with which no box can be learned, is read as 1")
+        remark("an anchor's side of 0 pixels, with which no box can be learned, is read as 1", defs.where(index))
         d.anchors = tuple(side or 1.0 for side in d.anchors)
 
 

@@ -40,14 +40,14 @@ def _name(key: str, text: str, place: str) -> str:
     written = "".join(text.split())
     name = SYNONYMS.get(key, {}).get(written.lower(), written.lower())
     if name != written:
-        remark(f"{place}: read as {name}; Darknet doesn't know this spelling")
+        remark(f"read as {name}; Darknet doesn't know this spelling", place)
     return name
 
 
 def _numbers(text: str, kind: type, place: str) -> tuple[int | float, ...]:
     items = [item.strip() for item in text.split(",")]
     if not all(items):
-        remark(f"{place}: has a comma too many, which is left out; Darknet may read a 0 there")
+        remark("has a comma too many, which is left out; Darknet may read a 0 there", place)
     return tuple(_number(item, kind) for item in items if item)
 
 

@@ -91,7 +91,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .pt checkpoint on the CPU, without running code from it; UserError for one that can't be used."""
     data = load_checkpoint(path)
     if not _is_own(data["model"]) and (refusal := refused_state(path)):
-        raise UserError(refusal)
+        raise refusal
     return Checkpoint.of(data, path)
 
 
@@ -109,10 +109,10 @@ def state_dict(state: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors of a state dict, under the names they have here: DataParallel and others put `module.` before each."""
     named = {n: v for n, v in state.items() if isinstance(n, str) and isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if not named:
-        raise UserError(f"{path}: holds no weights (its optimizer may have been stripped, or it is another program's)")
+        raise UserError.at(path, "holds no weights (its optimizer may have been stripped, or it is another program's)")
     odd = next((n for n, v in named.items() if not is_plain(v)), None)
     if odd:
-        raise UserError(f"{path}: {odd} is no plain tensor of real numbers, so no weight of a network here")
+        raise UserError.at(path, f"{odd} is no plain tensor of real numbers, so no weight of a network here")
     prefixes = {n.split("module_list.", 1)[0] for n in named if "module_list." in n}
     if len(prefixes) != 1:
         return named
@@ -126,18 +126,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     A plain state dict becomes {"model": it}. Raises UserError for a damaged file, and for one that holds more than data.
     """
     if not is_checkpoint(path):
-        raise UserError(f"{path}: not a .pt checkpoint")
+        raise UserError.at(path, "not a .pt checkpoint")
     try:
         with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch.load thinks of other formats than its own
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(Foreign.of(path).refusal) from None
+        raise Foreign.of(path).refusal from None
     except DAMAGES as error:
         found = Foreign.of(path)
-        raise UserError(found.refusal if found.file.is_program else f"{path}: damaged or truncated ({_gist(error)})") from None
+        damaged = UserError.at(path, f"damaged or truncated ({_gist(error)})")
+        raise (found.refusal if found.file.is_program else damaged) from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no state dict")
+        raise UserError.at(path, "holds no state dict")
     return data if "model" in data else {"model": data.get("state_dict", data)}
 
 
@@ -165,4 +166,4 @@ def save_checkpoint(path: str | Path, data: dict[str, Any]) -> None:
         try:
             torch.save(data, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"{path}: cannot be written ({_gist(error)}); is the disk full?") from None
+            raise UserError.at(path, f"cannot be written ({_gist(error)}); is the disk full?") from None

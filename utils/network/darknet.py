@@ -104,7 +104,7 @@ class Darknet(nn.Module):
     def decode(self, raws: list[Tensor], height: int) -> Tensor:
         """Raw maps of a `height` pixels high input -> (batch, boxes of all heads, 5 + classes)."""
         if not raws:
-            raise UserError(f"{self.defs.name}: has no {self.defs.heads_named()} layer, so it detects nothing")
+            raise UserError.at(self.defs.name, f"has no {self.defs.heads_named()} layer, so it detects nothing")
         return torch.cat([head.decode(raw, height) for head, raw in zip(self.heads, raws, strict=True)], 1)
 
     def fuse(self) -> "Darknet":

@@ -10,7 +10,7 @@ class NoCfgError(UserError):
     """Weights that don't say which network they belong to, where no cfg was named with `flag` either."""
 
     def __init__(self, path: str | Path, flag: str = "--cfg") -> None:
-        super().__init__(f"{path}: carries no cfg; name the one it belongs to with {flag}")
+        super().__init__(f"carries no cfg; name the one it belongs to with {flag}", place=path)
         self.path = path
 
 
@@ -37,9 +37,9 @@ def first_bytes(path: str | Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(20)
     except FileNotFoundError:
-        raise UserError(f"{path}: these weights do not exist; check the path") from None
+        raise UserError.at(path, "these weights do not exist; check the path") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError.at(path, f"cannot be read ({error.strerror})") from None
     if not head:
-        raise UserError(f"{path}: is empty; get the file again")
+        raise UserError.at(path, "is empty; get the file again")
     return head

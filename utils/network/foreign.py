@@ -123,13 +123,13 @@ class Foreign:
         return cls(file, f"is {name} as a state dict", True, CAN_BE_CONVERTED.get(name, ""), {}, tensors, facts)
 
     @property
-    def refusal(self) -> str:
-        """Why no command but convert.py, if any, can use it, in a line."""
+    def refusal(self) -> UserError:
+        """Why no command but convert.py, if any, can use it."""
         hint = (
             f"; make a cfg and a checkpoint of it first: {command('convert.py', weights=self.file.path)}" if self.family else ""
         )
         hint = f"; {ONLY}" if self.is_network and not self.family else hint
-        return f"{self.file.path}: {self.words}{hint}"
+        return UserError.at(self.file.path, f"{self.words}{hint}")
 
 
 def named_after(names: Any) -> str:
@@ -178,7 +178,7 @@ def _walk(module: Record, path: str, name: str = "") -> Iterator[tuple[str, Reco
         yield name, module
         count += 1
         if count > MOST_MODULES:
-            raise UserError(f"{path}: damaged: its modules contain one another")
+            raise UserError.at(path, "damaged: its modules contain one another")
         inner = attributes(attributes(module)["_modules"])
         waiting += [(f"{name}.{k}".lstrip("."), m) for k, m in inner.items() if _is_module(m)]
 
@@ -197,7 +197,7 @@ def convertible(path: str | Path) -> Foreign | None:
     return None
 
 
-def refused_state(path: str | Path) -> str:
-    """Why no command but convert.py can use a file that holds data alone; "" for weights that may be those of some cfg."""
+def refused_state(path: str | Path) -> UserError | None:
+    """Why no command but convert.py can use a file that holds data alone; None for weights that may be those of some cfg."""
     found = Foreign.of(path)
-    return "" if found.words == UNKNOWN else found.refusal
+    return None if found.words == UNKNOWN else found.refusal

@@ -337,4 +337,4 @@ def build_layer(defs: definitions.Defs, index: int, channels: int) -> nn.Module:
     try:
         return LAYERS[d.kind](d, channels)
     except ValueError as error:
-        raise UserError(f"{defs.where(index)}: {error}") from None
+        raise UserError.at(defs.where(index), f"{error}") from None

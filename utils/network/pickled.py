@@ -218,7 +218,7 @@ def read_torch_file(path: str | Path) -> TorchFile:
 
 def _damaged(path: str | Path, error: BaseException) -> UserError:
     gist = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-    return UserError(f"{path}: damaged or truncated ({gist})")
+    return UserError.at(path, f"damaged or truncated ({gist})")
 
 
 def _from_zip(path: str) -> TorchFile:
@@ -227,7 +227,7 @@ def _from_zip(path: str) -> TorchFile:
         names = set(archive.namelist())
         top = next((n.removesuffix("data.pkl") for n in names if n.count("/") == 1 and n.endswith("/data.pkl")), None)
         if top is None:
-            raise UserError(f"{path}: is a zip archive, but not one that PyTorch wrote")
+            raise UserError.at(path, "is a zip archive, but not one that PyTorch wrote")
         with archive.open(f"{top}data.pkl") as file:
             content, origins = unpickle(file)
         order = archive.read(f"{top}byteorder").decode() if f"{top}byteorder" in names else "little"

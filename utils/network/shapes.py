@@ -36,9 +36,9 @@ def output_shapes(defs: Defs, height: int | None = None, width: int | None = Non
         try:
             shape = rule(d, inputs)
         except ValueError as error:
-            raise UserError(f"{defs.where(index)}: {error}") from None
+            raise UserError.at(defs.where(index), f"{error}") from None
         if min(shape) < 1:
-            raise UserError(f"{defs.where(index)}: nothing is left of a {image[2]}x{image[1]} image here; use a larger size")
+            raise UserError.at(defs.where(index), f"nothing is left of a {image[2]}x{image[1]} image here; use a larger size")
         shapes.append(shape)
     return shapes
 

@@ -55,13 +55,13 @@ def load_weights(model: Darknet, path: str | Path, *, pretrained: bool = False, 
     if is_checkpoint(path):
         return load_state(model, read_checkpoint(path), pretrained=pretrained)
     if not is_weights(path):
-        raise UserError(f"{path}: neither a Darknet .weights file nor a .pt checkpoint")
+        raise UserError.at(path, "neither a Darknet .weights file nor a .pt checkpoint")
     seen, values = _read_values(path)
     tensors = list(darknet_tensors(model))
     skip = _foreign_heads(model, len(values), tensors) if len(values) != _count(tensors) else {}
     if skip and not pretrained:
         classes = next(iter(skip.values()))[0]
-        raise UserError(f"{path}: these weights are for {classes} classes, this cfg has another number; "
+        raise UserError.at(path, f"these weights are for {classes} classes, this cfg has another number; "
                         f"use the cfg they belong to, or -pt to start from them with new heads")  # fmt: skip
     end = _check_fit(model.defs, tensors, values, skip, str(path), prefix)
     model.seen = seen
@@ -81,11 +81,11 @@ def _read_values(path: str | Path) -> tuple[int, np.ndarray]:
         header, values = file.read(size).ljust(size, b"\0"), np.fromfile(file, dtype="<f4")
     (seen,) = struct.unpack("<q" if size == 20 else "<i", header[12:])
     if not 0 <= seen <= MOST_SEEN:
-        remark(f"{path}: its header says that {seen} images were seen, which can't be; they are counted from 0")
+        remark(f"its header says that {seen} images were seen, which can't be; they are counted from 0", path)
         seen = 0
     rest = max(Path(path).stat().st_size - size, 0)
     if rest % 4:
-        raise UserError(f"{path}: truncated: {rest} bytes of values are no whole number of float32; get the file again")
+        raise UserError.at(path, f"truncated: {rest} bytes of values are no whole number of float32; get the file again")
     return seen, values
 
 
@@ -111,16 +111,18 @@ def _check_fit(
 ) -> int:
     """The number of tensors that the file fills; UserError naming the layer at which file and cfg part."""
     needed = _count(tensors) + sum(n - sum(t.numel() for i, t in tensors if i == s) for s, (_, n) in skip.items())
-    mismatch = f"{path}: the weights hold {len(values)} values, this cfg needs {needed}"
+    mismatch = f"the weights hold {len(values)} values, this cfg needs {needed}"
     for k, position in _positions(tensors, skip):
         index, tensor = tensors[k]
         if position == len(values) and prefix and k and tensors[k - 1][0] != index:
             return k
         chunk = values[position : position + tensor.numel()]
         if len(chunk) < tensor.numel() or _is_no_variance(tensors, k, chunk):
-            raise UserError(f"{mismatch}; they part at {_layer(defs, index)}: is it truncated, or another network's?")
+            raise UserError.at(path, f"{mismatch}; they part at {_layer(defs, index)}: is it truncated, or another network's?")
     if needed < len(values):
-        raise UserError(f"{mismatch}; {len(values) - needed} are left after the last layer: they belong to another cfg")
+        raise UserError.at(
+            path, f"{mismatch}; {len(values) - needed} are left after the last layer: they belong to another cfg"
+        )
     return len(tensors)
 
 
@@ -182,7 +184,7 @@ def load_state(model: Darknet, checkpoint: Checkpoint, *, pretrained: bool = Fal
     """
     state, path = checkpoint.tensors, checkpoint.path
     if checkpoint.quantization and model.quantization is None:
-        raise UserError(f"{path}: holds a quantized network; give the float weights that it was made from")
+        raise UserError.at(path, "holds a quantized network; give the float weights that it was made from")
     own = model.state_dict()
     heads = {f"module_list.{s}.": s for s in model.defs.class_convolutions()}
     skipped = set()
@@ -190,19 +192,19 @@ def load_state(model: Darknet, checkpoint: Checkpoint, *, pretrained: bool = Fal
         if name not in state and name.endswith(COUNTERS):
             continue
         if name not in state:
-            raise UserError(f"{path}: has no {name} {tuple(tensor.shape)}, which this cfg needs; {OWN_CFG}")
+            raise UserError.at(path, f"has no {name} {tuple(tensor.shape)}, which this cfg needs; {OWN_CFG}")
         if state[name].shape == tensor.shape:
             continue
         head = next((s for prefix, s in heads.items() if name.startswith(prefix)), None)
         if head is None or not pretrained:
             hint = "use -pt to start from it with new heads" if head is not None else OWN_CFG
             shapes = f"{tuple(state[name].shape)} there, but this cfg makes it {tuple(tensor.shape)}"
-            raise UserError(f"{path}: {name} is {shapes}; {hint}")
+            raise UserError.at(path, f"{name} is {shapes}; {hint}")
         skipped.add(head)
     foreign = [n for n in state if n not in own and _is_weight(model.defs, n)]
     if foreign:
         shape = tuple(state[foreign[0]].shape)
-        raise UserError(f"{path}: holds {foreign[0]} {shape}, which this cfg has no place for; {OWN_CFG}")
+        raise UserError.at(path, f"holds {foreign[0]} {shape}, which this cfg has no place for; {OWN_CFG}")
     for name, tensor in own.items():
         if name in state and not any(name.startswith(f"module_list.{s}.") for s in skipped):
             tensor.copy_(state[name])
@@ -224,7 +226,7 @@ def refuse_broken(model: nn.Module, path: str | Path) -> None:
     """Raise UserError for a model that was loaded from `path` with tensors that hold NaN or infinite values."""
     broken = broken_tensors(model)
     if broken:
-        raise UserError(f"{path}: tensors with NaN or infinite values: {len(broken)}, the first is {broken[0]}; go back to "
+        raise UserError.at(path, f"tensors with NaN or infinite values: {len(broken)}, the first is {broken[0]}; go back to "
                         "weights that were saved before the training went wrong")  # fmt: skip
 
 
@@ -242,5 +244,5 @@ def checkpoint_classes(defs: Defs) -> int:
     classes = {defs[i].classes for i in defs.head_indices()}
     if len(classes) != 1:
         found = sorted(classes) or f"no {defs.heads_named()} layer"
-        raise UserError(f"{defs.name}: needs {defs.heads_named()} layers of one number of classes, has {found}")
+        raise UserError.at(defs.name, f"needs {defs.heads_named()} layers of one number of classes, has {found}")
     return classes.pop()

@@ -121,7 +121,7 @@ class FakeQuantize(nn.Module):
         if self.off or self.config.dynamic:
             return
         if not self.observed:
-            raise UserError(f"{self.where}: its range was never observed; train the network or calibrate it with PTQ.py")
+            raise UserError.at(self.where, "its range was never observed; train the network or calibrate it with PTQ.py")
         scale, zero_point = self.qparams()
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("zero_point", zero_point, persistent=False)

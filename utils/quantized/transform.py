@@ -35,7 +35,7 @@ def quantize(model: Darknet, settings: Settings) -> Darknet:
     network does (--FPGA); the network is unchanged then.
     """
     if model.quantization is not None:
-        raise UserError(f"{model.defs.name}: is quantized already ({model.quantization})")
+        raise UserError.at(model.defs.name, f"is quantized already ({model.quantization})")
     if settings.fpga:
         check_integer(model.defs)
     model.input_quantizer = FakeQuantize(settings.image(), "image")
@@ -104,7 +104,7 @@ def check_integer(defs: definitions.Defs) -> None:
     """Raise UserError naming the first layer that integers and shifts can't compute."""
     for index, d in enumerate(defs):
         for reason in _not_integer(d):
-            raise UserError(f"{defs.where(index)}: --FPGA: {reason}; train without --FPGA, or change the cfg")
+            raise UserError.at(defs.where(index), f"--FPGA: {reason}; train without --FPGA, or change the cfg")
 
 
 def _not_integer(d: definitions.LayerDef) -> Iterator[str]:
@@ -149,7 +149,7 @@ def requantize(model: Darknet, settings: Settings, name: str = "") -> Darknet:
     if model.quantization is None:
         return quantize(model, settings)
     if model.quantization != settings:
-        raise UserError(f"{name or model.defs.name}: is quantized already: {model.quantization}; give these settings, or "
+        raise UserError.at(name or model.defs.name, f"is quantized already: {model.quantization}; give these settings, or "
                         f"begin with float weights for: {settings}")  # fmt: skip
     state, training = model.state_dict(), model.training
     again = quantize(type(model)(model.defs, model.img_size), settings)

@@ -97,7 +97,7 @@ def prepare(
     prepared = Preparation.of(checkpoint.settings) if checkpoint else loaded.preparation(options.images)
     teacher = load_teacher(options.distillation, loaded.model, prepared.gray) if options.distillation.t_weights else None
     loader, valid = create_loaders(options, course.batch_size, data, loaded, prepared, hyp, world)
-    truth = json_ground_truth(data, valid.dataset, say) if valid is not None else None
+    truth = json_ground_truth(data, valid.dataset, lambda said: say(str(said))) if valid is not None else None
     describe_data(data, loaded, prepared, loader, valid, say)
     plan = Plan(
         epochs=course.epochs, batch_size=course.batch_size, batches=len(loader), img_size=loaded.img_size, seed=options.seed,
