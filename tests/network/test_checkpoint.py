@@ -178,7 +178,7 @@ def test_whatever_is_wrong_in_a_run_is_one_line_or_harmless(here, monkeypatch, f
     """Each value of the state of a run in turn becomes something else; a run that --resume takes all the same goes on to its
     end, which is cut short here."""
     whole = interrupted(monkeypatch, flags)
-    monkeypatch.setattr("train.fit", lambda args, files, setup, log, say: {})
+    monkeypatch.setattr("train.fit", lambda files, setup, log, say: {})
     rng = np.random.default_rng(0)
     others = ["text", -1, float("nan"), None, {}, [], torch.zeros(2), torch.full((1,), torch.nan), 10**30]
     paths = [p for p in nodes(whole) if p[0] not in ("model", "train_model", "optimizer")]

@@ -33,8 +33,9 @@ def check_memory(defs: Defs, shapes: list[Shape], image: Shape, limit: int | Non
     if needed > limit:
         largest = max(range(len(defs)), key=lambda i: weights[i] + outputs[i])
         channels, height, width = shapes[largest]
-        raise UserError(
-            f"{defs.where(largest)}: this network needs {needed / 2**30:,.1f} GiB of memory at {image[2]}x{image[1]}, no more "
+        raise UserError.at(
+            defs.where(largest),
+            f"this network needs {needed / 2**30:,.1f} GiB of memory at {image[2]}x{image[1]}, no more "
             f"than {limit / 2**30:,.1f} can be used; this layer, the largest, has {weights[largest]:,} weights and an output "
-            f"of {width}x{height}x{channels}: make it, or the image, smaller"
+            f"of {width}x{height}x{channels}: make it, or the image, smaller",
         )

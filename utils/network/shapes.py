@@ -155,4 +155,4 @@ def check_img_size(size: int, stride: int, flag: str = "--img-size") -> None:
     """Raise UserError unless `size` pixels, which `flag` gave, is a positive multiple of the network's stride."""
     if size < stride or size % stride:
         near = max(stride, round(size / stride) * stride)
-        raise UserError(f"{flag} {size}: this network needs a multiple of {stride}; the nearest is {near}")
+        raise UserError.at(f"{flag} {size}", f"this network needs a multiple of {stride}; the nearest is {near}")

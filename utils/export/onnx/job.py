@@ -15,7 +15,7 @@ from utils.data.data_file import DataConfig
 from utils.detection.threshold import choose_threshold
 from utils.export.inputs import input_size
 from utils.export.onnx import check as check
-from utils.export.onnx.model import OnnxModel
+from utils.export.onnx.model import OnnxModel, open_session
 from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
 from utils.export.onnx.verdict import TOLERANCE, Goal, Trial, compare, in_runtime, refuse_far, without_quantizers
 from utils.export.onnx.verdict import lines as verdict
@@ -88,7 +88,7 @@ def output_file(source: ExportOptions) -> Path:
 
 def describe(path: Path, plan: GraphPlan) -> dict[str, Any]:
     """{opset, size, outputs_are, inputs, outputs} of a written graph; shapes have names where any number will do."""
-    session = check.open_session(path)
+    session = open_session(path)
     ends = {side: {v.name: v.shape for v in values}
             for side, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))}  # fmt: skip
     return {"opset": plan.opset, "size": plan.size, "outputs_are": OUTPUTS[plan.outputs]} | ends
