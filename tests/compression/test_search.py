@@ -3,12 +3,11 @@
 import pytest
 
 import compress
-from utils.compression.aim import Aim, aim_of
+from utils.compression.aim import Aim, AimOptions, aim_of
 from utils.compression.clock import Clock
 from utils.compression.search import Trial, best_of, next_target
 from utils.core.errors import UserError
 from utils.core.options import options_of
-from utils.pruning.amounts import GoalOptions
 
 BEFORE = {"macs": 1000, "params": 500, "map50": 0.8}
 DROP = Aim("macs", None, 0.01)
@@ -51,8 +50,8 @@ def test_the_smallest_that_is_kept_is_the_best():
     assert best_of(DROP, trials((500, 0.7))) is None
 
 
-def parsed(*words: str) -> GoalOptions:
-    return options_of(GoalOptions, vars(compress.get_parser().parse_args(words)))
+def parsed(*words: str) -> AimOptions:
+    return options_of(AimOptions, vars(compress.get_parser().parse_args(words)))
 
 
 @pytest.mark.parametrize(

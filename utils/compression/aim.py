@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.core.errors import UserError
-from utils.pruning.amounts import GoalOptions, Target
+from utils.pruning.amounts import Target
 
 MAX_DROP = 0.01  # of mAP@0.5, where no budget is given
 ALONG = "macs"  # what is reduced, step by step, where only accuracy limits it
@@ -46,13 +46,22 @@ class Aim:
         return f"as few {KINDS[self.kind].title} as {self.max_drop:g} of mAP@0.5 allows"
 
 
-def asked(options: GoalOptions) -> tuple[str, Target | None]:
+@dataclass(frozen=True)
+class AimOptions:
+    """Flags of which at most one is given: the budget."""
+
+    target_macs: Target | None = None
+    target_params: Target | None = None
+    max_drop: float | None = None
+
+
+def asked(options: AimOptions) -> tuple[str, Target | None]:
     """(key of KINDS, target) of the command line; the target is None where accuracy limits."""
     found = [(key, target) for key in KINDS if (target := getattr(options, f"target_{key}")) is not None]
     return found[0] if found else (ALONG, None)
 
 
-def aim_of(options: GoalOptions, before: dict[str, Any]) -> Aim:
+def aim_of(options: AimOptions, before: dict[str, Any]) -> Aim:
     """The aim for a network of {params, macs}; UserError for a budget that it keeps already."""
     kind, target = asked(options)
     if target is None:

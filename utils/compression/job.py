@@ -46,7 +46,7 @@ class Job:
         if before["map50"] < LEAST_MAP50:
             raise UserError(f"{self.options.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
                             "train it for this data first (train.py)")  # fmt: skip
-        aim = aim_of(self.options.goal, before)
+        aim = aim_of(self.options.aim, before)
         if aim.limit is not None:
             share_to_go(self.weights, self.options.strategy, aim, aim.limit)  # refuses a limit that can't be reached
         self.measure_pace()

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from utils.pruning.amounts import GoalOptions
+from utils.compression.aim import AimOptions
 
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """The flags of the same names; goal: the budget."""
+    """The flags of the same names."""
 
     data: str
     weights: str
     cfg: str
-    goal: GoalOptions
+    aim: AimOptions
     hours: float | None
     rounds: int
     epochs: int | None

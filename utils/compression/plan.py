@@ -56,8 +56,8 @@ class Plan:
 
     def table(self, options: CompressOptions) -> str:
         """The stages in their order."""
-        kind, target = asked(options.goal)
-        drop = MAX_DROP if options.goal.max_drop is None else options.goal.max_drop
+        kind, target = asked(options.aim)
+        drop = MAX_DROP if options.aim.max_drop is None else options.aim.max_drop
         aim = (
             f"at most {target} of its {KINDS[kind].title}" if target else f"the smallest that loses at most {drop:g} of mAP@0.5"
         )

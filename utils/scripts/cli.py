@@ -171,7 +171,7 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads_argument(parser)
 
 
-def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+def add_threads_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--threads", type=THREADS, default=None, metavar="N",
                         help="threads that a network is computed with on a CPU; default: as many as PyTorch takes")  # fmt: skip
 
