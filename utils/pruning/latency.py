@@ -65,8 +65,8 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Table:
-    """Milliseconds of one geometry: ms[i, j] for ins[i] channels to outs[j] filters, rising with both. Numbers of channels are
-    rounded up to multiples of `step`, as kernels that compute so many at once do."""
+    """Milliseconds of one geometry: ms[i, j] for ins[i] channels to outs[j] filters, rising with both. Numbers of channels that
+    weren't measured are rounded up to multiples of `step`, as kernels that compute so many at once do."""
 
     ins: tuple[int, ...]
     outs: tuple[int, ...]
@@ -84,8 +84,8 @@ class Table:
         """Between measured points linear in both widths, beyond them as at the nearest; 0 if nothing is left."""
         if not channels or not filters:
             return 0.0
-        i, a = _place(self.ins, self._rounded(channels))
-        j, b = _place(self.outs, self._rounded(filters))
+        i, a = _place(self.ins, channels, self.step)
+        j, b = _place(self.outs, filters, self.step)
         ms = self.ms
         low, high = (float((1 - b) * row[j] + b * row[min(j + 1, len(self.outs) - 1)])
                      for row in (ms[i], ms[min(i + 1, len(self.ins) - 1)]))  # fmt: skip
@@ -99,9 +99,6 @@ class Table:
         making = whole - self.at(channels, filters - self.step) if filters > self.step else 0.0
         return reading / self.step, making / self.step
 
-    def _rounded(self, count: int) -> int:
-        return -(-count // self.step) * self.step
-
 
 def _rising(ms: np.ndarray, along: int) -> np.ndarray:
     """The middle between the least and the greatest rising curve: the maximum so far, and the minimum from here on."""
@@ -110,8 +107,9 @@ def _rising(ms: np.ndarray, along: int) -> np.ndarray:
     return (so_far + from_here) / 2
 
 
-def _place(grid: tuple[int, ...], value: int) -> tuple[int, float]:
+def _place(grid: tuple[int, ...], count: int, step: int) -> tuple[int, float]:
     """(index of the grid point below, share of the way to the next one)."""
+    value = count if count in grid else -(-count // step) * step
     value = min(max(value, grid[0]), grid[-1])
     index = bisect.bisect_right(grid, value) - 1
     if index == len(grid) - 1:
