@@ -17,6 +17,8 @@ from tqdm import tqdm
 from utils.core.errors import UserError
 
 _CHUNK = 64  # jobs handed over at a time
+# PyTorch's handler of SIGCHLD raises a bare RuntimeError: nothing but its text says that a worker died, and only here it is read
+_DEAD_WORKER = "DataLoader worker"
 _FEW = 200  # jobs that aren't worth a process
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -81,6 +83,6 @@ def explained_ends() -> Iterator[None]:
             raise
         raise UserError("no space is left, on a disk or in /dev/shm, which df -h shows: make room") from None
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not str(error).startswith(_DEAD_WORKER):
             raise
         raise dead_worker(error) from None
