@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.core.devices import inference_dtype, select_device, training_dtype
+from utils.core.devices import PRECISIONS, inference_dtype, select_device, training_dtype
 from utils.core.distributed import World
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
@@ -44,7 +44,7 @@ from utils.training.epoch import memory_gib
 from utils.training.run import Plan, Run
 
 OF_WAYS = {"parts", "seed"}  # arguments that --runtimes has no use for
-OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "data"}  # and those that only it has
+OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "ncnn", "precision", "data"}  # and those that only it has
 PARTS = ("training", "inference", "peak", "pipeline")
 BOXES = 8  # an image
 PICTURES = 64  # of the pipeline's data set
@@ -65,6 +65,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="", help="--runtimes: .pt or .weights file")
     parser.add_argument("--onnx", default="", help="--runtimes: the .onnx that export.py made of it")
     parser.add_argument("--onnx-int8", default="", help="--runtimes: the .onnx of the quantized network")
+    parser.add_argument("--ncnn", default="", help="--runtimes: the folder that export.py --target ncnn made of it")
+    parser.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto",
+                        help="--runtimes: of what isn't integers; auto: bf16 in PyTorch where "
+                        "the CPU has it, fp32 in others")  # fmt: skip
     parser.add_argument("--data", default="", help="--runtimes: .data file, for mAP@0.5 on its valid= images in each")
     add_threads_argument(parser)
     add_device_arguments(parser)

@@ -20,9 +20,11 @@ from utils.core.errors import UserError
 from utils.core.preparation import Preparation
 from utils.core.workers import usable_cores
 from utils.export.onnx.header import read_header
+from utils.loading import Loaded
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.network.darknet import Darknet
+from utils.network.weights import LoadReport
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.runtimes import opencv
@@ -34,10 +36,17 @@ from utils.scripts import compare_runtimes
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
+from utils.export.ncnn import convert  # noqa: E402
 from utils.export.onnx.trace import GraphPlan, build, finish  # noqa: E402
 
 CPU = torch.device("cpu")
-KINDS = [("torch", "pt"), ("opencv", "pt"), *((name, "onnx") for name in ("onnxruntime", "openvino", "opencv"))]
+KINDS = [
+    ("torch", "pt"),
+    ("opencv", "pt"),
+    ("ncnn", "pt"),
+    ("ncnn", "ncnn"),
+    *((name, "onnx") for name in ("onnxruntime", "openvino", "opencv")),
+]
 
 
 def write(model: Darknet, path: Path, **plan: object) -> None:
@@ -64,8 +73,23 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantized = network(CSP)
     quantize(quantized, Settings(1))
     save(quantized, folder / "quantized.pt")
+    write(model, folder / "nms.onnx", dynamic=False, batch=1, outputs="nms")
+    (folder / "empty").mkdir()
+    (folder / "empty" / "metadata.json").write_text("{}")
     (folder / "damaged.onnx").write_bytes((folder / "x.onnx").read_bytes()[:3000])
     return folder
+
+
+def made(files: Path, name: str, kind: str) -> Path:
+    """The file of that kind, with ncnn's folder, which only pnnx can make."""
+    if name == "ncnn":
+        pytest.importorskip("pnnx")
+    if kind == "ncnn" and not (files / "x.ncnn").exists():
+        (files / "x.ncnn").mkdir()
+        plan = GraphPlan((64, 64), dynamic=False, batch=1, outputs="maps")
+        loaded = Loaded(network(SPP), ["red", "blue"], 64, None, LoadReport())
+        convert.write(files / "x.ncnn", loaded, plan, Preparation(), half=False)
+    return files / f"x.{kind}"
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
@@ -74,12 +98,12 @@ def test_computes_what_pytorch_does(name: str, kind: str, files: Path) -> None:
         pytest.skip(f"{name} isn't installed")
     if (name, kind) == ("opencv", "pt") and not READS_DARKNET:
         pytest.skip("OpenCV 5 doesn't read Darknet's files")
-    loaded = load(name, None, Request(weights=str(files / f"x.{kind}")))
+    loaded = load(name, None, Request(weights=str(made(files, name, kind))))
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = network(SPP)(images)[0]
         found = loaded.model.inference_copy(CPU, "fp32")(images)[0]
-    tolerance = 1e-3 if (name, kind) == ("opencv", "pt") else 1e-4  # it adds another epsilon to the variance
+    tolerance = 1e-3 if name == "ncnn" or (name, kind) == ("opencv", "pt") else 1e-4  # it adds another epsilon to the variance
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert (loaded.names, loaded.shape) == (["red", "blue"], (64, 64))
 
@@ -87,7 +111,7 @@ def test_computes_what_pytorch_does(name: str, kind: str, files: Path) -> None:
 def test_measured_in_processes_of_their_own_with_the_threads_wanted(files: Path) -> None:
     """Three threads, which neither this process nor the machine has."""
     kinds = dict(reversed([(n, k) for n, k in KINDS if n in installed() and (n != "opencv" or READS_DARKNET or k == "onnx")]))
-    jobs = [Job(name, Request(weights=str(files / f"x.{kind}")), 3, precision="fp32") for name, kind in kinds.items()]
+    jobs = [Job(n, Request(weights=str(made(files, n, kind))), 3, precision="fp32") for n, kind in kinds.items()]
     timings = measure([*jobs, Job("torch", Request(weights=str(files / "x.onnx")))], turns=2)
     assert isinstance(timings.pop(), UserError)
     assert len({t.pid for t in timings} | {os.getpid()}) == len(jobs) + 1
@@ -114,6 +138,10 @@ def test_a_process_that_dies_is_one_line(files: Path) -> None:
     ("opencv", "dfl.pt", r"--runtime opencv: .*dfl.pt: OpenCV doesn't know \[dfl\]; take another runtime"),
     ("opencv", "quantized.pt", r"--runtime opencv: .*quantized.pt: is a quantized network, which Darknet's files can't hold"),
     ("opencv", "no.pt", r"no.pt: these weights do not exist"),
+    ("opencv", "nms.onnx", r"nms.onnx: gives nms, which OpenCV doesn't compute here; export it with --target opencv"),
+    ("ncnn", "x.onnx", r"--runtime ncnn: .*x.onnx is an ONNX file; name the .pt or .weights that it comes from"),
+    ("ncnn", "quantized.pt", r"quantized.pt: is quantized \(.*\), but files for ncnn are made of float networks"),
+    ("ncnn", "empty", r"empty: ncnn .* can't run this file \(model.ncnn.param can't be read\)"),
 ])  # fmt: skip
 def test_files_that_a_runtime_cannot_read(name: str, file: str, said: str, files: Path) -> None:
     if name not in installed():
@@ -146,9 +174,31 @@ def test_a_runtime_that_is_not_installed(files: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_a_name_the_file_decides(files: Path) -> None:
+    assert choose("", str(files / "empty")) == "ncnn"
     assert choose("", str(files / "x.onnx")) == "onnxruntime"
     assert choose("", str(files / "x.pt")) == choose("", "") == "torch"
     assert choose("opencv", str(files / "x.onnx")) == "opencv"
+
+
+@pytest.mark.parametrize(("name", "kind", "other"), [("openvino", "onnx", "bf16"), ("ncnn", "ncnn", "fp16")])
+def test_precision_is_a_choice_that_is_named(name: str, kind: str, other: str, files: Path) -> None:
+    if name not in installed():
+        pytest.skip(f"{name} isn't installed")
+    model = load(name, None, Request(weights=str(made(files, name, kind)))).model
+    assert model.inference_copy(CPU) is model
+    assert RUNTIMES[name].place(model, CPU, "auto").endswith(" on the CPU, fp32")
+    assert RUNTIMES[name].place(model, CPU, other).endswith(f" on the CPU, {other}")
+    assert model.inference_copy(CPU, other).float_precision == other
+    wrong = {"bf16": "fp16", "fp16": "bf16"}[other]
+    with pytest.raises(UserError, match=f"--precision {wrong}: .* on the CPU in fp32 or {other} what isn't integers"):
+        model.inference_copy(CPU, wrong)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cfg": 1}'])
+def test_header_of_a_damaged_folder(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text(content)
+    with pytest.raises(UserError, match=r"metadata.json: isn't what export.py writes: the file is damaged; export it again"):
+        read_header(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "any.onnx"])
@@ -175,9 +225,9 @@ def data(tmp_path: Path) -> Path:
     return write_rectangles(tmp_path, {"red": RED, "blue": BLUE}, pictures)
 
 
-@pytest.mark.parametrize(("name", "file"), [("opencv", "x.pt"), ("opencv", "x.onnx"), ("openvino", "x.onnx")])
+@pytest.mark.parametrize(("name", "file"), [("opencv", "x.pt"), ("opencv", "x.onnx"), ("openvino", "x.onnx"), ("ncnn", "x.pt")])
 def test_scripts_run_through_it(name: str, file: str, data: Path, capsys: pytest.CaptureFixture) -> None:
-    if name not in installed() or (file == "x.pt" and not READS_DARKNET):
+    if name not in installed() or ((name, file) == ("opencv", "x.pt") and not READS_DARKNET):
         pytest.skip(f"{name} isn't installed, or doesn't read {file}")
     fixed = ["--device", "cpu", "--img-size", "64", "--precision", "fp32"]
 
@@ -189,7 +239,7 @@ def test_scripts_run_through_it(name: str, file: str, data: Path, capsys: pytest
     weights = ["--weights", str(data.parent / file), "--runtime", name, "--threads", "1"]
     assert evaluated(*weights) == pytest.approx(expected, abs=0.003)
     assert 0.2 < expected < 0.99
-    assert {"opencv": "OpenCV", "openvino": "OpenVINO"}[name] in capsys.readouterr().out
+    assert {"opencv": "OpenCV", "openvino": "OpenVINO", "ncnn": "ncnn on the CPU"}[name] in capsys.readouterr().out
     source = ["--source", str(data.parent / "images" / "100.png"), "--output", str(data.parent / "out")]
     figures = detect.main(detect.get_parser().parse_args([*fixed, *weights, *source]))
     assert figures["per_class"] == {"red": 1, "blue": 1}

@@ -1,9 +1,9 @@
 """What each runtime expects of a file, in one place: export.py --target writes by it, and the adapters in utils.runtimes check
 what they are given by it.
 
-The last two are written by their owners' documentation and not run here: TensorRT wants symmetric QuantizeLinear and
-DequantizeLinear with zero point 0, kernels a filter each, and equal scales at Add and Concat; RKNN maps before any decoding,
-one output a branch, in float: rknn-toolkit2 quantizes by itself.
+The last two are written by their owners' documentation and not run here. Both get float networks, which their own tools
+quantize: TensorRT reads symmetric integers only (zero point 0, equal scales at Add and Concat), which ours are not. RKNN wants
+maps before any decoding, one output a branch.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class Target:
     """What a runtime needs of a file.
 
     title: of the runtime; outputs: kinds that it computes, the first unless another is asked for (decoded: inside the graph, in
-    float; raw and maps: decoding is left to the caller); fixed: one size of one image; integers: how quantized networks may lie
-    in it, "" not at all, "any" or "symmetric"; filters: its kernels are fast where this divides the numbers of filters;
+    float; raw and maps: decoding is left to the caller); fixed: one size of one image; integers: whether quantized networks
+    may lie in it; filters: its kernels are fast where this divides the numbers of filters;
     opset: the newest that it reads; folder: whether it is one, of the runtime's own format, instead of a .onnx; runtime: the
     name by which it runs here, "" where it doesn't.
     """
@@ -31,7 +31,7 @@ class Target:
     title: str
     outputs: tuple[str, ...]
     fixed: bool = False
-    integers: str = "any"
+    integers: bool = True
     filters: int = 1
     opset: int = 23
     folder: bool = False
@@ -46,17 +46,17 @@ class Target:
     def check_network(self, name: object, quantization: object) -> None:
         """UserError for a quantized network (quantization: its settings, None for a float one) where files hold none."""
         if quantization is not None and not self.integers:
-            raise UserError(f"{name}: is quantized ({quantization}), but files for {self.title} hold float networks, which its "
-                            "own tools quantize; name the float weights")  # fmt: skip
+            raise UserError(f"{name}: is quantized ({quantization}), but files for {self.title} are made of float networks, "
+                            "which its own tools quantize; name the float weights")  # fmt: skip
 
 
 TARGETS = {
     "onnxruntime": Target("ONNX Runtime", (DECODED, RAW, MAPS, "nms", *THEIRS), filters=4, runtime="onnxruntime"),
     "openvino": Target("OpenVINO", (DECODED, RAW, MAPS, "nms", *THEIRS), runtime="openvino"),
     "opencv": Target("OpenCV", (DECODED, RAW, MAPS, *THEIRS), fixed=True, runtime="opencv"),
-    "ncnn": Target("ncnn", (MAPS,), fixed=True, integers="", filters=4, folder=True, runtime="ncnn"),
-    "tensorrt": Target("TensorRT", (DECODED, RAW, MAPS, *THEIRS), fixed=True, integers="symmetric", filters=8),
-    "rknn": Target("RKNN", (MAPS,), fixed=True, integers="", opset=19),
+    "ncnn": Target("ncnn", (MAPS,), fixed=True, integers=False, filters=4, folder=True, runtime="ncnn"),
+    "tensorrt": Target("TensorRT", (DECODED, RAW, MAPS, *THEIRS), fixed=True, integers=False, filters=8),
+    "rknn": Target("RKNN", (MAPS,), fixed=True, integers=False, opset=19),
 }
 
 

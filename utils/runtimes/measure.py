@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Job:
 class Timing:
     """What was measured. milliseconds: of single runs at batch 1, decoding included; own: CPU time of all threads of the
     process meanwhile, in milliseconds; pid: of the process; threads: as the runtime itself says; place: what computed, in
-    words; size: (height, width) of the input in pixels."""
+    words; size: (height, width) of the input in pixels; file_bytes: of what the runtime read, which an adapter may have made of
+    the file that was named."""
 
     pid: int
     threads: int
@@ -46,6 +48,7 @@ class Timing:
     size: tuple[int, int]
     milliseconds: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
+    file_bytes: int = 0
 
     @property
     def median(self) -> float:
@@ -122,12 +125,21 @@ def _serve(pipe: Connection, job: Job) -> None:
         pipe.send(error)
         return
     place = runtime.place(loaded.model, device, job.precision)
-    pipe.send(Timing(os.getpid(), runtime.threads(network), place, loaded.shape))
+    size = file_bytes(getattr(loaded.model, "path", job.request.weights))
+    pipe.send(Timing(os.getpid(), runtime.threads(network), place, loaded.shape, file_bytes=size))
     try:
         while pipe.recv():
             pipe.send([_run(network, images, device) for _ in range(WARM_UP + RUNS)][WARM_UP:])
     except (EOFError, OSError, KeyboardInterrupt):
         pass
+
+
+def file_bytes(path: str | Path) -> int:
+    """Of a file, or of all files of a folder; 0 without a name."""
+    if not path:
+        return 0
+    files = Path(path).iterdir() if Path(path).is_dir() else [Path(path)]
+    return sum(file.stat().st_size for file in files)
 
 
 def _run(network: Any, images: torch.Tensor, device: torch.device) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from utils.core.preparation import Preparation
 from utils.core.tables import format_table
 from utils.data.data_file import read_data
 from utils.runtimes.base import Request, check_installed
-from utils.runtimes.measure import RUNS, Job, Timing, measure
+from utils.runtimes.measure import RUNS, Job, Timing, file_bytes, measure
 from utils.runtimes.registry import RUNTIMES, installed, load
 from utils.scripts.evaluator import EvaluationOptions, Evaluator
 
@@ -24,10 +24,12 @@ class CompareOptions:
     weights: str
     onnx: str
     onnx_int8: str
+    ncnn: str
     data: str
     runtimes: list[str]
     threads: int | None
     device: str
+    precision: str
     steps: int
     batch_size: int
     workers: int
@@ -62,7 +64,9 @@ def make_jobs(options: CompareOptions, img_size: int | None) -> list[Job]:
         check_installed(name, RUNTIMES[name].packages)
     data = read_data(options.data) if options.data else None
     graphs = [str(path) for path in (options.onnx, options.onnx_int8) if path]
-    files = {"torch": [options.weights], "opencv": [options.weights, *graphs]}
+    files = {
+        "torch": [options.weights], "opencv": [options.weights, *graphs], "ncnn": [options.ncnn or options.weights]
+    }  # fmt: skip
     for name in options.runtimes:
         if not files.get(name, graphs):
             raise UserError(f"--runtimes {name}: name an ONNX file with --onnx or --onnx-int8; export.py makes it")
@@ -71,28 +75,28 @@ def make_jobs(options: CompareOptions, img_size: int | None) -> list[Job]:
         return Request(options.cfg if file == options.weights else "", file, img_size, data)
 
     return [
-        Job(name, request_of(file), options.threads, options.device)
+        Job(name, request_of(file), options.threads, options.device, options.precision)
         for name in options.runtimes or installed()
         for file in files.get(name, graphs)
     ]
 
 
 def accuracy(options: CompareOptions, job: Job) -> float | UserError:
-    """mAP@0.5 on the valid= images, as test.py measures it; or why the runtime can't read the file."""
+    """mAP@0.5 on the valid= images, as test.py measures it; or why the runtime can't compute the file."""
     try:
         loaded = load(job.runtime, job.threads, job.request)
+        own = EvaluationOptions(job.device, job.precision, options.batch_size, options.workers, Preparation())
+        evaluator = Evaluator(own, job.request.data, loaded)
+        return evaluator.accuracy(loaded.model, f"{job.runtime} {Path(job.request.weights).name}")["map50"]
     except UserError as error:
         return error
-    own = EvaluationOptions(job.device, job.precision, options.batch_size, options.workers, Preparation())
-    evaluator = Evaluator(own, job.request.data, loaded)
-    return evaluator.accuracy(loaded.model, f"{job.runtime} {Path(job.request.weights).name}")["map50"]
 
 
 def figures(job: Job, timing: Timing, map50: float | None) -> dict[str, Any]:
     """A row."""
     return {
         "map50": map50, "ms": timing.median, "ms_quartiles": timing.quartiles, "runs": len(timing.milliseconds),
-        "bytes": Path(job.request.weights).stat().st_size, "place": timing.place, "threads": timing.threads,
+        "bytes": timing.file_bytes or file_bytes(job.request.weights), "place": timing.place, "threads": timing.threads,
         "img_size": timing.size,
     }  # fmt: skip
 

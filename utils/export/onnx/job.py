@@ -48,7 +48,7 @@ def export(options: OnnxOptions, loaded: Loaded[Darknet], data: DataConfig | Non
         if goal is not None:
             figures["target"] = in_runtime(temporary, trial, goal, figures.get("map50", {}).get("float"))
         figures |= speed(paths, trial) | {"file_bytes": {name: path.stat().st_size for name, path in paths.items()}}
-        figures["uneven"] = uneven(loaded.model)
+        figures["uneven"] = uneven(loaded.model, goal.target.filters if goal else EVEN)
     print(report(figures, goal))
     return figures
 
@@ -124,11 +124,12 @@ def speed(paths: dict[str, Path], trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def uneven(model: Darknet) -> int:
-    """Convolutions with a number of filters for which ONNX Runtime has no fast kernels; those before a head can't help it."""
+def uneven(model: Darknet, even: int = EVEN) -> int:
+    """Convolutions whose number of filters `even` doesn't divide, as the runtime's fast kernels want it; those before a head
+    can't help it."""
     heads = {source for source, _ in model.head_convolutions()}
     convolutions = (d for i, d in enumerate(model.defs) if isinstance(d, Convolutional) and i not in heads)
-    return sum(d.filters % EVEN != 0 for d in convolutions)
+    return sum(d.filters % even != 0 for d in convolutions)
 
 
 def report(figures: dict[str, Any], goal: Goal | None) -> str:
@@ -158,6 +159,7 @@ def report(figures: dict[str, Any], goal: Goal | None) -> str:
     if goal is not None:
         lines += verdict(goal, figures["target"], found.get("float"))
     if figures["uneven"]:
-        lines.append(f"hint: {figures['uneven']} convolutions have numbers of filters that {EVEN} doesn't divide, which ONNX "
-                     f"Runtime computes slowly; prune with --round-to {EVEN}")  # fmt: skip
+        even, title = (goal.target.filters, goal.target.title) if goal else (EVEN, "ONNX Runtime")
+        lines.append(f"hint: {figures['uneven']} convolutions have numbers of filters that {even} doesn't divide, which "
+                     f"{title} computes slowly; prune with --round-to {even}")  # fmt: skip
     return "\n".join(lines)
