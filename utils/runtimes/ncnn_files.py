@@ -16,7 +16,7 @@ from utils.export.targets import TARGETS
 from utils.loading import Loaded, load_model
 from utils.network.file_kind import is_onnx
 from utils.runtimes.base import Request, check_installed
-from utils.runtimes.onnx_files import refused
+from utils.runtimes.onnx_files import check_outputs, refused
 
 TARGET = TARGETS["ncnn"]
 CONVERTER = {"onnx_ir": "onnx-ir", "onnxscript": "onnxscript", "pnnx": "pnnx"}  # what makes a folder of what PyTorch loads
@@ -77,10 +77,12 @@ class Ncnn:
     """--runtime ncnn."""
 
     packages: ClassVar = {"ncnn": "ncnn"}
+    bits: ClassVar = ()
     bits: ClassVar = ()  # pnnx would take minutes for a network's layers
 
     def load(self, request: Request) -> Loaded[OnnxModel]:
         if is_folder(request.weights):
+            check_outputs("ncnn", request.weights)
             return load_onnx(**request.arguments(), start=NcnnSession)
         if request.weights and not Path(request.weights).is_dir() and is_onnx(request.weights):
             raise UserError(f"--runtime ncnn: {request.weights} is an ONNX file; name the .pt or .weights that it comes from, "

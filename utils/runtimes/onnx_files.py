@@ -13,6 +13,7 @@ from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.core.preparation import Preparation
 from utils.data.pictures import openable
+from utils.export.onnx.header import read_header
 from utils.export.onnx.model import OnnxModel, RuntimeSession, load_onnx, need
 from utils.export.targets import TARGETS
 from utils.loading import Loaded
@@ -78,9 +79,8 @@ class OnnxRuntime(WritesOnnx):
         if not (request.weights and is_onnx(request.weights)):
             raise UserError(f"--runtime {self.name}: {request.weights or 'no --weights'}: it reads ONNX files; make one: "
                             + command("export.py", cfg=request.cfg, weights=request.weights or "FILE"))  # fmt: skip
-        loaded = load_onnx(**request.arguments(), start=self.start)
-        TARGETS[self.name].check(request.weights, loaded.model.outputs)
-        return loaded
+        check_outputs(self.name, request.weights)
+        return load_onnx(**request.arguments(), start=self.start)
 
     def place(self, network: OnnxModel, device: torch.device, precision: str) -> str:
         return network.runtime(device, precision)
@@ -124,6 +124,16 @@ class OpenVino(OnnxRuntime):
     """--runtime openvino."""
 
     name, packages, start = "openvino", {"openvino": "openvino"}, OpenVinoSession
+
+
+def check_outputs(name: str, path: str | Path) -> None:
+    """UserError for a file whose outputs the runtime `name` can't compute; of a damaged one the runtime says so."""
+    try:
+        outputs = read_header(path).metadata.get("outputs")
+    except UserError:
+        return
+    if outputs:
+        TARGETS[name].check(path, outputs)
 
 
 def refused(path: str | Path, runtime: str, error: Exception, remedy: str = "") -> UserError:

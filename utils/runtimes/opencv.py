@@ -14,7 +14,6 @@ from torch import Tensor
 from utils.core.errors import UserError
 from utils.data.pictures import libraries_silenced, openable
 from utils.export.onnx.model import OnnxModel, load_onnx
-from utils.export.targets import TARGETS
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg
 from utils.network.darknet import Darknet
@@ -22,7 +21,7 @@ from utils.network.definitions import Dfl
 from utils.network.file_kind import is_onnx
 from utils.network.weights import save_weights
 from utils.runtimes.base import Request
-from utils.runtimes.onnx_files import WritesOnnx, refused
+from utils.runtimes.onnx_files import WritesOnnx, check_outputs, refused
 
 NAME = f"OpenCV {cv2.__version__}"
 AGREEMENT = 1e-3  # with PyTorch's raw maps, of a value or of 1 if that is more: OpenCV's Winograd is off by less
@@ -133,9 +132,8 @@ class OpenCV(WritesOnnx):
     def load(self, request: Request) -> Loaded[OpenCVDarknet | OnnxModel]:
         """Of a .onnx; with OpenCV 4 also of what PyTorch loads, unless it is quantized or has a [dfl] head."""
         if request.weights and is_onnx(request.weights):
-            loaded = load_onnx(**request.arguments(), start=OpenCVSession)
-            TARGETS["opencv"].check(request.weights, loaded.model.outputs)
-            return _tried(loaded)
+            check_outputs("opencv", request.weights)
+            return _tried(load_onnx(**request.arguments(), start=OpenCVSession))
         loaded = load_model(**request.arguments())
         name = request.weights or request.cfg
         if not hasattr(cv2.dnn, "readNetFromDarknet"):
