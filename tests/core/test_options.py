@@ -2,11 +2,15 @@
 
 import dataclasses
 import importlib
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from utils.core.options import flag, flags_of, options_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,13 @@ def flags_read(kind: type) -> set[str]:
     read: set[str] = set()
     options_of(kind, Asked())
     return read
+
+
+def test_command_lines_are_known_to_scripts_alone():
+    """And read, not changed: what follows from one is another value."""
+    rooms = [p for p in ROOT.glob("utils/**/*.py") if p.parent.name != "scripts" and p.name != "foreign.py"]  # names of pickles
+    assert [str(p) for p in rooms if "Namespace" in p.read_text()] == []
+    changed = re.compile(r"\bargs\.\w+ = |setattr\(args\b")
+    assert [
+        str(p) for p in (*rooms, *ROOT.glob("*.py"), *ROOT.glob("utils/scripts/*.py")) if changed.search(p.read_text())
+    ] == []

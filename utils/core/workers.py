@@ -17,7 +17,7 @@ from tqdm import tqdm
 from utils.core.errors import UserError
 
 _CHUNK = 64  # jobs handed over at a time
-# PyTorch's handler of SIGCHLD raises a bare RuntimeError: nothing but its text says that a worker died, and only here it is read
+# PyTorch's handler of SIGCHLD raises a bare RuntimeError: only its text says that a worker died, and only here it is read
 _DEAD_WORKER = "DataLoader worker"
 _FEW = 200  # jobs that aren't worth a process
 Job = TypeVar("Job")
