@@ -2,6 +2,7 @@
 
 python compress.py --data my.data --weights my.pt                        # as far as 0.01 of mAP@0.5 allows
 python compress.py --data my.data --weights my.pt --target-macs 0.3      # to 30 % of the multiply-accumulates
+python compress.py --data my.data --weights my.pt --target-ms 12 --runtime onnxruntime --threads 1 --bits 8
 python compress.py --data my.data --weights my.pt --max-drop 0.02 --hours 2 --bits 8
 """
 
@@ -14,8 +15,8 @@ from utils.compression.options import CompressOptions
 from utils.compression.plan import STRATEGIES
 from utils.core.options import options_of
 from utils.core.ranges import EPOCHS, SEED, SHARE, WORKERS, Range, whole
-from utils.pruning.amounts import Target
-from utils.scripts.cli import Parser, add_device_arguments, run
+from utils.runtimes.registry import RUNTIMES
+from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument, run
 
 
 def get_parser() -> Parser:
@@ -46,7 +47,9 @@ def get_parser() -> Parser:
 def _add_aim_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("the budget").add_mutually_exclusive_group()
     for key, kind in KINDS.items():
-        group.add_argument(f"--target-{key}", type=Target, metavar="F", help=kind.help)
+        group.add_argument(f"--target-{key}", type=kind.target, metavar="F", help=kind.help)
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default="", help="what --target-ms is measured on")
+    add_threads_argument(parser)
     group.add_argument("--max-drop", type=SHARE, metavar="D",
                        help=f"as small as costs at most D of mAP@0.5; without any budget {MAX_DROP:g}")  # fmt: skip
 

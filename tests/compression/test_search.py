@@ -9,7 +9,7 @@ from utils.compression.search import Trial, best_of, next_target
 from utils.core.errors import UserError
 from utils.core.options import options_of
 
-BEFORE = {"macs": 1000, "params": 500, "map50": 0.8}
+BEFORE = {"macs": 1000, "params": 500, "map50": 0.8, "latency_ms": 20.0}
 DROP = Aim("macs", None, 0.01)
 
 
@@ -61,6 +61,7 @@ def parsed(*words: str) -> AimOptions:
         (["--max-drop", "0.03"], Aim("macs", None, 0.03)),
         (["--target-macs", "0.3"], Aim("macs", 300, None)),
         (["--target-params", "0.2k"], Aim("params", 200, None)),
+        (["--target-ms", "0.5"], Aim("ms", 0.5, None)),
     ],
 )
 def test_the_aim_of_a_command_line(words, wanted):
@@ -74,6 +75,12 @@ def test_a_budget_that_is_kept_already_is_refused(target):
         return
     with pytest.raises(UserError, match=f"--target-macs {target}: the network has 1,000 MACs"):
         aim_of(parsed("--target-macs", target), BEFORE)
+
+
+@pytest.mark.parametrize("target", ["19.5", "20", "1e9"])
+def test_milliseconds_that_are_kept_already(target):
+    with pytest.raises(UserError, match=f"--target-ms {target}: the network has 20.00 milliseconds, which is no more; give"):
+        aim_of(parsed("--target-ms", target), BEFORE)
 
 
 def test_epochs_that_there_is_time_for():

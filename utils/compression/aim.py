@@ -1,10 +1,13 @@
 """What a compression is for: a budget of something that a network costs, or how much of mAP@0.5 it may lose."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from utils.core.errors import UserError
 from utils.pruning.amounts import Target
+from utils.pruning.budget import TOLERANCE
+from utils.pruning.spend import MILLISECONDS
 
 MAX_DROP = 0.01  # of mAP@0.5, where no budget is given
 ALONG = "macs"  # what is reduced, step by step, where only accuracy limits it
@@ -12,16 +15,33 @@ ALONG = "macs"  # what is reduced, step by step, where only accuracy limits it
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that a network costs and a budget can limit. Its key in KINDS is the figure's name in test.py's and the
-    prune scripts' --json, and `--target-<key>` is the flag here as there."""
+    """Something that a network costs and a budget can limit. `--target-<key in KINDS>` is the flag here as in the prune
+    scripts, `figure` its name in their --json; digits: behind the point; tolerance: by which share a budget may be exceeded."""
 
     title: str
     help: str
+    figure: str
+    target: Callable[[str], Target] = Target
+    digits: int = 0
+    tolerance: float = 0.0
+
+    def told(self, value: float) -> str:
+        return f"{value:,.{self.digits}f} {self.title}"
+
+
+class Milliseconds(Target):
+    """argparse type of --target-ms: always that many, never a share."""
+
+    def of(self, before: float) -> float:
+        return self.value
 
 
 KINDS = {
-    "macs": Kind("MACs", "at most F multiply-accumulates of one picture: a share (0.3) or a number (800M)"),
-    "params": Kind("parameters", "at most F parameters: a share (0.2) or a number (2.5M)"),
+    "macs": Kind("MACs", "at most F multiply-accumulates of one picture: a share (0.3) or a number (800M)", "macs"),
+    "params": Kind("parameters", "at most F parameters: a share (0.2) or a number (2.5M)", "params"),
+    MILLISECONDS: Kind(
+        "milliseconds", "about F milliseconds of one picture on --runtime", "latency_ms", Milliseconds, 2, TOLERANCE
+    ),
 }
 
 
@@ -35,14 +55,19 @@ class Aim:
     max_drop: float | None
 
     def is_kept(self, before: dict[str, Any], after: dict[str, Any]) -> bool:
-        """Whether a network with these figures, {map50, params, macs}, is what was asked for."""
+        """Whether a network with these figures, {map50, params, macs, perhaps latency_ms}, is what was asked for."""
         if self.limit is not None:
-            return after[self.kind] <= self.limit
+            return after[self.figure] <= self.limit * (1 + KINDS[self.kind].tolerance)
         return before["map50"] - after["map50"] <= self.max_drop + 1e-9
+
+    @property
+    def figure(self) -> str:
+        """The name of what it limits among a network's figures."""
+        return KINDS[self.kind].figure
 
     def __str__(self) -> str:
         if self.limit is not None:
-            return f"at most {self.limit:,.0f} {KINDS[self.kind].title}"
+            return f"at most {KINDS[self.kind].told(self.limit)}"
         return f"as few {KINDS[self.kind].title} as {self.max_drop:g} of mAP@0.5 allows"
 
 
@@ -52,6 +77,7 @@ class AimOptions:
 
     target_macs: Target | None = None
     target_params: Target | None = None
+    target_ms: Target | None = None
     max_drop: float | None = None
 
 
@@ -62,12 +88,15 @@ def asked(options: AimOptions) -> tuple[str, Target | None]:
 
 
 def aim_of(options: AimOptions, before: dict[str, Any]) -> Aim:
-    """The aim for a network of {params, macs}; UserError for a budget that it keeps already."""
+    """The aim for a network of {params, macs, and with --target-ms latency_ms}; UserError for a budget that it keeps
+    already."""
     kind, target = asked(options)
     if target is None:
         return Aim(kind, None, MAX_DROP if options.max_drop is None else options.max_drop)
-    limit = target.of(before[kind])
-    if limit >= before[kind]:
-        raise UserError(f"--target-{kind} {target}: the network has {before[kind]:,} {KINDS[kind].title}, which is no more; "
-                        "give less, for example 0.3")  # fmt: skip
+    had = before[KINDS[kind].figure]
+    limit = target.of(had)
+    if limit * (1 + KINDS[kind].tolerance) >= had:
+        example = f"{had / 2:.3g}" if kind == MILLISECONDS else "0.3"
+        raise UserError(f"--target-{kind} {target}: the network has {KINDS[kind].told(had)}, which is no more; give less, for "
+                        f"example {example}")  # fmt: skip
     return Aim(kind, limit, None)

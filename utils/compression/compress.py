@@ -18,6 +18,7 @@ from utils.core.files import write_text
 from utils.core.tables import write_json
 from utils.data.pictures import read_picture
 from utils.loading import load_model
+from utils.pruning.spend import MILLISECONDS
 
 
 def compress(options: CompressOptions) -> dict[str, Any]:
@@ -46,8 +47,8 @@ def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any],
     files = job.deliver(weights)
     pictures = some_pictures(job.plan.data.source("valid"))
     shown = [job.show(name, each, pictures) for name, each in (("pictures-before", job.weights), ("pictures-after", weights))]
-    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, options.device)
-    after = state.stages[best.figures]["figures"] if best else before
+    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, options.device, job.plan.deployment)
+    after = state.stages[best.figures]["figures"] | {"latency_ms": best.latency_ms} if best else before
     int8 = state.stages["int8"]["figures"].get("quantized") if options.bits == 8 else None
     models = [load_model("", each).model for each in (job.weights, weights)]
     report = state.folder / "report.html"
@@ -56,6 +57,7 @@ def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any],
         "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": costs,
         "before": before | costs["before"], "after": after | costs["after"], "int8": int8, "trials": job.record(),
         "layers": filters(*models), "files": files | {"report": str(report)}, "turns": TURNS,
+        "measured_on": str(job.plan.deployment or "PyTorch"),
         "commands": [f"python {typed(stage['words'])}" for stage in state.stages.values()],
         "versions": versions(), "machine": machine(options.device), "seed": options.seed, "training_seconds": job.clock.spent,
         "seconds": sum(stage["seconds"] for stage in state.stages.values()),
@@ -75,6 +77,7 @@ def outcome_line(aim: Aim, before: dict[str, Any], after: dict[str, Any], best: 
     if best is None:
         return (f"Nothing of what was tried is {aim}, so the network is as it came; allow a larger --max-drop, more --rounds "
                 "or more training (--hours, --epochs)")  # fmt: skip
+    faster = f"; {before['latency_ms']:.2f} -> {after['latency_ms']:.2f} ms" if aim.kind == MILLISECONDS else ""
     params, macs = (100 * (1 - after[k] / before[k]) for k in ("params", "macs"))
     return (f"{params:.1f} % of the parameters and {macs:.1f} % of the MACs are gone; mAP@0.5 {before['map50']:.4f} -> "
-            f"{after['map50']:.4f} ({aim}: kept)")  # fmt: skip
+            f"{after['map50']:.4f}{faster} ({aim}: kept)")  # fmt: skip

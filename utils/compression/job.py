@@ -12,15 +12,18 @@ from utils.compression.clock import SPARSE, Clock
 from utils.compression.options import CompressOptions
 from utils.compression.plan import ONNX, STRATEGIES, Plan
 from utils.compression.search import Trial, best_of, next_target
-from utils.compression.share import share_to_go
+from utils.compression.share import share_by_sweep, share_to_go
 from utils.compression.stages import Stage, Stages
 from utils.compression.state import State
 from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.core.files import replacing
 from utils.core.tables import format_table
+from utils.export.targets import TARGETS
 from utils.loading import load_model
+from utils.pruning.spend import MILLISECONDS
 
+SWEEP = "milliseconds"  # the stage that measures what amounts of pruning leave
 LEAST_MAP50 = 0.01  # of a network that is worth pruning
 
 
@@ -46,9 +49,10 @@ class Job:
         if before["map50"] < LEAST_MAP50:
             raise UserError(f"{self.options.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
                             "train it for this data first (train.py)")  # fmt: skip
+        before = before | self.milliseconds()
         aim = aim_of(self.options.aim, before)
         if aim.limit is not None:
-            share_to_go(self.weights, self.options.strategy, aim, aim.limit)  # refuses a limit that can't be reached
+            self.share(self.weights, aim, aim.limit)  # refuses a limit that can't be reached
         self.measure_pace()
         while (target := next_target(aim, before, self.trials, self.options.rounds)) is not None:
             if self.trials and self.clock.epochs(2, 1.0) < 2:
@@ -78,6 +82,20 @@ class Job:
 
     def test(self, name: str, weights: str) -> dict[str, Any]:
         return self.stages.run(Stage(name, ["test.py", "--data", self.options.data, "--weights", weights, *self.machine()]))
+
+    def milliseconds(self) -> dict[str, Any]:
+        """With --target-ms, {latency_ms} of the network that came; the sweep is kept for `share`."""
+        if self.options.aim.target_ms is None:
+            return {}
+        words = [f"{self.options.strategy}_prune.py", "--weights", self.weights, "--dry-run", *self.options.place(),
+                 "--save-dir", str(self.work / SWEEP), "--device", "cpu"]  # fmt: skip
+        return {"latency_ms": self.stages.run(Stage(SWEEP, words))["before"]["latency_ms"]}
+
+    def share(self, weights: str, aim: Aim, target: float) -> float:
+        """The share of the channels that has to go; UserError for a limit that can't be reached."""
+        if aim.kind == MILLISECONDS:
+            return share_by_sweep(self.state.stages[SWEEP]["figures"]["sweep"], self.options.strategy, target)
+        return share_to_go(weights, self.options.strategy, aim, target)
 
     def machine(self) -> list[str]:
         device = ["--device", self.options.device] if self.options.device else []
@@ -121,7 +139,7 @@ class Job:
         start, title = (kept.weights if kept else self.weights), f"round{number}"
         part = 1 / (self.options.rounds - number + 1) if aim.limit is None else 1.0
         strategy, flags = self.options.strategy, load_model("", start).flags
-        share = share_to_go(start, strategy, aim, target)
+        share = self.share(start, aim, target)
         sparse = None
         if share:
             more = ["--prune", str(STRATEGIES[strategy]), "--sparse-target", f"{share:g}"]
@@ -133,14 +151,17 @@ class Job:
         part = part if sparse is None else part * (1 - SPARSE) / (1 - SPARSE * part)
         tuned = self.train(f"{title}-finetune", pruned["weights"], self.plan.epochs[1], part, more, "best")
         tuned = tuned or self.as_checkpoint(f"{title}-convert", pruned)
-        after = self.test(f"{title}-test", tuned)
-        sizes = {k: after[k] for k in ("params", "macs", "map50", "map")}
+        after = self.test(f"{title}-test", tuned) | {
+            "latency_ms": pruned["after"]["latency_ms"]
+        }  # finetuning doesn't change it
+        sizes = {k: after[k] for k in ("params", "macs", "latency_ms", "map50", "map")}
         return Trial(number, target, **sizes, is_kept=aim.is_kept(before, after), weights=tuned, figures=f"{title}-test")
 
     def prune(self, name: str, weights: str, aim: Aim, target: float) -> dict[str, Any]:
+        amount = f"{target:g}" if aim.kind == MILLISECONDS else f"{target:.0f}"
         words = [f"{self.options.strategy}_prune.py", "--data", self.options.data, "--weights", weights, f"--target-{aim.kind}",
-                 f"{target:.0f}", "--refit", str(self.options.refit), "--save-dir", str(self.work / name),
-                 *self.machine()]  # fmt: skip
+                 amount, "--refit", str(self.options.refit), "--save-dir", str(self.work / name), *self.machine()]  # fmt: skip
+        words += self.options.place() if aim.kind == MILLISECONDS else []
         return self.stages.run(Stage(name, words + ([] if aim.limit else ["--force"])))
 
     def as_checkpoint(self, name: str, pruned: dict[str, Any]) -> str:
@@ -174,6 +195,7 @@ class Job:
             return {}
         out = weights.with_suffix(".onnx")
         words = ["export.py", "--data", self.options.data, "--weights", str(weights), "--out", str(out)]
+        words += ["--target", self.options.runtime] if self.options.runtime in TARGETS else []
         self.stages.run(Stage(f"export-{kind}", [*words, "--workers", str(self.options.workers)]))
         return {kind: out}
 
@@ -193,6 +215,8 @@ class Job:
 
 def trials_table(before: dict[str, Any], trials: list[Trial], aim: Aim) -> str:
     """What was tried so far."""
-    rows = [["as it came", before["params"], before["macs"], before["map50"], before["map"], ""]]
-    rows += [[f"round {t.round}", t.params, t.macs, t.map50, t.map, "yes" if t.is_kept else "no"] for t in trials]
-    return format_table(["", "parameters", "MACs", "mAP@0.5", "mAP@0.5:0.95", str(aim)], rows)
+    names = {"params": "parameters", "macs": "MACs"} | ({aim.figure: "ms"} if aim.kind == MILLISECONDS else {})
+    names |= {"map50": "mAP@0.5", "map": "mAP@0.5:0.95"}
+    rows = [["as it came", *(before[name] for name in names), ""]]
+    rows += [[f"round {t.round}", *(getattr(t, name) for name in names), "yes" if t.is_kept else "no"] for t in trials]
+    return format_table(["", *names.values(), str(aim)], rows)

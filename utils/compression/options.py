@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from utils.compression.aim import AimOptions
+from utils.core.errors import UserError
+from utils.runtimes.deployment import Deployment
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,27 @@ class CompressOptions:
     refit: int
     teacher: bool
     bits: int
+    runtime: str
+    threads: int | None
     out: str
     workers: int
     seed: int
     device: str
     json: str
+
+    def deployment(self) -> Deployment | None:
+        """Where the milliseconds of --target-ms are measured, None without it. Raises UserError where the runtime isn't named
+        or can't be asked, and where one is named for nothing."""
+        if self.aim.target_ms is None:
+            flag = "--runtime" if self.runtime else "--threads" if self.threads else ""
+            if flag:
+                raise UserError(f"{flag}: is about milliseconds; add --target-ms T, or leave it out")
+            return None
+        if not self.runtime:
+            raise UserError("--target-ms: name the runtime of the milliseconds with --runtime")
+        return Deployment.of(self.runtime, self.threads, self.bits, "cpu", "auto")
+
+    def place(self) -> list[str]:
+        """The same for a prune script."""
+        threads = ["--threads", str(self.threads)] if self.threads else []
+        return ["--runtime", self.runtime, *threads, "--bits", str(self.bits)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.compression.aim import KINDS
 from utils.compression.charts import Point, bars, curve
+from utils.pruning.spend import MILLISECONDS
 
 SIDE = 480  # pixels of an image's longer side
 QUALITY = 85  # of JPEG
@@ -82,7 +83,9 @@ def figures_table(result: dict[str, Any]) -> str:
         header.append("after, 8 bits")
         extra = {"mAP@0.5": f"{result['int8']['map50']:.4f}", "mAP@0.5:0.95": f"{result['int8']['map']:.4f}"}
         rows = [[*row, extra.get(row[0], "")] for row in rows]
-    note = f"Milliseconds: median (least to most) of {result['turns']} turns of both networks, one image, PyTorch."
+    note = (
+        f"Milliseconds: median (least to most) of {result['turns']} turns of both networks, one image, {result['measured_on']}."
+    )
     return table(header, rows) + f'<p class="small">{escape(note)}</p>'
 
 
@@ -105,15 +108,16 @@ def _spread(ms: dict[str, float]) -> str:
 
 def _tried(result: dict[str, Any]) -> str:
     aim, before = result["aim"], result["before"]
-    kind, title = aim["kind"], KINDS[aim["kind"]].title
+    title, figure = KINDS[aim["kind"]].title, KINDS[aim["kind"]].figure
     points = [Point(1.0, before["map50"], "as it came", "came")]
-    points += [Point(t[kind] / before[kind], t["map50"], f"round {t['round']}", "kept" if t["is_kept"] else "broken")
+    points += [Point(t[figure] / before[figure], t["map50"], f"round {t['round']}", "kept" if t["is_kept"] else "broken")
                for t in result["trials"]]  # fmt: skip
-    limit_x = aim["limit"] / before[kind] if aim["limit"] is not None else None
+    limit_x = aim["limit"] / before[figure] if aim["limit"] is not None else None
     limit_y = before["map50"] - aim["max_drop"] if aim["max_drop"] is not None else None
-    rows = [[f"round {t['round']}", f"{t['params']:,}", f"{t['macs']:,}", f"{t['map50']:.4f}", f"{t['map']:.4f}",
-             "yes" if t["is_kept"] else "no"] for t in result["trials"]]  # fmt: skip
-    header = ["", "parameters", "MACs", "mAP@0.5", "mAP@0.5:0.95", aim["text"]]
+    timed = aim["kind"] == MILLISECONDS
+    rows = [[f"round {t['round']}", f"{t['params']:,}", f"{t['macs']:,}", *([f"{t['latency_ms']:.2f}"] if timed else []),
+             f"{t['map50']:.4f}", f"{t['map']:.4f}", "yes" if t["is_kept"] else "no"] for t in result["trials"]]  # fmt: skip
+    header = ["", "parameters", "MACs", *(["ms"] if timed else []), "mAP@0.5", "mAP@0.5:0.95", aim["text"]]
     return curve(points, (f"{title} left", "mAP@0.5"), limit_x, limit_y) + table(header, rows)
 
 

@@ -17,6 +17,7 @@ from utils.loading import load_model
 from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import convertible
 from utils.recipe import finetuning_epochs
+from utils.runtimes.deployment import Deployment
 
 LEAST_PICTURES = 2  # to train on, and to measure on
 STRATEGIES = {"slim": 1, "normal": 0, "regular": 0, "shortcut": 1}  # name -> train.py --prune
@@ -27,19 +28,22 @@ OF_THIS_CALL = ("out", "device", "workers", "json")  # may differ when a command
 @dataclass(frozen=True)
 class Plan:
     """pictures: {train, valid}: how many. epochs: of sparse training and of finetuning, where no --hours limits them.
-    takes_in: whether the weights are first converted to a checkpoint of the suite's own."""
+    takes_in: whether the weights are first converted to a checkpoint of the suite's own. deployment: where the milliseconds of
+    --target-ms are measured."""
 
     data: DataConfig
     pictures: dict[str, int]
     epochs: tuple[int, int]
     takes_in: bool
     has_onnx: bool
+    deployment: Deployment | None
 
     @classmethod
     def of(cls, options: CompressOptions) -> "Plan":
         """Raises UserError for a command line, a dataset or weights that nothing can be done with."""
         if not options.data or not options.weights:
             raise UserError("name the dataset with --data FILE.data and the trained network with --weights FILE")
+        deployment = options.deployment()
         data = read_data(options.data)
         pictures = {key: len(image_paths(data.source(key), Problems())) for key in ("train", "valid")}
         for key, number in pictures.items():
@@ -52,7 +56,7 @@ class Plan:
         if not takes_in or options.cfg:
             check_network(options, data)
         has_onnx = all(importlib.util.find_spec(name) is not None for name in ONNX)
-        return cls(data, pictures, (sparse, finetuning), takes_in, has_onnx)
+        return cls(data, pictures, (sparse, finetuning), takes_in, has_onnx, deployment)
 
     def table(self, options: CompressOptions) -> str:
         """The stages in their order."""
@@ -68,6 +72,8 @@ class Plan:
             ["check.py", f"{self.pictures['train']:,} images to train on, {self.pictures['valid']:,} to measure on"],
             ["test.py", "the network as it came"],
         ]
+        if self.deployment:
+            rows.append([f"{options.strategy}_prune.py --dry-run", f"its milliseconds on {self.deployment}, layer by layer"])
         rows += [["train.py", "one epoch, to see how long it takes"]] if options.hours else []
         rows += [
             ["train.py --prune", f"sparse training, {self.epochs[0]} epochs{limit}"],

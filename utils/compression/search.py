@@ -23,11 +23,12 @@ class Trial:
     is_kept: bool
     weights: str
     figures: str  # the stage that measured it
+    latency_ms: float | None = None  # on the runtime of --target-ms, else of PyTorch
 
 
 def best_of(aim: Aim, trials: list[Trial]) -> Trial | None:
     """The smallest network that is what was asked for, None if none is."""
-    return min((t for t in trials if t.is_kept), key=lambda t: getattr(t, aim.kind), default=None)
+    return min((t for t in trials if t.is_kept), key=lambda t: getattr(t, aim.figure), default=None)
 
 
 def next_target(aim: Aim, before: dict[str, Any], trials: list[Trial], rounds: int) -> float | None:

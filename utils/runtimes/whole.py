@@ -34,11 +34,11 @@ def written(deployment: Deployment, network: Loaded[Darknet], folder: Path) -> R
     return Request(weights=str(deployment.adapter.write(network, deployment.bits, folder)), img_size=network.img_size)
 
 
-def read_together(deployment: Deployment, requests: Sequence[Request]) -> list[list[float]]:
-    """Milliseconds of each network in each of TURNS turns, medians of RUNS runs. Raises UserError where the runtime can't
+def read_together(deployment: Deployment, requests: Sequence[Request], turns: int = TURNS) -> list[list[float]]:
+    """Milliseconds of each network in each of the turns, medians of RUNS runs. Raises UserError where the runtime can't
     compute one."""
     where = (deployment.threads, deployment.device, deployment.precision)
-    timings = measure([Job(deployment.runtime, request, *where) for request in requests], TURNS)
+    timings = measure([Job(deployment.runtime, request, *where) for request in requests], turns)
     return [_turns(deployment, timing) for timing in timings]
 
 
