@@ -4,10 +4,10 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.torchrun import several, wait_for_all
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     with _explained_links():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        wait_for_all("joined")
+        wait_for_all()
         yield World(dist.get_rank(), dist.get_world_size()), device
         dist.destroy_process_group()
 
@@ -72,6 +74,17 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
+
+
+def of_first_process(make: Callable[[], T]) -> T:
+    """What `make` returns in the process of rank 0, for all processes, however long it takes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return make()
+    found = [make() if dist.get_rank() == 0 else None]
+    if several():
+        wait_for_all()  # a collective would be given up after minutes
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def mean_with_gradient(tensor: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def made_once_a_machine(make: Callable[[], Any]) -> Any:
     return json.loads(_store().get(f"darkedge/made/{number}/{own}"))
 
 
-def wait_for_all(what: str) -> None:
-    """Return once every process has come here."""
-    store = _store()
-    store.set(f"darkedge/{what}/{os.environ['RANK']}", "1")
-    store.wait([f"darkedge/{what}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))], _LONG)
+def wait_for_all() -> None:
+    """Return once every process has come here. To be called by all of them in the same order."""
+    number = next(_numbers)
+    _store().set(f"darkedge/here/{number}/{os.environ['RANK']}", "1")
+    _store().wait([f"darkedge/here/{number}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))], _LONG)

@@ -9,7 +9,7 @@ processes changes it. The plan carries epoch and mosaic to the workers, so that 
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -33,6 +33,7 @@ from utils.data.image_cache import CACHE_ROOM, DISK, NONE, ImageCache, Layout, d
 from utils.data.image_size import measure
 from utils.data.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.data.loader import Loader
+from utils.data.packed import PackedPaths, PackedRows
 from utils.data.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
@@ -56,8 +57,8 @@ class Draw(NamedTuple):
 class Scan:
     """What a source holds: paths, labels (n, 5) an image, (height, width) of each, and what had to be mended."""
 
-    paths: list[str]
-    labels: list[np.ndarray]
+    paths: Sequence[str]
+    labels: Sequence[np.ndarray]
     shapes: np.ndarray
     problems: Problems
 
@@ -68,29 +69,31 @@ def scan(source: str | Path, classes: int) -> Scan:
     Corrupt and missing images are left out and noted in `problems`, as are boxes that had to be clipped or dropped.
     Raises UserError for labels that cannot be used (see utils.data.labels) and when there is no box in the whole set.
     """
-    result = Scan([], [], np.zeros((0, 2), np.int64), Problems())
-    paths = image_paths(source, result.problems)
-    shapes, labelled = [], 0
+    problems = Problems()
+    paths = image_paths(source, problems)
+    kept: list[tuple[str, np.ndarray, Size]] = []
+    labelled = 0
     with ThreadPool(_THREADS) as pool:
         looks = pool.imap(lambda path: _look(path, classes), paths, chunksize=32)
         bar = tqdm(looks, desc=f"Scanning {source}", total=len(paths), delay=1, leave=False)
         for path, (shape, remark, labels, findings) in zip(paths, bar, strict=True):
             if shape is None:
-                result.problems.add("corrupt images, skipped", f"{path}: {remark}")
+                problems.add("corrupt images, skipped", f"{path}: {remark}")
                 continue
             if remark:
-                result.problems.add(remark, path)
+                problems.add(remark, path)
             for kind, line in findings:
-                result.problems.add(kind, f"{label_path(path)}:{line}")
+                problems.add(kind, f"{label_path(path)}:{line}")
             labelled += labels is not None
-            result.paths.append(path)
-            result.labels.append(np.zeros((0, 5), np.float32) if labels is None else labels)
-            shapes.append(shape)
-    if not shapes:
-        raise UserError(f"{source}: all {len(paths)} images are corrupt; {result.problems.summary()}")
+            kept.append((path, np.zeros((0, 5), np.float32) if labels is None else labels, shape))
+    if not kept:
+        raise UserError(f"{source}: all {len(paths)} images are corrupt; {problems.summary()}")
+    result = Scan(
+        PackedPaths(path for path, _, _ in kept), PackedRows([rows for _, rows, _ in kept]),
+        np.array([shape for _, _, shape in kept], np.int64), problems,
+    )  # fmt: skip
     if not any(map(len, result.labels)):
         raise UserError(f"{source}: {_no_labels(result, labelled)}")
-    result.shapes = np.array(shapes, np.int64)
     note_two_places(result.paths, result.problems)
     return result
 
@@ -135,7 +138,7 @@ class DetectionDataset(Dataset):
     ) -> None:
         found = scan(source, label_classes or classes)
         if label_classes > classes:
-            found.labels = [as_one_class(rows) for rows in found.labels]
+            found.labels = PackedRows([as_one_class(rows) for rows in found.labels])
         self.weights: np.ndarray | None = None
         self.paths, self.labels, self.shapes, self.problems = found.paths, found.labels, found.shapes, found.problems
         self.source, self.classes, self.img_size, self.training = Path(source), classes, img_size, training

@@ -1,5 +1,6 @@
 """Evaluating a network on a dataset: the one way that train.py, test.py and the prune scripts measure mAP."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.core.distributed import of_first_process
 from utils.core.timing import STAGES, Stopwatch
 from utils.data.batch import normalise
 from utils.data.loader import Loader
@@ -36,7 +38,8 @@ def evaluate(
 
     A fused copy in the precision that suits the device runs (`Darknet.inference_copy`). loader: ordered and not
     augmented (`create_loader(..., training=False)`); augment: test-time augmentation; truth: other ground truth than the
-    dataset's labels. With torch.distributed each process evaluates its loader's share and all return the same figures.
+    dataset's labels. With torch.distributed each process detects in its loader's share, the first, which alone needs `truth`,
+    judges, and all return its figures, without `detections`.
     """
     network = model.inference_copy(device, precision)
     detections: dict[int, np.ndarray] = {}
@@ -59,22 +62,31 @@ def evaluate(
             boxes = unletterbox(rows[:, :4], info)
             detections[info.index] = torch.cat((boxes, rows[:, 4:]), 1).float().cpu().numpy()
     detections, speed = _gather(detections, watch.milliseconds())
-    dataset = loader.dataset
-    truth = truth or dataset_ground_truth(dataset.labels, dataset.shapes, len(names))
-    result = compute_metrics(truth, detections, names)
-    result.speed_ms = speed
-    return result
+
+    def judged() -> Evaluation:
+        dataset = loader.dataset
+        result = compute_metrics(truth or dataset_ground_truth(dataset.labels, dataset.shapes, len(names)), detections, names)
+        return dataclasses.replace(result, speed_ms=speed, detections={} if _joined() else detections)
+
+    return of_first_process(judged)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _joined() else 0
 
 
 def _gather(detections: dict[int, np.ndarray], speed: dict[str, float]) -> tuple[dict[int, np.ndarray], dict[str, float]]:
-    """All processes' detections together, in the dataset's order, and the mean of their speeds."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """All processes' detections together, in the dataset's order, and the mean of their speeds, for the first process; the
+    others keep their own."""
+    if not _joined():
         return detections, speed
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (detections, speed))
+    parts: list | None = [None] * dist.get_world_size() if _rank() == 0 else None
+    dist.gather_object((detections, speed), parts)
+    if parts is None:
+        return detections, speed
     merged = {index: rows for found, _ in parts for index, rows in found.items()}
     return dict(sorted(merged.items())), {name: float(np.mean([s[name] for _, s in parts])) for name in STAGES}

@@ -41,8 +41,8 @@ class GroundTruth:
 class Pictured(Protocol):
     """What there is to evaluate: paths of images, their labels and shapes as of dataset_ground_truth."""
 
-    paths: list[str]
-    labels: list[np.ndarray]
+    paths: Sequence[str]
+    labels: Sequence[np.ndarray]
     shapes: np.ndarray
 
 
@@ -69,7 +69,7 @@ def annotation(number: int, picture: int, label: int, box: Sequence[float], crow
             "iscrowd": int(crowd)}  # fmt: skip
 
 
-def dataset_ground_truth(labels: list[np.ndarray], shapes: np.ndarray, classes: int) -> GroundTruth:
+def dataset_ground_truth(labels: Sequence[np.ndarray], shapes: np.ndarray, classes: int) -> GroundTruth:
     """Ground truth of any dataset: labels, an array an image (n, 5) of class and cx cy w h as shares of the image;
     shapes (images, 2): their heights and widths in pixels."""
     annotations: list[dict[str, Any]] = []

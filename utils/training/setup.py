@@ -44,8 +44,8 @@ Say = Callable[[str], None]
 @dataclass
 class Setup:
     """Everything that the epochs need. options: what was asked for, with nothing left open; flags: the same as a command line,
-    which checkpoints remember. truth: what detections are compared with instead of the labels of `valid`. class_map50: the
-    classes' AP@0.5 that --image-weights goes by, None before an evaluation."""
+    which checkpoints remember. truth: what detections are compared with instead of the labels of `valid`, by the process of
+    rank 0. class_map50: the classes' AP@0.5 that --image-weights goes by, None before an evaluation."""
 
     options: TrainOptions
     flags: dict[str, Any]
@@ -97,7 +97,9 @@ def prepare(
     prepared = Preparation.of(checkpoint.settings) if checkpoint else loaded.preparation(options.images)
     teacher = load_teacher(options.distillation, loaded.model, prepared.gray) if options.distillation.t_weights else None
     loader, valid = create_loaders(options, course.batch_size, data, loaded, prepared, hyp, world)
-    truth = json_ground_truth(data, valid.dataset, lambda said: say(str(said))) if valid is not None else None
+    truth = None
+    if valid is not None and world.is_main:
+        truth = json_ground_truth(data, valid.dataset, lambda said: say(str(said)))
     describe_data(data, loaded, prepared, loader, valid, say)
     plan = Plan(
         epochs=course.epochs, batch_size=course.batch_size, batches=len(loader), img_size=loaded.img_size, seed=options.seed,
