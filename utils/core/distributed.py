@@ -68,9 +68,14 @@ def _explained_links() -> Iterator[None]:
         ) from None
 
 
+def in_group() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """The mean of all processes' tensors, in place; without processes, the tensor as it is."""
-    if dist.is_available() and dist.is_initialized():
+    if in_group():
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
@@ -78,7 +83,7 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 
 def of_first_process(make: Callable[[], T]) -> T:
     """What `make` returns in the process of rank 0, for all processes, however long it takes."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_group():
         return make()
     found = [make() if dist.get_rank() == 0 else None]
     if several():

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.core.distributed import of_first_process
+from utils.core.distributed import in_group, of_first_process
 from utils.core.timing import STAGES, Stopwatch
 from utils.data.batch import normalise
 from utils.data.loader import Loader
@@ -66,23 +66,19 @@ def evaluate(
     def judged() -> Evaluation:
         dataset = loader.dataset
         result = compute_metrics(truth or dataset_ground_truth(dataset.labels, dataset.shapes, len(names)), detections, names)
-        return dataclasses.replace(result, speed_ms=speed, detections={} if _joined() else detections)
+        return dataclasses.replace(result, speed_ms=speed, detections={} if in_group() else detections)
 
     return of_first_process(judged)
 
 
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _rank() -> int:
-    return dist.get_rank() if _joined() else 0
+    return dist.get_rank() if in_group() else 0
 
 
 def _gather(detections: dict[int, np.ndarray], speed: dict[str, float]) -> tuple[dict[int, np.ndarray], dict[str, float]]:
     """All processes' detections together, in the dataset's order, and the mean of their speeds, for the first process; the
     others keep their own."""
-    if not _joined():
+    if not in_group():
         return detections, speed
     parts: list | None = [None] * dist.get_world_size() if _rank() == 0 else None
     dist.gather_object((detections, speed), parts)
