@@ -56,7 +56,9 @@ def quick_warnings(subject: Subject, datasets: Mapping[str, DetectionDataset]) -
     subject: data, defs, img_size and stretch; its splits are filled in here. datasets: `train`, and `valid` if there is one.
     Images are compared by their paths only.
     """
-    subject.splits = [Split(name, d.source, d.paths, d.labels, d.shapes, d.problems) for name, d in datasets.items()]
+    subject.splits = [
+        Split(name, d.source, list(d.paths), list(d.labels), d.shapes, d.problems) for name, d in datasets.items()
+    ]
     subject.twins = same_path(subject.splits)
     found = [finding for check in CHECKS if check.quick for finding in check.function(subject)]
     return [finding.line for finding in found if finding.severity != NOTE]
