@@ -11,6 +11,7 @@ python benchmark.py --runtimes --weights x.pt --onnx x.onnx --onnx-int8 y.onnx -
 
 import argparse
 import copy
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.core.devices import PRECISIONS, inference_dtype, select_device, training_dtype
 from utils.core.distributed import World
@@ -33,6 +35,8 @@ from utils.core.tables import format_table, write_json
 from utils.core.timing import median_seconds
 from utils.data.batch import Batch, normalise
 from utils.data.datasets import create_loader
+from utils.data.image_cache import DISK, NONE, RAM
+from utils.data.loader import Loader
 from utils.data.pictures import write_picture
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
@@ -43,11 +47,11 @@ from utils.scripts.compare_runtimes import CompareOptions, compare_runtimes
 from utils.training.epoch import memory_gib
 from utils.training.run import Plan, Run
 
-OF_WAYS = {"parts", "seed"}  # arguments that --runtimes has no use for
+OF_WAYS = {"parts", "seed", "images"}  # arguments that --runtimes has no use for
 OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "ncnn", "precision", "data"}  # and those that only it has
 PARTS = ("training", "inference", "peak", "pipeline")
 BOXES = 8  # an image
-PICTURES = 64  # of the pipeline's data set
+KEPT = {NONE: "from image files", RAM: "decoded in memory", DISK: "decoded on a disk"}  # ways of the pipeline
 PICTURE_SIZE = (480, 640)
 
 
@@ -58,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="of training, and of inference besides single ones")
     parser.add_argument("--steps", type=whole(1, 10_000), default=5, help="repetitions of which the median counts")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that feed the image pipeline")
+    parser.add_argument("--images", type=whole(1, 1_000_000), default=64, help="of the data set that the image pipeline reads")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and boxes")
     parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=None,
@@ -117,7 +122,7 @@ def compare_ways(args: argparse.Namespace) -> dict[str, Any]:
         dtypes = dict.fromkeys(d for d in (torch.float32, training_dtype(device), inference_dtype(device)) if d)
         figures["peak_gflops"] = {str(d).removeprefix("torch."): peak_gflops(d, device) for d in dtypes}
     if "pipeline" in args.parts:
-        figures["pipeline_images_per_s"] = pipeline_speed(model, args)
+        figures["pipeline_images_per_s"] = pipeline_speeds(model, args)
     print(report(figures, gflop))
     return figures
 
@@ -192,27 +197,41 @@ def peak_gflops(dtype: torch.dtype, device: torch.device) -> float:
     return 2e-9 * size**3 / best
 
 
-def pipeline_speed(model: Darknet, args: argparse.Namespace) -> float:
-    """Augmented images a second (JPEG decoding, mosaic, affine, HSV, flip) that the loader delivers when nobody waits."""
+def pipeline_speeds(model: Darknet, args: argparse.Namespace) -> dict[str, float]:
+    """Augmented images a second (JPEG decoding, mosaic, affine, HSV, flip) that loaders deliver when nobody waits, by what
+    --cache-images keeps: epochs in turn, of which the first, which starts the workers, doesn't count."""
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), args.seed)
-        loader = create_loader(
-            folder, classes=1, img_size=args.img_size, batch_size=args.batch_size, training=True, hyp=Hyp(),
-            gray=model.defs.net.channels == 1, workers=args.workers, seed=args.seed,
-        )  # fmt: skip
-        for _ in loader:  # starts the workers
-            pass
-        images, start = 0, time.perf_counter()
-        for epoch in range(1, args.steps + 1):
-            loader.dataset.set_epoch(epoch)
-            images += sum(len(batch.images) for batch in loader)
-        return images / (time.perf_counter() - start)
+        write_pictures(Path(folder), args.images, args.seed)
+        loaders = {
+            name: create_loader(
+                folder, classes=1, img_size=args.img_size, batch_size=args.batch_size, training=True, hyp=Hyp(),
+                gray=model.defs.net.channels == 1, workers=args.workers, seed=args.seed, cache_images=where,
+            )
+            for where, name in KEPT.items()
+        }  # fmt: skip
+        seconds: dict[str, list[float]] = {name: [] for name in loaders}
+        for epoch in range(args.steps + 1):
+            for name, loader in loaders.items():
+                seconds[name].append(epoch_seconds(loader, epoch))
+        on_disk = loaders[KEPT[DISK]].dataset.cache
+        if on_disk is not None:
+            Path(on_disk.path).unlink()
+    images = len(loaders[KEPT[NONE]]) * args.batch_size
+    return {name: images / statistics.median(found[1:]) for name, found in seconds.items()}
 
 
-def write_pictures(folder: Path, seed: int) -> None:
-    """PICTURES JPEG files as rich in detail as photographs, with label files."""
+def epoch_seconds(loader: Loader, epoch: int) -> float:
+    loader.dataset.set_epoch(epoch)
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - start
+
+
+def write_pictures(folder: Path, count: int, seed: int) -> None:
+    """`count` JPEG files as rich in detail as photographs, with label files."""
     generator = np.random.default_rng(seed)
-    for number in range(PICTURES):
+    for number in tqdm(range(count), desc="Generating", delay=1):
         coarse = generator.integers(0, 256, (24, 32, 3), np.uint8)
         smooth = cv2.resize(coarse, PICTURE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
         noise = generator.normal(0, 8, smooth.shape)
@@ -233,12 +252,12 @@ def report(figures: dict[str, Any], gflop: float) -> str:
     for name, value in figures.get("peak_gflops", {}).items():
         notes.append(f"matrix product peak, {name}: {value:.0f} GFLOP/s")
     if "pipeline_images_per_s" in figures:
-        speed = figures["pipeline_images_per_s"]
-        note = f"image pipeline: {speed:.0f} images/s"
+        speeds = figures["pipeline_images_per_s"]
+        note = "image pipeline: " + ", ".join(f"{speed:.0f} images/s {name}" for name, speed in speeds.items())
         if training:
             consumed = batch / training["suite_s"]
-            figures["pipeline_ratio"] = speed / consumed
-            note += f", the training step takes {consumed:.0f}: {speed / consumed:.1f}x"
+            figures["pipeline_ratio"] = speeds[KEPT[NONE]] / consumed
+            note += f"; the training step takes {consumed:.0f}"
         notes.append(note)
     if training:
         notes.append(f"peak memory of the suite's training: {training['peak_memory_gib']:.2f} GiB")

@@ -1,6 +1,7 @@
 """benchmark.py: that its figures are about what they say; how large they are is no test's business."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,18 @@ def run(tmp_path: Path, *arguments: str) -> dict:
     return benchmark.main(benchmark.get_parser().parse_args([*fixed, *arguments]))
 
 
-def test_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(benchmark, "PICTURES", 4)
+def test_all_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     report = tmp_path / "figures.json"
-    figures = run(tmp_path, "--batch-size", "2", "--workers", "0", "--json", str(report))
+    figures = run(tmp_path, "--batch-size", "2", "--workers", "0", "--images", "4", "--json", str(report))
     training = figures["training"]
     assert training["ratio"] == training["plain_s"] / training["suite_s"]
     assert set(figures["inference"]) == {"1", "2"}
     assert figures["peak_gflops"]["float32"] > 0
     consumed = 2 / training["suite_s"]
-    assert figures["pipeline_ratio"] == pytest.approx(figures["pipeline_images_per_s"] / consumed)
+    speeds = figures["pipeline_images_per_s"]
+    assert list(speeds) == ["from image files", "decoded in memory", "decoded on a disk"]
+    assert figures["pipeline_ratio"] == pytest.approx(speeds["from image files"] / consumed)
+    assert list(Path(os.environ["XDG_CACHE_HOME"], "darkedge", "images").glob("*tmp*")) == []  # named after a temporary folder
     assert json.loads(report.read_text())["training"] == training
     out = capsys.readouterr().out
     for text in ("training step, batch 2", "inference, batch 1", "peak, float32", "image pipeline", "peak memory"):
