@@ -77,7 +77,6 @@ class Ncnn:
     """--runtime ncnn."""
 
     packages: ClassVar = {"ncnn": "ncnn"}
-    bits: ClassVar = ()
     bits: ClassVar = ()  # pnnx would take minutes for a network's layers
 
     def load(self, request: Request) -> Loaded[OnnxModel]:
