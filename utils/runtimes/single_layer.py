@@ -59,6 +59,7 @@ class LayerGraphs:
         _widen(model.graph, dict(zip(old, widths, strict=True)))
         shape = (1, widths[0], geometry.height, geometry.width)
         model.graph.inputs[0].shape = ir.Shape(shape)
+        model.graph.outputs[0].shape = ir.Shape((1, widths[1], "rows", "columns"))  # OpenCV refuses a graph without
         ir.save(model, path)
         noise = np.random.default_rng(0).random(shape, np.float32)
         return noise if bits == 32 else (255 * noise).astype(np.uint8)
