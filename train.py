@@ -112,9 +112,9 @@ def _add_recipe_arguments(parser: Parser) -> None:
                         help="keep decoded images in memory (ram, as without a word) or in a file that later runs find "
                         f"(disk); default: in memory if they need less than {CACHE_ROOM[None]:.0%}% of it")  # fmt: skip
     parser.add_argument("--no-cache-images", dest="cache_images", action="store_const", const=NONE, help="read the image files")
-    parser.add_argument("--assign", choices=ASSIGNMENTS, default="",
-                        help="which predictions of [yolo] layers learn a box: those of anchors of a like size, or of these "
-                        f"what fits best now, by score and overlap; default: {DEFAULT}")  # fmt: skip
+    parser.add_argument("--assign", choices=ASSIGNMENTS, default=DEFAULT,
+                        help="which predictions of [yolo] layers learn a box: those of anchors of a like size, or, aligned, of "
+                        "these what fits best at the moment, by score and overlap")  # fmt: skip
     parser.add_argument("--mixedprecision", "-mpt", **switch, default=True,
                         help="compute in bfloat16 or float16 where that is faster")  # fmt: skip
 

@@ -13,7 +13,7 @@ from tests.tiny import DFL, NET, RESIDUAL, conv, dfl_head
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.detection.dfl_loss import TaskAlignedLoss, distribution_focal_loss
-from utils.detection.loss import DEFAULT, DetectionLoss
+from utils.detection.loss import DetectionLoss
 from utils.detection.losses import build_loss
 from utils.network import definitions
 from utils.network.darknet import Darknet
@@ -203,7 +203,7 @@ def test_the_kind_of_heads_decides_which_loss() -> None:
 def test_which_assignment_is_a_matter_of_anchors() -> None:
     boxes = Darknet(RESIDUAL, 64)
     assert [build_loss(boxes, HYP, assign).aligned for assign in ("anchor", "aligned")] == [False, True]
-    assert build_loss(boxes, HYP).aligned == (DEFAULT == "aligned")
+    assert build_loss(boxes, HYP).aligned
     assert type(build_loss(Darknet(DFL, 64), HYP, "aligned")) is TaskAlignedLoss
     with pytest.raises(UserError, match=r"^--assign anchor: \[dfl\] layers of cfg have no anchors; leave it out$"):
         build_loss(Darknet(DFL, 64), HYP, "anchor")

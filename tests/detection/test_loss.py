@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from utils.core.hyp import Hyp
 from utils.detection.assignment import HeadGrid, RatioAssigner
 from utils.detection.boxes import paired_iou
-from utils.detection.loss import BOX_LOSSES, DetectionLoss
+from utils.detection.loss import ANCHOR, ASSIGNMENTS, BOX_LOSSES, DetectionLoss
 from utils.network.darknet import Darknet
 from utils.network.decode import decode, to_corners
 
@@ -26,7 +26,7 @@ def head(anchors: list[list[float]], classes: int = 2, scale: float = 1.0, new_c
 
 
 def detection_loss(*heads: SimpleNamespace, hyp: Hyp = HYP, **options) -> DetectionLoss:
-    return DetectionLoss(SimpleNamespace(heads=list(heads)), hyp, **options)
+    return DetectionLoss(SimpleNamespace(heads=list(heads)), hyp, ANCHOR, **options)
 
 
 def softplus(value: float) -> float:
@@ -208,13 +208,14 @@ iou_loss=giou
 """
 
 
+@pytest.mark.parametrize("assign", ASSIGNMENTS)
 @pytest.mark.parametrize("targets", [torch.zeros(0, 6), torch.tensor([[1, 1, 0.5, 0.5, 0.3, 0.3]])])
-def test_every_parameter_learns(targets: Tensor) -> None:
+def test_every_parameter_learns(targets: Tensor, assign: str) -> None:
     """Heads of different anchor counts, with and without targets, and under autocast: the loss is float32."""
     torch.manual_seed(0)
     model = Darknet(CFG, 64).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, parts = DetectionLoss(model, HYP)(model(torch.rand(2, 3, 64, 64)), targets, (64, 64))
+        loss, parts = DetectionLoss(model, HYP, assign)(model(torch.rand(2, 3, 64, 64)), targets, (64, 64))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(sum(p.item() for p in parts.values()), rel=1e-6)
     loss.backward()
@@ -225,7 +226,8 @@ def test_every_parameter_learns(targets: Tensor) -> None:
         assert (parts["box"], parts["cls"]) == (0, 0)
 
 
-def test_a_small_network_learns_one_picture() -> None:
+@pytest.mark.parametrize("assign", ASSIGNMENTS)
+def test_a_small_network_learns_one_picture(assign: str) -> None:
     """Two boxes of two classes: after 100 steps each is found with IoU > 0.7, the right class and no third one."""
     torch.manual_seed(0)
     model = Darknet(CFG, 64).train()
@@ -233,7 +235,7 @@ def test_a_small_network_learns_one_picture() -> None:
     image[0, 0, 6:26, 10:30] = 1
     image[0, 2, 32:62, 20:60] = 1
     targets = torch.tensor([[0, 0, 20 / 64, 16 / 64, 20 / 64, 20 / 64], [0, 1, 40 / 64, 47 / 64, 40 / 64, 30 / 64]])
-    compute, optimizer = DetectionLoss(model, HYP), torch.optim.Adam(model.parameters(), 0.02)
+    compute, optimizer = DetectionLoss(model, HYP, assign), torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(100):
         optimizer.zero_grad()
         compute(model(image), targets, (64, 64))[0].backward()

@@ -22,7 +22,7 @@ LOGIT_EPS = 1e-6  # probabilities that a new_coords head gives are kept this far
 NEAR = 0.5  # cells: a centre this near to its cell's border is learned by the neighbour, too, with ALIGNED
 LEAST = (1e-9, 1e-2)  # of score and overlap, so that a target that nothing overlaps yet is learned
 ANCHOR, ALIGNED = ASSIGNMENTS = ("anchor", "aligned")
-DEFAULT = ANCHOR
+DEFAULT = ALIGNED
 
 
 # iou_loss of a [yolo] section -> loss of paired boxes. `mse`, Darknet's default, regresses coordinates one by one; CIoU

@@ -12,8 +12,8 @@ from utils.detection.loss import ANCHOR, DEFAULT, DetectionLoss
 LOSSES: dict[str, type[HeadLoss]] = {"yolo": DetectionLoss, "dfl": TaskAlignedLoss}
 
 
-def build_loss(model: nn.Module, hyp: Hyp, assign: str = "") -> HeadLoss:
-    """The loss of a Darknet's heads; assign: one of utils.detection.loss.ASSIGNMENTS, "": what suits them.
+def build_loss(model: nn.Module, hyp: Hyp, assign: str = DEFAULT) -> HeadLoss:
+    """The loss of a Darknet's heads; assign: one of utils.detection.loss.ASSIGNMENTS.
 
     Raises UserError for a network whose heads are of several kinds, or that has none, and for anchors where heads have none.
     """
@@ -23,7 +23,7 @@ def build_loss(model: nn.Module, hyp: Hyp, assign: str = "") -> HeadLoss:
         raise UserError(f"{model.defs.name}: has {found} layers; training needs heads of one kind, as each has its own loss")
     kind = LOSSES[kinds.pop()]
     if kind is DetectionLoss:
-        return DetectionLoss(model, hyp, assign or DEFAULT)
+        return DetectionLoss(model, hyp, assign)
     if assign == ANCHOR:
         raise UserError(
             f"--assign {assign}: {model.defs.heads_named()} layers of {model.defs.name} have no anchors; leave it out"

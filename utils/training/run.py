@@ -15,6 +15,7 @@ from utils.core.distributed import World, parallel
 from utils.core.errors import UserError
 from utils.core.hyp import Hyp
 from utils.core.restore import random_state, restore_module, restore_optimizer, restore_random_state, restore_scaler
+from utils.detection.loss import DEFAULT
 from utils.detection.losses import build_loss
 from utils.detection.threshold import CONF_THRES
 from utils.distillation.distiller import Distiller
@@ -52,7 +53,7 @@ class Plan:
     accumulate: int = 0  # batches an optimizer step; 0: as many as make up the nominal batch
     adam: bool = False
     ema: bool = True
-    assign: str = ""  # see utils.detection.losses.build_loss
+    assign: str = DEFAULT
     multi_scale: bool = False
     maxabs: bool = False
     sparsity: SparsityOptions = field(default_factory=SparsityOptions)
