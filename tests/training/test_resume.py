@@ -1,5 +1,6 @@
 """train.py --resume after things have moved: what is given explicitly is where they are now."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import train
 from tests.test_train import here, interrupt_at, train_with  # noqa: F401
 from utils.core.errors import UserError
+from utils.network.checkpoint import load_checkpoint, save_checkpoint
 from utils.scripts.cli import Parser
 
 RESUME = "--resume --workers 0 --device cpu"
@@ -55,3 +57,19 @@ def test_what_stands_on_the_command_line_is_known_even_where_it_is_the_default()
     parser.add_argument("--n", type=int, default=3)
     assert [parser.parse_args(words).given for words in ([], ["--n", "3"])] == [frozenset(), {"n"}]
     assert [parser.accepts("n", value) for value in (5, "5", 5.0, True, None, [])] == [True, False, False, False, False, False]
+
+
+def test_where_images_are_kept():
+    words = ([], ["--cache-images"], ["--cache_images", "disk"], ["--cache-images", "ram", "--rect"], ["--no-cache-images"])
+    assert [train.get_parser().parse_args(given).cache_images for given in words] == [None, "ram", "disk", "ram", ""]
+    with pytest.raises(SystemExit):
+        train.get_parser().parse_args(["--cache-images", "tape"])
+
+
+def test_where_images_are_kept_is_a_matter_of_the_call(moved):
+    """Whatever the checkpoint remembers, True for one, as it once was."""
+    checkpoint = load_checkpoint("weights/last.pt")
+    save_checkpoint("weights/last.pt", checkpoint | {"args": checkpoint["args"] | {"cache_images": True}})
+    assert train_with(f"{RESUME} --data new.data --logdir= --cache-images disk", base="")["epochs"] == 3
+    kept = Path(os.environ["XDG_CACHE_HOME"], "darkedge", "images")
+    assert len([*kept.glob("train-64-*.images"), *kept.glob("valid-64-*.images")]) >= 2
