@@ -61,7 +61,9 @@ def parsed(*words: str) -> AimOptions:
         (["--max-drop", "0.03"], Aim("macs", None, 0.03)),
         (["--target-macs", "0.3"], Aim("macs", 300, None)),
         (["--target-params", "0.2k"], Aim("params", 200, None)),
+        (["--target-macs", "30%"], Aim("macs", 300, None)),
         (["--target-ms", "0.5"], Aim("ms", 0.5, None)),
+        (["--target-ms", "50%"], Aim("ms", 10, None)),
     ],
 )
 def test_the_aim_of_a_command_line(words, wanted):

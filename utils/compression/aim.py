@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.core.errors import UserError
-from utils.pruning.amounts import Target
+from utils.pruning.amounts import Milliseconds, Target
 from utils.pruning.budget import TOLERANCE
 from utils.pruning.spend import MILLISECONDS
 
@@ -29,18 +29,16 @@ class Kind:
         return f"{value:,.{self.digits}f} {self.title}"
 
 
-class Milliseconds(Target):
-    """argparse type of --target-ms: always that many, never a share."""
-
-    def of(self, before: float) -> float:
-        return self.value
-
-
 KINDS = {
-    "macs": Kind("MACs", "at most F multiply-accumulates of one picture: a share (0.3) or a number (800M)", "macs"),
+    "macs": Kind("MACs", "at most F multiply-accumulates of one image: a share (0.3) or a number (800M)", "macs"),
     "params": Kind("parameters", "at most F parameters: a share (0.2) or a number (2.5M)", "params"),
     MILLISECONDS: Kind(
-        "milliseconds", "about F milliseconds of one picture on --runtime", "latency_ms", Milliseconds, 2, TOLERANCE
+        "milliseconds",
+        "about F milliseconds of one image on --runtime: a number (12) or a share (50%%)",
+        "latency_ms",
+        Milliseconds,
+        2,
+        TOLERANCE,
     ),
 }
 
@@ -77,7 +75,7 @@ class AimOptions:
 
     target_macs: Target | None = None
     target_params: Target | None = None
-    target_ms: Target | None = None
+    target_ms: Milliseconds | None = None
     max_drop: float | None = None
 
 
@@ -96,7 +94,6 @@ def aim_of(options: AimOptions, before: dict[str, Any]) -> Aim:
     had = before[KINDS[kind].figure]
     limit = target.of(had)
     if limit * (1 + KINDS[kind].tolerance) >= had:
-        example = f"{had / 2:.3g}" if kind == MILLISECONDS else "0.3"
         raise UserError(f"--target-{kind} {target}: the network has {KINDS[kind].told(had)}, which is no more; give less, for "
-                        f"example {example}")  # fmt: skip
+                        "example 30%")  # fmt: skip
     return Aim(kind, limit, None)

@@ -5,7 +5,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -13,7 +13,7 @@ from utils.core.errors import UserError
 from utils.pruning.pruner import Amount, Pruner
 from utils.pruning.spend import MILLISECONDS
 
-UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,18 @@ class Goal:
 
 @dataclass(frozen=True)
 class Target:
-    """argparse type of what is to be left: `0.2`: that share; `2.5M`, `800k`, `3000000`: that many.
+    """argparse type of what is to be left: `0.2`, `20%`: that share; `2.5M`, `800k`, `3000000`: that many.
 
-    >>> Target("0.2").of(500), Target("2.5M").of(5_000_000)
-    (100.0, 2500000.0)
+    >>> Target("0.2").of(500), Target("20%").of(500), Target("2.5M").of(5_000_000)
+    (100.0, 100.0, 2500000.0)
     """
 
     text: str
+    examples: ClassVar[str] = "a share such as 0.2, or a number such as 300000 or 2.5M"
 
     def __post_init__(self) -> None:
         if not 0 < self.value < math.inf:
-            raise argparse.ArgumentTypeError(
-                f"{self.text or 'nothing'}: give what is to be left: a share such as 0.2, or a number such as 300000 or 2.5M"
-            )
+            raise argparse.ArgumentTypeError(f"{self.text or 'nothing'}: give what is to be left: {self.examples}")
 
     @property
     def value(self) -> float:
@@ -50,12 +49,26 @@ class Target:
         except ValueError:
             return math.nan
 
-    def of(self, before: int) -> float:
+    @property
+    def is_share(self) -> bool:
+        return self.value < 1 or self.text.endswith("%")
+
+    def of(self, before: float) -> float:
         """How many are to be left of `before`."""
-        return self.value * before if self.value < 1 else self.value
+        return self.value * before if self.is_share else self.value
 
     def __str__(self) -> str:
         return self.text
+
+
+class Milliseconds(Target):
+    """The same for milliseconds, of which there may be less than one: `0.5`: so many; `50%`: that share."""
+
+    examples: ClassVar[str] = "milliseconds such as 12 or 0.8, or a share such as 50%"
+
+    @property
+    def is_share(self) -> bool:
+        return self.text.endswith("%")
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class GoalOptions:
     max_drop: float | None = None
     target_params: Target | None = None
     target_macs: Target | None = None
-    target_ms: float | None = None
+    target_ms: Milliseconds | None = None
 
     @property
     def is_given(self) -> bool:
@@ -134,11 +147,12 @@ def sweep(pruner: Pruner, base: Amount, img_size: int, accuracy: Callable[[Amoun
 
 
 def goal_of(options: GoalOptions, before: dict[str, Any]) -> Goal | None:
-    """The goal that the command line names, None where it names amounts; `before`: {params, macs, map50} of the original."""
+    """The goal that the command line names, None where it names amounts; `before`: {params, macs, map50} of the original, and
+    with --target-ms latency_ms on the runtime."""
     if options.target_params:
         return Goal("params", options.target_params.of(before["params"]))
     if options.target_macs:
         return Goal("macs", options.target_macs.of(before["macs"]))
     if options.target_ms:
-        return Goal(MILLISECONDS, options.target_ms)
+        return Goal(MILLISECONDS, options.target_ms.of(before["latency_ms"]))
     return Goal("map50", before["map50"] - options.max_drop) if options.max_drop is not None else None

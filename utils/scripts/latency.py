@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from utils.core.errors import UserError
-from utils.core.ranges import Range
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
-from utils.pruning.amounts import axis
+from utils.pruning.amounts import Milliseconds, axis
 from utils.pruning.budget import TOLERANCE, Trial, approach, nearest
 from utils.pruning.latency import LayerTimes
 from utils.pruning.pruner import Amount, Pruner
@@ -21,7 +20,6 @@ from utils.runtimes.registry import RUNTIMES
 from utils.runtimes.whole import Bench, Reading
 from utils.scripts.cli import add_threads_argument
 
-MILLISECONDS = Range(0, 1e9, above=True)
 SWEPT = 3  # amounts of a sweep that are measured
 
 
@@ -68,12 +66,12 @@ class Clock:
     readings: dict[Amount, Reading] = field(default_factory=dict)  # of what was pruned as much
 
     @classmethod
-    def of(cls, deployment: Deployment, loaded: Loaded[Darknet], target: float | None) -> "Clock":
+    def of(cls, deployment: Deployment, loaded: Loaded[Darknet], target: Milliseconds | None) -> "Clock":
         """Measured, or from the cache. Raises UserError for a target that the original keeps to already."""
         bench = Bench(deployment, loaded)
         print(f"original: {bench.reading} on {deployment}")
-        if target is not None and bench.reading.ms <= (1 + TOLERANCE) * target:
-            raise UserError(f"--target-ms {target:g}: the network takes {bench.reading.ms:.3g} ms on {deployment}, so there is "
+        if target is not None and bench.reading.ms <= (1 + TOLERANCE) * target.of(bench.reading.ms):
+            raise UserError(f"--target-ms {target}: the network takes {bench.reading.ms:.3g} ms on {deployment}, so there is "
                             "nothing to do; give less")  # fmt: skip
         times = layer_times(deployment, loaded.model.defs, loaded.img_size)
         return cls(bench, times.scaled(bench.reading.ms / times.total(loaded.model.defs, loaded.img_size)))

@@ -19,7 +19,7 @@ from utils.network.cfg import write_cfg
 from utils.network.cost import network_size
 from utils.network.darknet import Darknet
 from utils.network.weights import save_weights
-from utils.pruning.amounts import Goal, GoalOptions, Target, goal_of, largest_amount, smallest_amount, sweep
+from utils.pruning.amounts import Goal, GoalOptions, Milliseconds, Target, goal_of, largest_amount, smallest_amount, sweep
 from utils.pruning.masks import POLICIES, Limits
 from utils.pruning.pruner import STRATEGIES, Amount, Choice, Pruner
 from utils.pruning.spend import MILLISECONDS as MS
@@ -27,7 +27,7 @@ from utils.recipe import count, finetuning_epochs
 from utils.runtimes.deployment import Deployment
 from utils.scripts.cli import Parser, add_device_arguments, add_inference_arguments, add_model_arguments
 from utils.scripts.evaluator import EvaluationOptions, Evaluator
-from utils.scripts.latency import MILLISECONDS, Clock, LatencyOptions, add_latency_arguments, deployment_of
+from utils.scripts.latency import Clock, LatencyOptions, add_latency_arguments, deployment_of
 from utils.scripts.mending import MendingOptions, add_mending_arguments, mend_and_measure, mended, stage_columns
 from utils.scripts.ranking import RankingOptions, add_ranking_arguments, check_ranking, choose_importance, rank, settle_spend
 
@@ -133,8 +133,8 @@ def _add_amounts(parser: Parser, strategy: str) -> None:
     amounts.add_argument("--target-params", type=Target, metavar="F",
                          help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
     amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one image")
-    amounts.add_argument("--target-ms", type=MILLISECONDS, metavar="T",
-                         help="as many as leave about T milliseconds an image on --runtime, to 3 %%")  # fmt: skip
+    amounts.add_argument("--target-ms", type=Milliseconds, metavar="T",
+                         help="as many as leave about T milliseconds an image on --runtime, to 3 %%: 12, or a share: 50%%")  # fmt: skip
 
 
 def prune(options: PruneOptions) -> dict[str, Any]:
