@@ -134,7 +134,7 @@ def _add_amounts(parser: Parser, strategy: str) -> None:
                          help="as many as leave at most F parameters: a share (0.2) or a number (2.5M)")  # fmt: skip
     amounts.add_argument("--target-macs", type=Target, metavar="F", help="the same for multiply-accumulates of one image")
     amounts.add_argument("--target-ms", type=Milliseconds, metavar="T",
-                         help="as many as leave about T milliseconds an image on --runtime, to 3 %%: 12, or a share: 50%%")  # fmt: skip
+                         help="as many as leave about T milliseconds an image on --runtime, to 3 %%: 12, or 50%%")  # fmt: skip
 
 
 def prune(options: PruneOptions) -> dict[str, Any]:
