@@ -68,7 +68,7 @@ class Course:
 
     def __str__(self) -> str:
         step = f"{self.accumulate} a step" if self.accumulate else "summed up to the nominal batch"
-        return f"{self.pictures:,} pictures: {'AdamW' if self.adam else 'SGD'}, batches of {self.batch_size}, {step}"
+        return f"{self.pictures:,} images: {'AdamW' if self.adam else 'SGD'}, batches of {self.batch_size}, {step}"
 
 
 def count(data: DataConfig) -> int:
