@@ -29,14 +29,14 @@ def test_the_number_of_pictures_decides(pictures, penalised, processes, wanted):
 @pytest.mark.parametrize(
     ("flags", "wanted", "said"),
     [
-        ("", (True, 8, 1), "8 pictures: AdamW, batches of 8, 1 a step"),
-        ("--no-adam", (False, 8, 1), "8 pictures: SGD, batches of 8, 1 a step"),
-        ("--batch-size 2", (True, 2, 1), "8 pictures: AdamW, batches of 2, 1 a step"),
-        ("--accumulate 0", (True, 8, 0), "8 pictures: AdamW, batches of 8, summed up to the nominal batch"),
-        ("--prune 0", (True, 8, 1), "8 pictures: AdamW, batches of 8, 1 a step"),
-        ("--prune 0 --s 0.01", (False, 8, 1), "8 pictures: SGD, batches of 8, 1 a step"),
-        ("--prune 0 --sparse-schedule dynamic", (False, 8, 1), "8 pictures: SGD, batches of 8, 1 a step"),
-        ("--prune 0 --s 0.01 --adam", (True, 8, 1), "8 pictures: AdamW, batches of 8, 1 a step"),
+        ("", (True, 8, 1), "8 images: AdamW, batches of 8, 1 a step"),
+        ("--no-adam", (False, 8, 1), "8 images: SGD, batches of 8, 1 a step"),
+        ("--batch-size 2", (True, 2, 1), "8 images: AdamW, batches of 2, 1 a step"),
+        ("--accumulate 0", (True, 8, 0), "8 images: AdamW, batches of 8, summed up to the nominal batch"),
+        ("--prune 0", (True, 8, 1), "8 images: AdamW, batches of 8, 1 a step"),
+        ("--prune 0 --s 0.01", (False, 8, 1), "8 images: SGD, batches of 8, 1 a step"),
+        ("--prune 0 --sparse-schedule dynamic", (False, 8, 1), "8 images: SGD, batches of 8, 1 a step"),
+        ("--prune 0 --s 0.01 --adam", (True, 8, 1), "8 images: AdamW, batches of 8, 1 a step"),
     ],
 )
 def test_what_the_command_line_says_counts(here, flags, wanted, said):  # noqa: F811
@@ -82,7 +82,7 @@ def test_train_py_says_how_it_trains(here, capsys):  # noqa: F811
     base = BASE.replace("--cfg tiny.cfg", "--weights weights/last_base.pt")
     train_with("--epochs 2 --finetune --adam --notest --name small", base)
     output = capsys.readouterr().out
-    assert output.count("8 pictures: SGD, batches of 4, 1 a step\n") == 1
-    assert "8 pictures: AdamW, batches of 4, 1 a step\nfinetuning in 4 steps: rate 0.0001 " in output
+    assert output.count("8 images: SGD, batches of 4, 1 a step\n") == 1
+    assert "8 images: AdamW, batches of 4, 1 a step\nfinetuning in 4 steps: rate 0.0001 " in output
     train_with("--epochs 2 --finetune --prune 0 --notest --name sparse", base)
     assert "finetuning" not in capsys.readouterr().out
