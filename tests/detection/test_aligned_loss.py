@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import complete_box_iou_loss
 
 from utils.core.hyp import Hyp
 from utils.detection.loss import ALIGNED, ANCHOR, DetectionLoss
@@ -138,6 +139,18 @@ def test_one_target_by_hand() -> None:
     _, parts = loss_of("v3", classes=1, hyp=Hyp(cls=1.0))(raws, targets, (SIDE, SIDE))
     heads_weight = 3 / 2 * math.sqrt(1 / 80)
     assert parts["cls"].item() == pytest.approx(2 * math.log(2) * heads_weight, rel=1e-4)  # a weighted mean, times two heads
+
+
+def test_the_mean_is_over_the_matches_of_all_heads() -> None:
+    """By anchors each head has a mean of its own, and the loss is their sum; here it is as many times the mean of all."""
+    raws, targets = scene(1, "v3", 12)
+    compute = loss_of("v3", hyp=Hyp(box=1.0))
+    total, weights = 0.0, 0.0
+    for fit in compute.fits(raws, targets, (SIDE, SIDE)):
+        total += (complete_box_iou_loss(fit.predicted, fit.wanted) * fit.weight).sum().item()
+        weights += fit.weight.sum().item()
+    _, parts = compute(raws, targets, (SIDE, SIDE))
+    assert parts["box"].item() == pytest.approx(2 * total / weights * 3 / 2, rel=1e-5)
 
 
 def test_the_best_match_alone_carries_the_box_loss() -> None:
