@@ -66,7 +66,7 @@ def test_the_rest_of_finetuning_becomes_the_usual_with_the_rate():
     short, middle, long = (Hyp(**preset(finetune=True, quantized=False, epochs=30, steps=n)) for n in (300, 548, 1000))
     assert (short.ema_share, short.lrf, short.warmup_batches) == (0.2, 0.05, 50)
     assert (middle.ema_share, middle.lrf) == (pytest.approx(0.1, rel=1e-3), pytest.approx(0.0005**0.5, rel=1e-3))
-    assert long == Hyp(warmup_bias_lr=0.0, least_steps=1000)
+    assert long == Hyp(warmup_bias_lr=0.0, least_steps=1000, static_share=0.0)
 
 
 def test_what_a_training_does_decides_its_preset(tmp_path):

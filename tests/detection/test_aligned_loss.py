@@ -166,6 +166,18 @@ def test_the_best_match_alone_carries_the_box_loss() -> None:
     assert gradients[ANCHOR][1] > 0.3 * gradients[ANCHOR][0]
 
 
+def test_the_first_epochs_learn_by_anchors() -> None:
+    raws, targets = scene(0, "v3", 6)
+    loss, anchor = loss_of("v3", hyp=Hyp(static_share=0.4)), loss_of("v3", ANCHOR)
+    values = []
+    for done in (0.0, 0.39, 0.4, 0.9):
+        loss.start_epoch(done)
+        values.append(loss(raws, targets, (SIDE, SIDE))[0].item())
+    assert values[:2] == [anchor(raws, targets, (SIDE, SIDE))[0].item()] * 2
+    assert values[2:] == [loss_of("v3")(raws, targets, (SIDE, SIDE))[0].item()] * 2
+    assert values[0] != values[2]
+
+
 def test_what_overlaps_nothing_yet_is_learned() -> None:
     """A target of 2 x 2 pixels in the corner of a cell, far from every box: its candidates share it."""
     raws, _ = scene(0, "v3", 1, near=0.0)

@@ -56,6 +56,21 @@ def test_a_run_learns_by_the_assignment_of_its_plan():
     assert [make_run(assign=a).loss.aligned for a in ("anchor", "aligned")] == [False, True]
 
 
+@pytest.mark.parametrize(("assign", "share", "wanted"), [
+    ("aligned", 0.3, [False, False, False, True, True, True, True, True, True, True]),
+    ("aligned", 0.0, [True] * 10),
+    ("anchor", 0.3, [False] * 10),
+])  # fmt: skip
+def test_what_fits_best_is_learned_once_something_fits(assign, share, wanted):
+    run = make_run(assign=assign, epochs=10)
+    run.hyp.static_share = share
+    found = []
+    for run.epoch in range(10):
+        run.start_epoch()
+        found.append(run.loss.aligned)
+    assert found == wanted
+
+
 @pytest.mark.parametrize(("adam", "kind"), [(False, torch.optim.SGD), (True, torch.optim.AdamW)])
 def test_only_kernels_decay(adam, kind):
     model = Darknet(CFG, 64)

@@ -21,7 +21,7 @@ LIMITS: dict[str, Range] = (
     | dict.fromkeys(("box", "obj", "cls", "dfl_box", "dfl_cls", "dfl"), Range(0, 1e4))
     | dict.fromkeys(("momentum", "warmup_momentum"), NOT_ALL)
     | {"warmup_epochs": Range(0, 1e5), "warmup_batches": whole(0, 1_000_000), "nominal_batch": whole(1, 65536)}
-    | {"least_steps": whole(0, 1_000_000), "ema_share": SHARE}
+    | {"least_steps": whole(0, 1_000_000), "ema_share": SHARE, "static_share": SHARE}
     | {"clip_grad": Range(1e-6, 1e6), "anchor_t": Range(1, 1000), "most_anchors": whole(0, 1000)}
     | {"degrees": Range(0, 180), "scale": Range(0, 0.95), "shear": Range(0, 80), "close_mosaic": whole(0, 1_000_000)}
 )
@@ -53,6 +53,7 @@ class Hyp:
     cls_weights: float = 0.0  # how much more rare classes weigh in it; 1: by the inverse square root of their boxes
     anchor_t: float = 4.0  # an anchor learns a box if their sides differ by less than this factor,
     most_anchors: int = 0  # and if it is one of so many most similar ones; 0: all. 4 where most boxes have one size
+    static_share: float = 0.3  # of the epochs, the first: what fits best is not known yet, so --assign is `anchor`
     label_smoothing: float = 0.0
     hsv_h: float = 0.015  # largest relative change of hue, saturation, value
     hsv_s: float = 0.7
@@ -94,8 +95,9 @@ class Hyp:
             raise UserError.at(origin, f"{name}={error}") from None
 
 
-# Trained weights: biases have found their place, and few epochs should not end at a rate of next to nothing.
-TRAINED = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0}
+# Trained weights: biases have found their place, what fits best is known, and few epochs should not end at a rate of next to
+# nothing.
+TRAINED = {"lrf": 0.05, "warmup_epochs": 1.0, "warmup_bias_lr": 0.0, "static_share": 0.0}
 # Trained weights and few steps: at the whole rate AdamW trains a network away from what it knows within two epochs, and few
 # epochs don't bring it back (EXPERIMENTS.md).
 GENTLE = TRAINED | {"lr0": 0.002, "lr0_adam": 0.0003, "warmup_batches": 50, "least_steps": 1000}
@@ -124,7 +126,7 @@ def finetuning(epochs: int, steps: int) -> dict[str, float]:
     """
     usual, whole_pictures = Hyp(), {"mosaic": 0.0} if epochs <= Hyp.close_mosaic else {}
     if steps >= LONG:
-        return {name: GENTLE[name] for name in ("warmup_bias_lr", "least_steps")} | whole_pictures
+        return {name: GENTLE[name] for name in ("warmup_bias_lr", "least_steps", "static_share")} | whole_pictures
     share = max(math.log(max(steps, 1) / SHORT) / math.log(LONG / SHORT), 0.0)
     return GENTLE | {name: low * (getattr(usual, name) / low) ** share for name, low in BRIEF.items()} | whole_pictures
 

@@ -32,6 +32,9 @@ class HeadLoss:
         if self.hyp.cls_weights:
             self.class_weights = torch.from_numpy(class_loss_weights(counts, self.hyp.cls_weights)).float()
 
+    def start_epoch(self, done: float) -> None:
+        """Tell which share of a training's epochs is done. Without a word a loss is that of a trained network."""
+
     def __call__(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         """raws: each head's raw map; targets (n, 6): image, class, cx cy w h as shares of the input; image_size: (height,
         width) of the input in pixels.

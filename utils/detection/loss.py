@@ -68,21 +68,25 @@ class DetectionLoss(HeadLoss):
 
     assign: what matches is what RatioAssigner finds (ANCHOR), or what fits best of that, and of the nearest neighbours, now
     (ALIGNED, see `align`). Then the means of box and cls are weighted ones, over all heads' matches, as heads with few
-    matches aren't there for others than those that fit.
+    matches aren't there for others than those that fit. The first epochs, hyp.static_share of them, take ANCHOR all the same,
+    as PP-YOLOE does (Xu et al. 2022): of a network that knows nothing yet nothing fits, and few learn.
 
     With torch.distributed, matches are averaged over all processes' counts: the mean of the processes' losses (so of
     their gradients) equals one process's loss of the whole batch.
     """
 
     parts = ("box", "obj", "cls")
-    own_hyp = ("box", "obj", "cls", "anchor_t")
+    own_hyp = ("box", "obj", "cls", "anchor_t", "static_share")
     heads: list[YoloHead]
 
     def __init__(self, model: nn.Module, hyp: Hyp, assign: str = DEFAULT, ignore: bool = True) -> None:
         super().__init__(model, hyp)
-        self.ignore, self.aligned = ignore, assign == ALIGNED
+        self.ignore, self.assignment, self.aligned = ignore, assign, assign == ALIGNED
         self.assign = RatioAssigner(hyp.anchor_t, hyp.most_anchors)
         self.box_losses = [BOX_LOSSES.get(h.definition.iou_loss, complete_box_iou_loss) for h in self.heads]
+
+    def start_epoch(self, done: float) -> None:
+        self.aligned = self.assignment == ALIGNED and done >= self.hyp.static_share
 
     def _parts(self, raws: list[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Tensor:
         fits = self.fits(raws, targets, image_size)

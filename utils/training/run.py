@@ -157,10 +157,11 @@ class Run:
         return tuple(max(1, round(side * factor / stride)) * stride for side in (height, width))
 
     def start_epoch(self) -> None:
-        """What changes from epoch to epoch besides the pictures: how strong the penalty on gammas is, and whether a quantized
-        network's ranges and statistics still move."""
+        """What changes from epoch to epoch besides the images: what learns a box, how strong the penalty on gammas is, and
+        whether a quantized network's ranges and statistics still move."""
         if self.model.quantization and self.epoch + 1 >= freeze_epoch(self.plan.epochs):
             freeze(self.model)
+        self.loss.start_epoch(self.epoch / self.plan.epochs)
         if self.penalty:
             self.penalty.start_epoch(self.epoch, *self.progress())
 
