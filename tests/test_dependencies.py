@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "fontTools": "fonttools", "onnx_ir": "onnx-ir"}  # imported as -> called
+PACKAGES |= {"PySide6": "pyside6"}
 NEEDED = PROJECT["dependencies"]
 OPTIONAL = [line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
-LEFT_OUT = {"openvino", "ncnn"}  # extras that `make venv` does without; tests that need them skip
+LEFT_OUT = {"openvino", "ncnn", "browser"}  # extras that `make venv` does without; tests that need them skip
 INSTALLED = [line for extra, lines in EXTRAS.items() if extra not in LEFT_OUT for line in lines]
 NOT_IMPORTED = {"mypy", "pytest-cov", "pytest-xdist", "ruff"}  # programs, and what pytest loads
 

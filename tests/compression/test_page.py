@@ -42,7 +42,7 @@ def written(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.skipif(importlib.util.find_spec("PySide6") is None, reason="needs a browser: pip install PySide6")
+@pytest.mark.skipif(importlib.util.find_spec("PySide6") is None, reason="needs a browser: pip install pyside6")
 @pytest.mark.parametrize("width", [1300, 390])
 def test_a_browser_shows_all_of_it_without_scrolling_sideways(written, width):
     words = [sys.executable, "-m", "tests.compression.browser", str(written), str(width)]

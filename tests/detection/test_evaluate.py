@@ -169,7 +169,7 @@ def process(rank: int, data: Path, folder: Path) -> None:
 
 def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
     """Evaluation shared out gives each process all figures; the mean of the processes' losses is the whole batch's."""
-    mp.start_processes(process, (data, tmp_path), nprocs=2, start_method="fork")
+    mp.start_processes(process, (data, tmp_path), nprocs=2, start_method="spawn")  # forked, autograd may refuse
     alone = figures(evaluate(RectangleDetector(), loader(data), NAMES, device=CPU, precision="fp32"))
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert parts[0]["figures"] == parts[1]["figures"] == alone

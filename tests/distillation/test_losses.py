@@ -248,7 +248,9 @@ def test_two_processes_lose_what_one_does(tmp_path):
     whole = random_batch()
     leaves = replace(whole, student=[whole.student[0].detach()], maps=[(whole.maps[0][0].detach(), whole.maps[0][1])])
     torch.save(leaves, tmp_path / "batch.pt")
-    mp.start_processes(_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="fork")
+    mp.start_processes(
+        _half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="spawn"
+    )  # forked, autograd may refuse
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     whole.targets = whole.targets[1:]
     for number, strategy in KDSTR.items():

@@ -228,7 +228,7 @@ def test_files_that_are_not_ours(files: Path, tmp_path: Path) -> None:
     ("names", "{0: 'red', 1", "names is no dict"),
     ("names", "{'red', 'blue'}", "names is no dict"),
     ("names", "7", "names is 7, but should be a list"),
-    ("outputs", "boxes", "outputs is the text 'boxes', but should be decoded, raw, nms, yolov5, yolov8"),
+    ("outputs", "boxes", "outputs is the text 'boxes', but should be decoded, raw, maps, nms, yolov5, yolov8"),
     ("heads", '[{"scale_x_y": 1, "anchors": [[1]]}]', "its names or heads aren't those of its cfg"),
     ("heads", "[7]", "heads.0. is 7, but should be"),
     ("heads", "[]", "its names or heads aren't those of its cfg"),

@@ -11,20 +11,28 @@ import torch
 import export
 from tests.tiny import CSP, SPP, network
 from utils.core.errors import UserError
+from utils.core.options import options_of
+from utils.export.options import OnnxOptions
 from utils.export.targets import TARGETS, settle
 from utils.network.cfg import write_cfg
 from utils.network.checkpoint import save_checkpoint
 from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.runtimes.registry import RUNTIMES, installed
+from utils.scripts.cli import Arguments
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-def parsed(*arguments: object) -> "export.argparse.Namespace":
+def parsed(*arguments: object) -> Arguments:
     return export.get_parser().parse_args([str(a) for a in ("--weights", "x.pt", *arguments)])
+
+
+def settled(*arguments: object) -> OnnxOptions:
+    args = parsed(*arguments)
+    return settle(options_of(OnnxOptions, vars(args)), args.given)
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +54,25 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ])  # fmt: skip
 def test_what_contradicts_the_target_is_one_line(asked: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        settle(parsed("--target", *asked.split()))
+        settled("--target", *asked.split())
     assert "\n" not in str(caught.value)
 
 
 def test_half_without_target_and_target_of_another_format() -> None:
     with pytest.raises(UserError, match="--half is about --target ncnn, which is missing"):
-        settle(parsed("--half"))
+        settled("--half")
     with pytest.raises(UserError, match="--target: means something with --format onnx only, not with fpga"):
         export.refuse_foreign(parsed("--target", "rknn", "--format", "fpga"))
 
 
-@pytest.mark.parametrize(("asked", "settled"), [
+@pytest.mark.parametrize(("asked", "wanted"), [
     ("onnxruntime", (False, None, "decoded")), ("openvino --static --batch 4 --raw", (True, 4, "raw")),
     ("opencv", (True, 1, "decoded")), ("ncnn", (True, 1, "maps")), ("tensorrt", (True, 1, "decoded")),
     ("rknn", (True, 1, "maps")),
 ])  # fmt: skip
-def test_what_the_target_decides(asked: str, settled: tuple) -> None:
-    args = parsed("--target", *asked.split())
-    settle(args)
-    assert (args.static, args.batch, args.outputs) == settled
+def test_what_the_target_decides(asked: str, wanted: tuple) -> None:
+    options = settled("--target", *asked.split())
+    assert (options.static, options.batch, options.outputs) == wanted
 
 
 def test_adapters_are_targets() -> None:

@@ -44,7 +44,7 @@ class Hyp:
     least_steps: int = 0  # fewer images where a training would have fewer optimizer steps than these
     ema_share: float = 0.05  # the share of the steps that averaged weights reach over
     clip_grad: float = 10.0  # largest norm of the whole gradient
-    box: float = 0.4  # weights of the loss parts of [yolo] heads
+    box: float = 0.2  # weights of the loss parts of [yolo] heads
     obj: float = 1.0
     cls: float = 0.5
     dfl_box: float = 7.5  # of [dfl] heads: overlap, classes, distributions of the sides

@@ -15,13 +15,18 @@ So that a function may know one flag more, the parser gets the argument and the 
 from collections.abc import Mapping
 from dataclasses import dataclass as dataclass  # for the example
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 _FLAG = "flag"
-Options = TypeVar("Options", bound="DataclassInstance")
+
+
+class DataclassInstance(Protocol):
+    """What every dataclass has."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Options = TypeVar("Options", bound=DataclassInstance)
 
 
 def flag(name: str) -> dict[str, str]:
@@ -48,7 +53,7 @@ def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
     return kind(**values)
 
 
-def flags_of(options: "DataclassInstance") -> dict[str, Any]:
+def flags_of(options: DataclassInstance) -> dict[str, Any]:
     """The flags that `options_of` would make these options of.
 
     >>> @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,10 +35,11 @@ class Target:
     """
 
     text: str
+    most: ClassVar[float] = sys.float_info.max
     examples: ClassVar[str] = "a share such as 0.2, or a number such as 300000 or 2.5M"
 
     def __post_init__(self) -> None:
-        if not 0 < self.value < math.inf:
+        if not 0 < self.value <= self.most:
             raise argparse.ArgumentTypeError(f"{self.text or 'nothing'}: give what is to be left: {self.examples}")
 
     @property
@@ -64,6 +66,7 @@ class Target:
 class Milliseconds(Target):
     """The same for milliseconds, of which there may be less than one: `0.5`: so many; `50%`: that share."""
 
+    most: ClassVar[float] = 1e6
     examples: ClassVar[str] = "milliseconds such as 12 or 0.8, or a share such as 50%"
 
     @property

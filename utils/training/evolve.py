@@ -80,7 +80,7 @@ GENES: dict[str, Gene] = {
     "warmup_epochs": Gene(0.0, 5.0),
     "warmup_momentum": Gene(0.0, 0.95),
     "warmup_bias_lr": Gene(0.0, 0.2),
-    "box": Gene(0.04, 1.2, log=True),
+    "box": Gene(0.02, 0.6, log=True),
     "obj": Gene(0.2, 5.0, log=True),
     "cls": Gene(0.1, 5.0, log=True),
     "dfl_box": Gene(2.0, 20.0, log=True),
