@@ -1,5 +1,5 @@
 # make venv   the virtual environment that the others use; prints where it is
-# make demo   train, sparsify, prune, finetune and detect on pictures that the project draws itself
+# make demo   train, sparsify, prune, finetune, export and detect on images that the project draws itself
 # make test   the tests
 # make lint   ruff, which room imports which (tests/imports.py), and mypy
 # make check  linter and tests

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.core.commands import command, option
 from utils.core.distributed import joined
 from utils.core.files import check_writable
 from utils.core.hyp import Hyp
 from utils.core.options import options_of
+from utils.core.plots import plot_gammas
 from utils.core.ranges import BATCH_SIZE, EPOCHS, NOT_ALL_OR_NONE, SEED, SHARE, WORKERS, Range, whole
 from utils.core.tables import write_json
 from utils.data.image_cache import CACHE_ROOM, DISK, NONE, RAM
@@ -24,7 +27,7 @@ from utils.detection.loss import ASSIGNMENTS, DEFAULT
 from utils.detection.metrics import Evaluation
 from utils.detection.threshold import threshold_line
 from utils.network.branches import FORMS
-from utils.pruning.sparsity import SCHEDULES, gamma_statistics
+from utils.pruning.sparsity import SCHEDULES, gamma_statistics, gamma_values
 from utils.pruning.sparsity_options import SparsityOptions
 from utils.pruning.spend import COSTS, NOTHING
 from utils.quantized.observers import OBSERVERS
@@ -181,6 +184,7 @@ def fit(files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str
     """Train, evaluate, log and save, epoch by epoch; returns the figures."""
     options, run, started, evaluation = setup.options, setup.run, time.perf_counter(), None
     begin(files, setup, log, say)
+    before = prunable_gammas(run) if not run.step else {}
     while run.epoch < options.epochs:
         figures = train_one_epoch(run, setup.loader)
         final = run.epoch == options.epochs
@@ -206,7 +210,18 @@ def fit(files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> dict[str
             save(files, setup, log, evaluation, is_best=is_best, finished=final)
     if log:
         log.close()
+        if run.penalty:
+            plot_gammas(before | prunable_gammas(run), files.gammas)
+            say(f"gammas: {files.gammas}")
     return sum_up(files, setup, evaluation, time.perf_counter() - started, say)
+
+
+def prunable_gammas(run: Run) -> dict[str, np.ndarray]:
+    """{when: |gamma| of what a sparse training may bring to zero}, nothing of another training."""
+    if not run.penalty:
+        return {}
+    when = f"after {run.epoch} epochs" if run.step else "before"
+    return {when: gamma_values(run.weights, run.penalty.channels)}
 
 
 def begin(files: RunFiles, setup: Setup, log: RunLog | None, say: Say) -> None:

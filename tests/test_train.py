@@ -276,6 +276,17 @@ def test_sparse_training_pushes_the_penalised_gammas(here, capsys):
     assert "warning: s too small: the share under 0.01 moved by" in capsys.readouterr().out
     train_with("--epochs 3 --notest --name dense")
     assert np.isnan(results("results_dense.txt")["g50"]).all()
+    assert [path.name for path in sorted(here.glob("gammas*"))] == ["gammas.png", "gammas_dynamic.png", "gammas_weak.png"]
+
+
+def test_histograms_of_gammas_before_and_after(here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "plot_gammas", lambda gammas, path: drawn.append((gammas, path.name)))
+    train_with("--epochs 3 --s 1 --prune 0 --notest --hyp=")
+    ((gammas, name),) = drawn
+    assert (list(gammas), name) == (["before", "after 3 epochs"], "gammas.png")
+    assert np.all(gammas["before"] == 1)
+    assert np.median(gammas["after 3 epochs"]) < 0.99
 
 
 @pytest.mark.parametrize(

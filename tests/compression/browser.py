@@ -16,6 +16,10 @@ ASKED = """JSON.stringify({
   title: document.title, sections: [...document.querySelectorAll('h2')].map(e => e.textContent),
   cells: document.querySelectorAll('td').length, charts: document.querySelectorAll('svg').length,
   images: [...document.images].map(e => [e.complete, e.naturalWidth, e.getBoundingClientRect().width]),
+  outside: [...document.querySelectorAll('svg')].flatMap(e => [...e.querySelectorAll('text')].filter(t => {
+    const [outer, inner] = [e.getBoundingClientRect(), t.getBoundingClientRect()];
+    return inner.left < outer.left || inner.right > outer.right || inner.top < outer.top || inner.bottom > outer.bottom; }))
+    .map(t => t.textContent),
   wanted: document.documentElement.scrollWidth, width: window.innerWidth })"""
 
 

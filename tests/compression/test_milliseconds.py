@@ -75,5 +75,5 @@ def test_budgets_that_cannot_be(words, said):
 
 def test_a_budget_is_kept_to_three_percent():
     aim = Aim("ms", 10.0, None)
-    assert str(aim) == "at most 10.00 milliseconds"
+    assert str(aim) == "about 10.00 milliseconds, to 3%"
     assert [aim.is_kept({}, {"latency_ms": ms}) for ms in (9.0, 10.29, 10.31)] == [True, True, False]

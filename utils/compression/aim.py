@@ -64,9 +64,14 @@ class Aim:
         return KINDS[self.kind].figure
 
     def __str__(self) -> str:
+        kind = KINDS[self.kind]
         if self.limit is not None:
-            return f"at most {KINDS[self.kind].told(self.limit)}"
-        return f"as few {KINDS[self.kind].title} as {self.max_drop:g} of mAP@0.5 allows"
+            return (
+                f"about {kind.told(self.limit)}, to {kind.tolerance:.0%}"
+                if kind.tolerance
+                else f"at most {kind.told(self.limit)}"
+            )
+        return f"as few {kind.title} as {self.max_drop:g} of mAP@0.5 allows"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44  # around the axes, for numbers and titles
+LEFT, RIGHT, TOP, BOTTOM = 66, 26, 16, 44  # around the axes, for numbers and titles
 TICKS = 5
 
 

@@ -45,6 +45,11 @@ class RunFiles:
     def results(self) -> Path:
         return self._path(self.results_folder, "results", ".txt")
 
+    @property
+    def gammas(self) -> Path:
+        """Histograms, where training is sparse."""
+        return self._path(self.results_folder, "gammas", ".png")
+
 
 @dataclasses.dataclass(frozen=True)
 class Interrupted:
