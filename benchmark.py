@@ -36,8 +36,8 @@ from utils.core.timing import median_seconds
 from utils.data.batch import Batch, normalise
 from utils.data.datasets import create_loader
 from utils.data.image_cache import DISK, NONE, RAM
+from utils.data.images import write_picture
 from utils.data.loader import Loader
-from utils.data.pictures import write_picture
 from utils.network.cfg import parse_cfg
 from utils.network.cost import layer_macs
 from utils.network.darknet import Darknet

@@ -38,7 +38,7 @@ def get_parser() -> ArgumentParser:
 
 def main(args: Namespace) -> Report:
     """Convert, print what was written, and draw it beside the .data."""
-    from utils.converters.picture import draw_report  # with Matplotlib, which --help and mistakes need not wait for
+    from utils.converters.image import draw_report  # with Matplotlib, which --help and mistakes need not wait for
 
     _check_folders(args.src, args.out)
     if args.skip_difficult and not FORMATS[args.format].difficult:

@@ -18,7 +18,7 @@ from utils.core.files import make_folder
 from utils.core.ranges import EPOCHS
 from utils.core.tables import write_json
 from utils.data.draw import image_grid
-from utils.data.pictures import read_picture, write_picture
+from utils.data.images import read_picture, write_picture
 from utils.scripts.cli import Parser, run
 
 DATA = "data/shapes/shapes.data"

@@ -30,9 +30,9 @@ from utils.data.augment import letterbox
 from utils.data.batch import ImageInfo, normalise
 from utils.data.data_file import read_data, read_names
 from utils.data.draw import draw_boxes
+from utils.data.images import write_picture
 from utils.data.labels import label_path
 from utils.data.outputs import plan_outputs
-from utils.data.pictures import write_picture
 from utils.data.sources import Frame, Frames, Item, find_items, open_writer, shown
 from utils.detection.boxes import augmented_predictions, nms, unletterbox
 from utils.detection.threshold import USUAL, choose_threshold

@@ -18,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to be run as a script, too
 from utils.core.files import make_folder, write_text
 from utils.core.ranges import SEED, whole
-from utils.data.pictures import write_picture
+from utils.data.images import write_picture
 from utils.scripts.cli import Parser, run
 
 NAMES = ("circle", "square", "triangle", "star")

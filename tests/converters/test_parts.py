@@ -13,7 +13,7 @@ import pytest
 from tests.converters.test_convert import BOX, snapshot
 from tests.raw import convert, make_voc, voc_file, voc_object, write_image, write_text
 from utils.converters.formats import FORMATS
-from utils.converters.picture import box_sides, choose_samples
+from utils.converters.image import box_sides, choose_samples
 from utils.converters.tree import Pictures, nearest, split_of
 from utils.converters.write import Item, target_names
 from utils.core import workers as pool

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from tests.raw import convert, make_voc, voc_object
-from utils.converters.picture import draw_report
+from utils.converters.image import draw_report
 from utils.core.errors import Remark
 from utils.data import fonts
 from utils.data.draw import class_colour, draw_boxes

@@ -15,7 +15,7 @@ from PIL import Image
 
 from utils.data import image_size as imagesize
 from utils.data.image_size import NO_END, image_size, measure
-from utils.data.pictures import read_picture
+from utils.data.images import read_picture
 
 HEIGHT, WIDTH = 33, 57
 XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"

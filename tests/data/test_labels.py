@@ -9,8 +9,8 @@ import check
 from utils.checking import report as checking
 from utils.core.options import options_of
 from utils.data.datasets import scan
+from utils.data.images import write_picture
 from utils.data.labels import TWO_PLACES, label_folders, label_path, label_places, read_labels
-from utils.data.pictures import write_picture
 
 LAYOUTS = {  # image -> labels: facts of Darknet's replace_image_to_label and fill_truth_detection
     "images/x.jpg": "labels/x.txt",

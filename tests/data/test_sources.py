@@ -11,8 +11,8 @@ from PIL import Image
 from utils.converters.base import Options
 from utils.converters.tree import Tree
 from utils.core.errors import UserError
+from utils.data.image_kinds import kind_of
 from utils.data.labels import NO_PICTURE, Problems, image_paths
-from utils.data.picture_kinds import kind_of
 from utils.data.sources import Frames, Item, LatestFrame, find_items, frame_rate, open_capture, shown
 
 

@@ -12,8 +12,8 @@ from utils.checking.findings import ERROR, NOTE, WARNING, Finding, Subject, find
 from utils.checking.read import ANY_CLASS
 from utils.core.errors import UserError
 from utils.data.coco import Said
+from utils.data.image_kinds import is_beside
 from utils.data.labels import CLIPPED, label_path
-from utils.data.picture_kinds import is_beside
 from utils.detection.ground_truth import json_ground_truth
 
 SMALLEST, LARGEST = 32, 16384  # pixels: sides of an image that is neither an icon nor a scan of a wall

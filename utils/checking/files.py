@@ -18,6 +18,7 @@ from utils.checking.findings import ERROR, NOTE, WARNING, Split
 from utils.core.errors import UserError
 from utils.core.workers import WorkerPool
 from utils.data.image_size import NO_END, CutShortError, measure
+from utils.data.images import FEWER_BITS, libraries_silenced, read_picture
 from utils.data.labels import (
     CLIPPED,
     CONFIDENCE,
@@ -36,7 +37,6 @@ from utils.data.labels import (
     open_labels,
     parse_labels,
 )
-from utils.data.pictures import FEWER_BITS, libraries_silenced, read_picture
 
 CUT = "images cut short"
 CORRUPT = "images that cannot be read"

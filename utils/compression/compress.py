@@ -16,7 +16,7 @@ from utils.compression.state import State, lock
 from utils.core.commands import typed
 from utils.core.files import write_text
 from utils.core.tables import write_json
-from utils.data.pictures import read_picture
+from utils.data.images import read_picture
 from utils.loading import load_model
 from utils.pruning.spend import MILLISECONDS
 

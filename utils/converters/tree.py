@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from utils.converters.base import TEST, TRAIN, VALID, Annotations, Entry, Options
 from utils.core.errors import UserError
 from utils.data.file_names import folded, path_parts, shared_parts, stem_of, without_suffix
+from utils.data.image_kinds import BESIDE, IMAGE, is_image, kind_of
 from utils.data.labels import NO_PICTURE, Problems
-from utils.data.picture_kinds import BESIDE, IMAGE, is_image, kind_of
 
 _SPLIT_WORDS = {
     "train": TRAIN, "training": TRAIN, "trainval": TRAIN, "val": VALID, "valid": VALID, "validation": VALID, "test": TEST,

@@ -31,10 +31,10 @@ from utils.data.class_balance import weighted_order
 from utils.data.data_file import DataConfig
 from utils.data.image_cache import CACHE_ROOM, DISK, NONE, ImageCache, Layout, disk_place, shared_images
 from utils.data.image_size import measure
+from utils.data.images import read_picture
 from utils.data.labels import Finding, Problems, as_one_class, image_paths, label_path, note_two_places, read_labels
 from utils.data.loader import Loader
 from utils.data.packed import PackedPaths, PackedRows
-from utils.data.pictures import read_picture
 
 _THREADS = 8  # reading small files waits for the disk more than it computes
 

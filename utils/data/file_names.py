@@ -4,7 +4,7 @@ import itertools
 import os
 import unicodedata
 
-from utils.data.picture_kinds import is_image
+from utils.data.image_kinds import is_image
 
 
 def folded(text: str) -> str:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from utils.data import jpeg
-from utils.data.pictures import JPEG_END, JPEG_START, decode
+from utils.data.images import JPEG_END, JPEG_START, decode
 
 NO_END = "JPEG without end mark, otherwise whole"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +34,7 @@ class CutShortError(ValueError):
 
 class Measured(NamedTuple):
     """What cv2.imread would return has `height` and `width` pixels; remark: how the file had to be understood, if worth a
-    word (NO_END, or of utils.data.pictures.FEWER_BITS)."""
+    word (NO_END, or of utils.data.images.FEWER_BITS)."""
 
     height: int
     width: int

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.pictures import JPEG_END, decode, libraries_silenced
+from utils.data.images import JPEG_END, decode, libraries_silenced
 
 _SOF = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive: of Huffman coding, the only one that all decoders know
 _OTHER_SOF = frozenset({*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC})

@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.core.errors import UserError
 from utils.core.files import read_text
-from utils.data.picture_kinds import BESIDE, IMAGE, kind_of, left_out
+from utils.data.image_kinds import BESIDE, IMAGE, kind_of, left_out
 
 MISSING_IMAGE = "listed images that aren't there"
 NO_PICTURE = "files in the folder that are no images, left out"

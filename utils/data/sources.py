@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.core.errors import UserError
+from utils.data.image_kinds import BESIDE, IMAGE, VIDEO, VIDEO_SUFFIXES, holds_picture, is_image, kind_of, left_out
 from utils.data.image_size import measure
+from utils.data.images import libraries_silenced, openable, read_picture
 from utils.data.labels import Problems, image_paths
-from utils.data.picture_kinds import BESIDE, IMAGE, VIDEO, VIDEO_SUFFIXES, holds_picture, is_image, kind_of, left_out
-from utils.data.pictures import libraries_silenced, openable, read_picture
 
 DEFAULT_FPS = 25.0  # for cameras and files that don't tell theirs
 STREAM_TIMEOUT = 10  # seconds without a frame after which a stream counts as ended

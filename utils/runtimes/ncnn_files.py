@@ -9,7 +9,7 @@ import torch
 
 from utils.core.errors import UserError
 from utils.core.preparation import Preparation
-from utils.data.pictures import libraries_silenced, openable
+from utils.data.images import libraries_silenced, openable
 from utils.export.ncnn.files import BIN, METADATA_FILE, PARAM
 from utils.export.onnx.model import OnnxModel, load_onnx
 from utils.export.targets import TARGETS

@@ -12,7 +12,7 @@ import torch
 from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.core.preparation import Preparation
-from utils.data.pictures import openable
+from utils.data.images import openable
 from utils.export.onnx.header import read_header
 from utils.export.onnx.model import OnnxModel, RuntimeSession, load_onnx, need
 from utils.export.targets import TARGETS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.core.errors import UserError
-from utils.data.pictures import libraries_silenced, openable
+from utils.data.images import libraries_silenced, openable
 from utils.export.onnx.model import OnnxModel, load_onnx
 from utils.loading import Loaded, load_model
 from utils.network.cfg import write_cfg

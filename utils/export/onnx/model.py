@@ -19,7 +19,7 @@ from utils.core.preparation import Preparation
 from utils.core.ranges import IMG_SIZE
 from utils.data.augment import FILL, fitted_size
 from utils.data.data_file import DataConfig
-from utils.data.pictures import openable
+from utils.data.images import openable
 from utils.detection.boxes import predict_at
 from utils.detection.threshold import CONF_THRES
 from utils.export.onnx.header import read_header

@@ -14,7 +14,7 @@ from utils.converters.write import Item, Report
 from utils.core.files import replacing
 from utils.data.draw import class_colour
 from utils.data.fonts import families, font_of, legible
-from utils.data.pictures import read_picture
+from utils.data.images import read_picture
 
 SAMPLES = 8
 _NAMED = 12  # boxes of a sample that have their class's name beside them: the largest

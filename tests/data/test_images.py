@@ -1,4 +1,4 @@
-"""utils.data.pictures: what is read and written under any name, and 16-bit images that hold fewer bits."""
+"""utils.data.images: what is read and written under any name, and 16-bit images that hold fewer bits."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from tests.data.test_image_size import picture as drawn
 from tests.data.test_image_size import pillow
 from utils.core.errors import UserError
 from utils.data.image_size import measure
+from utils.data.images import FEWER_BITS, decode, openable, read_picture, write_picture
 from utils.data.labels import Problems, image_paths
-from utils.data.pictures import FEWER_BITS, decode, openable, read_picture, write_picture
 from utils.data.sources import Frames, find_items, open_writer
 
 NAMES = ["红".encode("gbk"), "é".encode("latin-1"), "红".encode(), b"a b", b"\xff\xfe"]
