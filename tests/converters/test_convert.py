@@ -11,7 +11,7 @@ import pytest
 
 import convert_dataset
 from tests.raw import convert, labels, make_voc, stems, voc_file, voc_object, write_image, write_json, write_text
-from utils.converters import examine, picture
+from utils.converters import examine, image
 from utils.converters.base import SWAPPED
 from utils.converters.formats import FORMATS
 from utils.core.errors import UserError
@@ -31,7 +31,7 @@ def command(*words: object) -> convert_dataset.Report:
 @pytest.fixture
 def no_picture(monkeypatch):
     """Drawing takes a second, which not every test needs."""
-    monkeypatch.setattr(picture, "draw_report", lambda report, path: None)
+    monkeypatch.setattr(image, "draw_report", lambda report, path: None)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
