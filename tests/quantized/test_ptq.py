@@ -173,7 +173,9 @@ def run_main(monkeypatch, text: str) -> None:
     run_script(PTQ.main, PTQ.get_parser())
 
 
-@pytest.mark.parametrize("flags", ["--w-bit 2 --a-bit 2 --observer minmax", "--w-bit 2 --a-bit 2 --max-drop 0.1"])
+@pytest.mark.parametrize(
+    "flags", ["--w-bit 2 --a-bit 2 --observer minmax", "--w-bit 2 --a-bit 2 --observer minmax --max-drop 0.1"]
+)
 def test_a_network_that_detects_too_little_is_refused_with_the_guilty_layers(here, monkeypatch, capsys, flags):
     before = sorted(here.rglob("*.pt"))
     with pytest.raises(SystemExit) as exit_:
