@@ -31,7 +31,7 @@ DETECTIONS = 12  # images of the grid
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--out", default="output/demo", help="folder of the results")
-    parser.add_argument("--epochs", type=EPOCHS, nargs=2, default=[4, 16], metavar="N",
+    parser.add_argument("--epochs", type=EPOCHS, nargs=2, default=[3, 12], metavar="N",
                         help="of the network that is compressed, and of each training of compress.py")  # fmt: skip
     parser.add_argument("--target-ms", default="48%", metavar="T", help="milliseconds of the small network, as for compress.py")
     return parser
