@@ -6,6 +6,7 @@ Every step is a command that you can type yourself; it is printed before it runs
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -40,13 +41,14 @@ def get_parser() -> Parser:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     start = time.time()
     out = make_folder(args.out)
-    figures, baseline = out / "report.json", out / "last_baseline.pt"
+    figures, baseline, compressed = out / "report.json", out / "last_baseline.pt", out / "compressed"
+    forget(compressed)
     epochs = [str(number) for number in args.epochs]
     command("data/make_shapes.py")
     command("train.py", "--data", DATA, "--cfg", CFG, "--weights", WEIGHTS, "-pt", "--finetune", "--epochs", epochs[0],
             "--name", "baseline", "--weights-dir", str(out), "--results-dir", str(out), "--logdir", f"{out}/runs")  # fmt: skip
     command("compress.py", "--data", DATA, "--weights", str(baseline), "--target-ms", args.target_ms, "--runtime", runtime(),
-            "--threads", "1", "--epochs", epochs[1], "--out", f"{out}/compressed", "--json", str(figures))  # fmt: skip
+            "--threads", "1", "--epochs", epochs[1], "--out", str(compressed), "--json", str(figures))  # fmt: skip
     report = json.loads(figures.read_text())
     small, valid = report["files"]["pt"], Path(DATA).with_name("valid.txt")
     command("detect.py", "--weights", small, "--source", str(valid), "--output", f"{out}/detections")
@@ -57,6 +59,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for what, path in (("detections", out / "detections.png"), ("figures", figures), ("report", report["files"]["report"])):
         print(f"{what + ':':12}{path}")
     return report
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier demo's compress.py left, which is of another baseline: trained anew, its file is another one."""
+    if (folder / "compress.json").is_file():
+        shutil.rmtree(folder)
 
 
 def runtime() -> str:

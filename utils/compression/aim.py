@@ -28,6 +28,10 @@ class Kind:
     def told(self, value: float) -> str:
         return f"{value:,.{self.digits}f} {self.title}"
 
+    def bound(self, limit: float) -> str:
+        """A budget in words."""
+        return f"about {self.told(limit)}, to {self.tolerance:.0%}" if self.tolerance else f"at most {self.told(limit)}"
+
 
 KINDS = {
     "macs": Kind("MACs", "at most F multiply-accumulates of one image: a share (0.3) or a number (800M)", "macs"),
@@ -66,11 +70,7 @@ class Aim:
     def __str__(self) -> str:
         kind = KINDS[self.kind]
         if self.limit is not None:
-            return (
-                f"about {kind.told(self.limit)}, to {kind.tolerance:.0%}"
-                if kind.tolerance
-                else f"at most {kind.told(self.limit)}"
-            )
+            return kind.bound(self.limit)
         return f"as few {kind.title} as {self.max_drop:g} of mAP@0.5 allows"
 
 
