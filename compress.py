@@ -1,5 +1,6 @@
-"""Make a trained detector smaller by one command: sparse training, pruning, finetuning, ONNX, and a report.
+"""Make a detector smaller by one command: sparse training, pruning, finetuning, ONNX, and a report.
 
+python compress.py --data <your VOC or COCO folder>                      # trains a yolov3-tiny first; another network: --cfg
 python compress.py --data my.data --weights my.pt                        # as far as 0.01 of mAP@0.5 allows
 python compress.py --data my.data --weights my.pt --target-macs 0.3      # to 30 % of the multiply-accumulates
 python compress.py --data my.data --weights my.pt --target-ms 12 --runtime onnxruntime --threads 1 --bits 8
@@ -11,7 +12,7 @@ from typing import Any
 
 from utils.compression.aim import KINDS, MAX_DROP
 from utils.compression.compress import compress
-from utils.compression.options import CompressOptions
+from utils.compression.options import NETWORK, CompressOptions
 from utils.compression.plan import STRATEGIES
 from utils.core.options import options_of
 from utils.core.ranges import EPOCHS, SEED, SHARE, WORKERS, Range, whole
@@ -21,11 +22,15 @@ from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument
 
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--data", default="", help=".data file: train= images teach, valid= images judge")
+    parser.add_argument("--data", default="", help=".data file: train= images teach, valid= images judge; or the folder of a "
+                        "dataset in VOC's or COCO's format")  # fmt: skip
     parser.add_argument(
-        "--weights", default="", help="the trained network: .pt, .weights with --cfg, a YOLOv5 or YOLOv8 checkpoint"
+        "--weights",
+        default="",
+        help="the trained network: .pt, .weights with --cfg, a YOLOv5 or YOLOv8 checkpoint; without, one is trained first",
     )
-    parser.add_argument("--cfg", default="", help="Darknet .cfg file; only with .weights, which carry none")
+    parser.add_argument("--cfg", default="", help=f"Darknet .cfg file: of .weights, which carry none; or what is trained first "
+                        f"({NETWORK.name})")  # fmt: skip
     _add_aim_arguments(parser)
     parser.add_argument("--hours", type=Range(0, 10_000, above=True), metavar="H", help="that all training together may take")
     parser.add_argument("--rounds", type=whole(1, 20), default=3, metavar="N",

@@ -136,7 +136,8 @@ def check_page(text: str, result: dict) -> None:
     ("command", "told"),
     [
         ("--data nowhere.data --weights base.pt", "nowhere.data: this .data file does not exist"),
-        ("--data d.data", "name the dataset with --data FILE.data and the trained network with --weights"),
+        ("--weights base.pt", "name the dataset with --data: its .data file, or its folder"),
+        ("--data d.data --cfg none.cfg", "none.cfg: this cfg does not exist"),
         ("--data d.data --weights none.pt", "none.pt: these weights do not exist"),
         ("--data novalid.data --weights base.pt", "novalid.data: needs a line `valid=`"),
         ("--data one.data --weights base.pt", "one.txt: has 1 image to train on"),

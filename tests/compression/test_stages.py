@@ -111,8 +111,8 @@ def test_a_training_is_ended_at_its_limit(tmp_path, monkeypatch):
 
 
 def test_a_stage_holds_the_lock_of_a_killed_command(tmp_path, capfd):
-    handle = lock(tmp_path)
+    handle = lock(tmp_path / "lock")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=(handle,)):
         os.close(handle)
-        os.close(lock(tmp_path))
+        os.close(lock(tmp_path / "lock"))
     assert "waiting for its end" in capfd.readouterr().out

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.compression.aim import Aim
+from utils.compression.intake import Intake
 from utils.compression.job import Job
 from utils.compression.options import CompressOptions
 from utils.compression.outcome import TURNS, filters, machine, measure, some_pictures, versions
@@ -23,11 +24,14 @@ from utils.pruning.spend import MILLISECONDS
 
 def compress(options: CompressOptions) -> dict[str, Any]:
     """Do, or go on with, what the command line asks for; returns the result, which compress.json and --json hold."""
-    plan = Plan.of(options)
-    state = State(Path(options.out), command_of(options))
-    handle = lock(state.work)
+    intake = Intake(options)
+    plan = Plan.of(intake.options)
+    asked_for = command_of(options)
+    options = intake.options
+    handle = lock(State(Path(options.out), asked_for).work / "lock")
     try:
-        state = State(Path(options.out), command_of(options))  # as whoever held the lock left it
+        state = State(Path(options.out), asked_for)  # as whoever held the lock left it
+        intake.hand_over(state)
         print(plan.table(options))
         job = Job(options, plan, state, handle)
         aim, before, best = job.run()
@@ -53,7 +57,7 @@ def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any],
     models = [load_model("", each).model for each in (job.weights, weights)]
     report = state.folder / "report.html"
     result = {
-        "title": f"{Path(options.weights).name}, compressed", "outcome": outcome_line(aim, before, after, best),
+        "title": f"{Path(options.network).name}, compressed", "outcome": outcome_line(aim, before, after, best),
         "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": costs,
         "before": before | costs["before"], "after": after | costs["after"], "int8": int8, "trials": job.record(),
         "layers": filters(*models), "files": files | {"report": str(report)}, "turns": TURNS,

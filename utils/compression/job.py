@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.compression.aim import Aim, aim_of
-from utils.compression.clock import SPARSE, Clock
+from utils.compression.clock import FIRST, SPARSE, Clock
 from utils.compression.options import CompressOptions
 from utils.compression.plan import ONNX, STRATEGIES, Plan
 from utils.compression.search import Trial, best_of, next_target
@@ -43,17 +43,20 @@ class Job:
 
     def run(self) -> tuple[Aim, dict[str, Any], Trial | None]:
         """All rounds: (the aim, what test.py says of the network that came, the best trial)."""
-        self.take_in()
-        self.check()
+        if self.plan.trains:
+            self.learn()
+        else:
+            self.take_in()
+            self.check(["--weights", self.weights])
+            self.measure_pace(["--weights", self.weights, "--finetune"])
         before = self.test("baseline", self.weights)
         if before["map50"] < LEAST_MAP50:
-            raise UserError(f"{self.options.weights}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
+            raise UserError(f"{self.options.network}: detects next to nothing here (mAP@0.5 {before['map50']:.4f}); "
                             "train it for this data first (train.py)")  # fmt: skip
         before = before | self.milliseconds()
         aim = aim_of(self.options.aim, before)
         if aim.limit is not None:
             self.share(self.weights, aim, aim.limit)  # refuses a limit that can't be reached
-        self.measure_pace()
         while (target := next_target(aim, before, self.trials, self.options.rounds)) is not None:
             if self.trials and self.clock.epochs(2, 1.0) < 2:
                 print("no time is left for another round")
@@ -70,8 +73,20 @@ class Job:
             self.stages.run(Stage("convert", words + (["--cfg", self.options.cfg] if self.options.cfg else []), measures=False))
             load_model("", self.weights, None, self.plan.data)  # other classes than the data's end here
 
-    def check(self) -> None:
-        words = ["check.py", "--data", self.options.data, "--weights", self.weights]
+    def learn(self) -> None:
+        """The network for the classes of the data, trained."""
+        cfg = str(self.work / "original.cfg")
+        words = ["make_cfg.py", "--cfg", self.options.network, "--data", self.options.data, "--out", cfg]
+        self.stages.run(Stage("make_cfg", words, measures=False))
+        self.check(["--cfg", cfg])
+        self.measure_pace(["--cfg", cfg])
+        found = self.train("original", ["--cfg", cfg], self.plan.epochs.first, FIRST, "best")
+        if found is None:
+            raise UserError(f"--hours {self.options.hours:g}: is too short for one epoch of training; allow more")
+        self.weights = found
+
+    def check(self, network: list[str]) -> None:
+        words = ["check.py", "--data", self.options.data, *network]
         found = self.stages.run(Stage("check", words, accepts=(0, 1)))["counts"]
         if found["error"]:
             self.state.stages.pop("check")  # to be run again once they are mended
@@ -101,15 +116,15 @@ class Job:
         device = ["--device", self.options.device] if self.options.device else []
         return [*device, "--workers", str(self.options.workers)]
 
-    def measure_pace(self) -> None:
+    def measure_pace(self, network: list[str]) -> None:
         """With --hours: how long an epoch takes, evaluation included."""
         if self.clock.seconds is not None:
-            words = self.training("pace", self.weights, 1, ["--finetune"])
-            self.run_training(Stage("pace", words))
+            self.run_training(Stage("pace", self.training("pace", network, 1)))
 
-    def training(self, name: str, weights: str, epochs: int, more: list[str]) -> list[str]:
+    def training(self, name: str, network: list[str], epochs: int) -> list[str]:
+        """network: flags that name it, and how it is trained."""
         work = str(self.work)
-        return ["train.py", "--data", self.options.data, "--weights", weights, *more, "--epochs", str(epochs), "--name", name,
+        return ["train.py", "--data", self.options.data, *network, "--epochs", str(epochs), "--name", name,
                 "--weights-dir", work, "--results-dir", work, "--logdir", "", "--seed", str(self.options.seed),
                 *self.machine()]  # fmt: skip
 
@@ -118,12 +133,12 @@ class Job:
         figures = self.stages.run(stage)
         self.clock.note(self.state.stages[stage.name]["seconds"], figures)
 
-    def train(self, name: str, weights: str, wanted: int, share: float, more: list[str], kind: str) -> str | None:
+    def train(self, name: str, network: list[str], wanted: int, share: float, kind: str) -> str | None:
         """Train for as many epochs as there is time for; the checkpoint, `last` or `best`, or None if there is no time."""
         epochs = self.clock.epochs(wanted, share)
         if epochs or self.is_known(name):
             limit = self.clock.allowed(share)
-            words = self.training(name, weights, epochs, more)
+            words = self.training(name, network, epochs)
             self.run_training(Stage(name, words, limit=limit))
         found = [path for k in (kind, "last") if (path := self.work / f"{k}_{name}.pt").exists()]
         return str(found[0]) if found else None
@@ -142,14 +157,14 @@ class Job:
         share = self.share(start, aim, target)
         sparse = None
         if share:
-            more = ["--prune", str(STRATEGIES[strategy]), "--sparse-target", f"{share:g}"]
+            more = ["--weights", start, "--prune", str(STRATEGIES[strategy]), "--sparse-target", f"{share:g}"]
             more += ["--max-drop", f"{aim.max_drop:g}"] if aim.max_drop and aim.max_drop > 0.02 else []
-            sparse = self.train(f"{title}-sparse", start, self.plan.epochs[0], SPARSE * part, more, "last")
+            sparse = self.train(f"{title}-sparse", more, self.plan.epochs.sparse, SPARSE * part, "last")
         pruned = self.prune(f"{title}-prune", sparse or start, aim, target)
-        more = ["--cfg", pruned["cfg"], "-pt", "--finetune", *flags]
+        more = ["--weights", pruned["weights"], "--cfg", pruned["cfg"], "-pt", "--finetune", *flags]
         more += ["--t_weights", self.weights, "--KDstr", "7"] if self.options.teacher else []
         part = part if sparse is None else part * (1 - SPARSE) / (1 - SPARSE * part)
-        tuned = self.train(f"{title}-finetune", pruned["weights"], self.plan.epochs[1], part, more, "best")
+        tuned = self.train(f"{title}-finetune", more, self.plan.epochs.finetune, part, "best")
         tuned = tuned or self.as_checkpoint(f"{title}-convert", pruned)
         after = self.test(f"{title}-test", tuned) | {
             "latency_ms": pruned["after"]["latency_ms"]

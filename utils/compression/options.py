@@ -1,10 +1,13 @@
 """What a compression is asked to be: compress.py's command line."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.compression.aim import AimOptions
 from utils.core.errors import UserError
 from utils.runtimes.deployment import Deployment
+
+NETWORK = Path(__file__).resolve().parents[2] / "cfg/yolov3tiny/yolov3-tiny.cfg"  # what is trained where nothing else is named
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class CompressOptions:
     seed: int
     device: str
     json: str
+
+    @property
+    def network(self) -> str:
+        """The file that the network comes from."""
+        return self.weights or self.cfg or str(NETWORK)
 
     def deployment(self) -> Deployment | None:
         """Where the milliseconds of --target-ms are measured, None without it. Raises UserError where the runtime isn't named

@@ -3,10 +3,11 @@
 import hashlib
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from utils.compression.aim import KINDS, MAX_DROP, asked
-from utils.compression.clock import SPARSE
+from utils.compression.clock import FIRST, SPARSE
 from utils.compression.options import CompressOptions
 from utils.core.errors import UserError
 from utils.core.options import flags_of
@@ -14,6 +15,7 @@ from utils.core.tables import format_table
 from utils.data.data_file import DataConfig, read_data
 from utils.data.labels import Problems, image_paths
 from utils.loading import load_model
+from utils.network.cfg import parse_cfg
 from utils.network.file_kind import is_checkpoint
 from utils.network.foreign import convertible
 from utils.recipe import finetuning_epochs
@@ -25,15 +27,33 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 OF_THIS_CALL = ("out", "device", "workers", "json")  # may differ when a command goes on
 
 
+class Epochs(NamedTuple):
+    """Of each training, where no --hours limits them. first: of a network that comes without weights."""
+
+    first: int
+    sparse: int
+    finetune: int
+
+    @classmethod
+    def of(cls, pictures: int, asked: int | None) -> "Epochs":
+        """For so many images; as many as asked, if that is given, of each."""
+        if asked:
+            return cls(asked, asked, asked)
+        finetuning = finetuning_epochs(pictures)
+        round_ = finetuning / (1 - SPARSE)
+        return cls(round(round_ * FIRST / (1 - FIRST)), round(round_ * SPARSE), finetuning)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """pictures: {train, valid}: how many. epochs: of sparse training and of finetuning, where no --hours limits them.
+    """pictures: {train, valid}: how many. trains: whether the network comes without weights, to be trained first.
     takes_in: whether the weights are first converted to a checkpoint of the suite's own. deployment: where the milliseconds of
     --target-ms are measured."""
 
     data: DataConfig
     pictures: dict[str, int]
-    epochs: tuple[int, int]
+    epochs: Epochs
+    trains: bool
     takes_in: bool
     has_onnx: bool
     deployment: Deployment | None
@@ -41,8 +61,8 @@ class Plan:
     @classmethod
     def of(cls, options: CompressOptions) -> "Plan":
         """Raises UserError for a command line, a dataset or weights that nothing can be done with."""
-        if not options.data or not options.weights:
-            raise UserError("name the dataset with --data FILE.data and the trained network with --weights FILE")
+        if not options.data:
+            raise UserError("name the dataset with --data: its .data file, or its folder")
         deployment = options.deployment()
         data = read_data(options.data)
         pictures = {key: len(image_paths(data.source(key), Problems())) for key in ("train", "valid")}
@@ -50,13 +70,16 @@ class Plan:
             if number < LEAST_PICTURES:
                 raise UserError(f"{data.source(key)}: has {number} image to {'train' if key == 'train' else 'measure'} on; "
                                 "compressing needs more, a few hundred are usual")  # fmt: skip
-        finetuning = options.epochs or finetuning_epochs(pictures["train"])
-        sparse = options.epochs or round(finetuning * SPARSE / (1 - SPARSE))
-        takes_in = not is_checkpoint(options.weights) or convertible(options.weights) is not None
-        if not takes_in or options.cfg:
-            check_network(options, data)
+        trains, takes_in = not options.weights, False
+        if trains:
+            parse_cfg(options.network)
+        else:
+            takes_in = not is_checkpoint(options.weights) or convertible(options.weights) is not None
+            if not takes_in or options.cfg:
+                check_network(options, data)
+        epochs = Epochs.of(pictures["train"], options.epochs)
         has_onnx = all(importlib.util.find_spec(name) is not None for name in ONNX)
-        return cls(data, pictures, (sparse, finetuning), takes_in, has_onnx, deployment)
+        return cls(data, pictures, epochs, trains, takes_in, has_onnx, deployment)
 
     def table(self, options: CompressOptions) -> str:
         """The stages in their order."""
@@ -68,19 +91,19 @@ class Plan:
         limit = f", fewer where --hours {options.hours:g} asks for it" if options.hours else ""
         rounds = 1 if target else options.rounds
         rows = [["convert.py", "the network as a checkpoint of this suite"]] if self.takes_in else []
-        rows += [
-            ["check.py", f"{self.pictures['train']:,} images to train on, {self.pictures['valid']:,} to measure on"],
-            ["test.py", "the network as it came"],
-        ]
+        rows += [["make_cfg.py", f"{Path(options.network).name} for {self.data.classes} classes"]] if self.trains else []
+        rows.append(["check.py", f"{self.pictures['train']:,} images to train on, {self.pictures['valid']:,} to measure on"])
+        rows += [["train.py", "one epoch, to see how long it takes"]] if options.hours else []
+        rows += [["train.py", f"from scratch, {self.epochs.first} epochs{limit}"]] if self.trains else []
+        rows.append(["test.py", "the network " + ("that was trained" if self.trains else "as it came")])
         if self.deployment:
             rows.append([f"{options.strategy}_prune.py --dry-run", f"its milliseconds on {self.deployment}, layer by layer"])
-        rows += [["train.py", "one epoch, to see how long it takes"]] if options.hours else []
         rows += [
-            ["train.py --prune", f"sparse training, {self.epochs[0]} epochs{limit}"],
+            ["train.py --prune", f"sparse training, {self.epochs.sparse} epochs{limit}"],
             [f"{options.strategy}_prune.py", f"{aim}; refitted on {options.refit} images"],
             [
                 "train.py --finetune",
-                f"{self.epochs[1]} epochs{limit}" + (", taught by the network that came" * options.teacher),
+                f"{self.epochs.finetune} epochs{limit}" + (", taught by the network that came" * options.teacher),
             ],
             ["test.py", "the small network"],
         ]
@@ -102,8 +125,8 @@ def check_network(options: CompressOptions, data: DataConfig) -> None:
 
 
 def command_of(options: CompressOptions) -> dict[str, Any]:
-    """What has to be the same for a command to go on where it stood. digest: of the weights' content."""
+    """What has to be the same for a command to go on where it stood. digest: of the network's content."""
     values = {k: v if v is None or isinstance(v, int | float | str) else str(v) for k, v in flags_of(options).items()}
     values = {k: v for k, v in values.items() if k not in OF_THIS_CALL}
-    with open(options.weights, "rb") as file:
+    with open(options.network, "rb") as file:
         return values | {"digest": hashlib.file_digest(file, "sha256").hexdigest()[:16]}

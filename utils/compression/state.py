@@ -49,7 +49,7 @@ class State:
         other = next((k for k in self.command if theirs.get(k) != self.command[k]), None)
         if other:
             was, now = (command.get(other) for command in (theirs, self.command))
-            flag = "what --weights names" if other == "digest" else f"--{other.replace('_', '-')}"
+            flag = "the network named" if other == "digest" else f"--{other.replace('_', '-')}"
             what = "has changed" if other == "digest" else f"{now} now, {was} there"
             raise UserError(f"{self.path}: belongs to another command ({flag}: {what}); name another folder with --out")
         self.stages = {name: fields.fields("stages").fields(name).values for name in fields.fields("stages").values}
@@ -71,15 +71,15 @@ class State:
         self.save()
 
 
-def lock(work: Path) -> int:
+def lock(path: Path) -> int:
     """A file descriptor that this process and the stages that it starts hold: a stage outlives a killed compress.py, and two
     must not write the same files. Waits for those that hold it."""
     import fcntl
 
-    handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        print(f"{work}: a stage of an earlier call is still at work; waiting for its end", flush=True)
+        print(f"{path.parent}: a stage of an earlier call is still at work; waiting for its end", flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
