@@ -1,6 +1,6 @@
 """Make a detector smaller by one command: sparse training, pruning, finetuning, ONNX, and a report.
 
-python compress.py --data <your VOC or COCO folder>                      # trains a yolov3-tiny first; another network: --cfg
+python compress.py --data <your VOC, COCO or YOLO folder>                # trains a yolov3-tiny first; another network: --cfg
 python compress.py --data my.data --weights my.pt                        # as far as 0.01 of mAP@0.5 allows
 python compress.py --data my.data --weights my.pt --target-macs 0.3      # to 30 % of the multiply-accumulates
 python compress.py --data my.data --weights my.pt --target-ms 12 --runtime onnxruntime --threads 1 --bits 8
@@ -23,7 +23,7 @@ from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument
 def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--data", default="", help=".data file: train= images teach, valid= images judge; or the folder of a "
-                        "dataset in VOC's or COCO's format")  # fmt: skip
+                        "dataset: VOC, COCO, or YOLO with its .yaml")  # fmt: skip
     parser.add_argument(
         "--weights",
         default="",

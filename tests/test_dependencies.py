@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "fontTools": "fonttools", "onnx_ir": "onnx-ir"}  # imported as -> called
-PACKAGES |= {"PySide6": "pyside6"}
+PACKAGES |= {"PySide6": "pyside6", "yaml": "pyyaml"}
 NEEDED = PROJECT["dependencies"]
 OPTIONAL = [line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
 LEFT_OUT = {"openvino", "ncnn", "browser"}  # extras that `make venv` does without; tests that need them skip

@@ -10,7 +10,7 @@ import pytest
 
 import compress
 from tests.compression.test_compress import Calls, run
-from tests.test_train import CFG, draw
+from tests.test_train import CFG, draw, write_set
 from utils.compression import job, stages
 from utils.compression.options import NETWORK
 from utils.compression.plan import Epochs
@@ -126,9 +126,21 @@ def test_a_format_is_known_by_its_files(files, found, tmp_path):
     assert recognise(tmp_path, tmp_path / "out") == (found, False)
 
 
+def test_a_yolo_folder_is_taken_as_its_yaml_says(calls):
+    write_set(Path())
+    Path("data.yaml").write_text("train: train\nval: valid\nnames: [red, green]\n")
+    calls.die_at = "train.py"
+    with pytest.raises(SystemError):
+        run(f"--data . {FLAGS}")
+    assert scripts(calls) == ["make_cfg", "check"]
+    assert "data.yaml" in calls.words[-1]
+
+
 @pytest.mark.parametrize("words", ["--data theirs", "--data theirs --weights base.pt"])
 def test_a_folder_that_nothing_can_be_made_of(words, calls):
     Path("theirs/images").mkdir(parents=True)
-    with pytest.raises(UserError, match="theirs: holds neither VOC's .xml nor COCO's .json; .* name the .data file"):
+    with pytest.raises(
+        UserError, match="theirs: holds neither VOC's .xml nor COCO's .json, nor a .yaml that names a dataset; name a"
+    ):
         compress.main(compress.get_parser().parse_args(words.split()))
     assert not Path("output").exists()

@@ -14,7 +14,8 @@ from utils.core.errors import UserError, noting_remarks
 from utils.core.files import read_text
 from utils.core.option_list import split_lines
 from utils.core.preparation import Preparation
-from utils.data.data_file import DataConfig, class_count, data_options, find_file, read_names
+from utils.data.data_file import DataConfig, class_count, data_options, find_file, read_data, read_names
+from utils.data.data_yaml import is_yaml
 from utils.loading import choose_cfg
 from utils.network.checkpoint import read_checkpoint
 from utils.network.file_kind import is_checkpoint
@@ -61,6 +62,8 @@ def read_subject(
 
 def _read_data(path: str, found: list[Finding]) -> DataConfig:
     """The .data file as far as it can be used: without a usable number of classes, that of the names."""
+    if is_yaml(path):
+        return read_data(path)
     options = data_options(path)
     base = Path(path).parent
     listed = options.pop("names", "")

@@ -14,6 +14,7 @@ from utils.converters.formats import recognise
 from utils.core.commands import typed
 from utils.core.errors import UserError
 from utils.core.files import check_writable, make_folder
+from utils.data.data_yaml import dataset_yaml
 
 DATASET = "dataset"  # the stage, and its folder
 VALID_SHARE = 0.2  # of the images, held out to measure on, where the dataset holds none out
@@ -21,12 +22,17 @@ VALID_SHARE = 0.2  # of the images, held out to measure on, where the dataset ho
 
 class Intake:
     """What is done before there is a plan, which counts images. options: the command line, with the .data that was written
-    where --data names a folder; stage: how, None for a .data file."""
+    where --data names a folder, or with the .yaml that is there; stage: how, None for a .data file."""
 
     def __init__(self, options: CompressOptions) -> None:
         """Convert a folder, if none is converted yet. Raises UserError for one that nothing can be made of."""
         self.options, self.stage = options, None
-        if os.path.isdir(options.data):
+        if not os.path.isdir(options.data):
+            return
+        named = dataset_yaml(options.data)
+        if named:
+            self.options = replace(options, data=str(named))
+        else:
             self.folder = Path(options.out) / DATASET
             self.stage = self._convert()
             self.options = replace(options, data=str(self.folder / f"{DATASET}.data"))

@@ -33,7 +33,7 @@ def recognise(source: Path, out: Path) -> tuple[str, bool]:
     found = next((name for name, (suffix, folder) in MARKS.items() if tree.files(suffix, folder)), None)
     if found is None:
         named = ", ".join(name for name in FORMATS if name not in MARKS)
-        raise UserError(f"{source}: holds neither VOC's .xml nor COCO's .json; of another format (convert_dataset.py knows "
-                        f"{named}; docs/data.md tells how a YOLO folder gets its .data), name the .data file")  # fmt: skip
+        raise UserError(f"{source}: holds neither VOC's .xml nor COCO's .json, nor a .yaml that names a dataset; name a .data "
+                        f"file (docs/data.md), or what convert_dataset.py makes of another format ({named})")  # fmt: skip
     entries = FORMATS[found].read(source, options).entries
     return found, any(split in entry.splits for entry in entries for split in (VALID, TEST))

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.core.errors import UserError
 from utils.core.files import read_text
 from utils.core.option_list import OptionList, lines_of, remark_repeated, split_lines, split_option
+from utils.data.data_yaml import YamlDataset, is_yaml
 
 MOST_CLASSES = 1_000_000  # of a .data file: more is a slip of the keyboard, and their names alone would fill the memory
 
@@ -42,15 +43,19 @@ class DataConfig:
         """The images of `train` or `valid`; UserError when the file doesn't name them."""
         found = {"train": self.train, "valid": self.valid}[key]
         if found is None:
-            raise UserError.at(self.path, f"needs a line `{key}=` with a list or a folder of images")
+            line = f"{'val' if key == 'valid' else key}:" if is_yaml(self.path) else f"{key}="
+            raise UserError.at(self.path, f"needs a line `{line}` with a list or a folder of images")
         return found
 
 
 def read_data(path: str | Path) -> DataConfig:
-    """Read a .data file and the .names file it mentions.
+    """Read a .data file and the .names file it mentions, or a .yaml file (see YamlDataset).
 
     Raises UserError for a missing file or key and for a count of names that isn't `classes`.
     """
+    if is_yaml(path):
+        found = YamlDataset(path)
+        return DataConfig(found.path, len(found.names), found.names, found.train, found.valid, {})
     options = data_options(path)
     stated = options.pop("classes", "")
     classes = class_count(stated)
