@@ -1,23 +1,28 @@
 """utils.pruning.budget: trials come within 3 % of a budget, whatever the table's error, or to the nearest that there is."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
 
-from utils.pruning.budget import TOLERANCE, TRIALS, Trial, approach, nearest
-from utils.pruning.pruner import Amount
-
-AMOUNTS = [Amount(n / 1000) for n in range(1000)]
+from utils.pruning.budget import TOLERANCE, TRIALS, Trial, approach, levels, nearest, sides
 
 
-def foretell(amount: Amount) -> float:
-    """A table of 100 ms, 10 of which stay."""
-    return 10 + 90 * (1 - amount.percent) ** 1.5
+def foretell(level: float) -> float:
+    """Of a network of 100 ms, 10 of which stay."""
+    return max(level, 10.0)
 
 
-def run(measure: Callable[[float], float], target: float, table: Callable[[Amount], float] = foretell) -> list[Trial]:
-    start = Trial(Amount(0.0), table(Amount(0.0)), measure(table(Amount(0.0))))
-    return approach(AMOUNTS, table, lambda amount: measure(table(amount)), target, start)
+def run(measure: Callable[[float], float], target: float, table: Callable[[float], float] = foretell) -> list[Trial]:
+    start = Trial(100.0, table(100.0), measure(table(100.0)))
+    return approach(levels(100.0), table, lambda level: measure(table(level)), target, start)
+
+
+def test_levels_are_finer_than_the_tolerance():
+    found = levels(40.0)
+    assert found[0] == 40 * 0.996
+    assert all(b == a * 0.996 for a, b in itertools.pairwise(found))
+    assert found[-2] > 0.4 >= found[-1]
 
 
 TRUTHS = {
@@ -49,19 +54,21 @@ def test_a_right_table_needs_one_trial():
 
 def test_out_of_reach_ends_with_the_fastest():
     trials = run(lambda ms: ms, 5.0)
-    assert len({trial.amount for trial in trials}) == len(trials)
-    assert nearest(trials, 5.0).amount == AMOUNTS[-1]
+    assert len({trial.level for trial in trials}) == len(trials)
+    assert nearest(trials, 5.0).ms == 10.0
+    assert sides(trials, 5.0) == (None, 10.0)
 
 
 def test_where_it_goes_in_steps_the_nearest_that_keeps_to_it():
     """Networks of 100, 80, 60, 40, 20 ms: 70 is none of them."""
 
-    def table(amount: Amount) -> float:
-        return 100.0 - 20 * int(5 * amount.percent)
+    def table(level: float) -> float:
+        return max(20.0 * int(level / 20), 20.0)
 
     trials = run(lambda ms: ms, 70.0, table)
     assert sorted({trial.ms for trial in trials}) == [60.0, 80.0]
     assert nearest(trials, 70.0).ms == 60.0
+    assert sides(trials, 70.0) == (60.0, 80.0)
     assert len(trials) == 2
 
 
@@ -74,4 +81,4 @@ def test_noise_stops_nothing():
 
 
 def test_nothing_can_be_removed():
-    assert run(lambda ms: ms, 50.0, lambda amount: 100.0) == []
+    assert run(lambda ms: ms, 50.0, lambda level: 100.0) == []

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ from utils.core.errors import UserError
 from utils.pruning.pruner import Amount, Pruner
 from utils.pruning.spend import MILLISECONDS
 
+Item = TypeVar("Item")
 UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -97,13 +98,13 @@ def axis(pruner: Pruner, base: Amount, step: float) -> list[Amount]:
     return [Amount(n / count, base.shortcuts) for n in range(count)]
 
 
-def first_true(amounts: Sequence[Amount], holds: Callable[[Amount], bool]) -> Amount | None:
-    """The first amount that `holds`, by bisection: if it holds for one, it does for all later ones."""
-    low, high = 0, len(amounts)
+def first_true(values: Sequence[Item], holds: Callable[[Item], bool]) -> Item | None:
+    """The first value, an amount for example, that `holds`, by bisection: if it holds for one, it does for all later ones."""
+    low, high = 0, len(values)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if holds(amounts[middle]) else (middle + 1, high)
-    return amounts[low] if low < len(amounts) else None
+        low, high = (low, middle) if holds(values[middle]) else (middle + 1, high)
+    return values[low] if low < len(values) else None
 
 
 def smallest_amount(pruner: Pruner, base: Amount, goal: Goal, img_size: int, force: bool) -> Amount:

@@ -13,9 +13,9 @@ from utils.pruning.compact import compact_defs, compact_model, mask_model
 from utils.pruning.graph import ChannelGraph
 from utils.pruning.importance import CRITERIA, Evidence, channel_scores
 from utils.pruning.latency import LayerTimes
-from utils.pruning.masks import POLICIES, Limits, Mask, candidates, global_mask
+from utils.pruning.masks import POLICIES, Limits, Mask, candidates, complete, global_mask
 from utils.pruning.residual_blocks import Block, block_scores, ends_of, residual_blocks, weakest_blocks
-from utils.pruning.spend import MILLISECONDS, Cost, removal_order
+from utils.pruning.spend import MILLISECONDS, Cost, Removal, removal
 from utils.pruning.split import uneven
 
 SPARSE_ABSOLUTE, SPARSE_RELATIVE = 0.1, 0.1  # see Pruner.sparsity_warning
@@ -79,15 +79,17 @@ class Pruner:
         self.evidence = replace(evidence or Evidence(), combine=self.policy.combine)
         self.scores = channel_scores(importance, model, self.graph, self.evidence)
         self.pool = candidates(self.graph, self.policy)
-        self.order = self._order(cost)
+        weighed = self._weighed(cost)
+        self.order = weighed.order if weighed else None
+        self.prices = weighed.prices if weighed else self.scores
         self.times: LayerTimes | None = None  # of the runtime that `size` tells milliseconds of
 
-    def _order(self, cost: Cost | None) -> np.ndarray | None:
+    def _weighed(self, cost: Cost | None) -> Removal | None:
         """The candidates as they are to go, None where that is simply by their scores."""
         following = CRITERIA[self.importance].following
         if following is None:
-            return None if cost is None else removal_order(lambda keep: self.scores, self.pool, cost)
-        return removal_order(following(self.model, self.graph, self.evidence), self.pool, cost)
+            return None if cost is None else removal(lambda keep: self.scores, self.pool, cost)
+        return removal(following(self.model, self.graph, self.evidence), self.pool, cost)
 
     def check(self, percent: float, shortcuts: int | None, force: bool = False) -> Amount:
         """The amount, if this network can give it; UserError in one line if not. With `force` at most all blocks.
@@ -114,6 +116,26 @@ class Pruner:
         """The weakest channels of the whole network, then the blocks that are the weakest by what is left of them."""
         mask = global_mask(self.graph, self.scores, self.policy, amount.percent, self.limits, self.order)
         return Choice(amount, mask, weakest_blocks(self.blocks, self.block_scores(mask.keep), amount.shortcuts))
+
+    def last_gone_first(self) -> np.ndarray:
+        """(candidates,) their ids, beginning with the one that goes last."""
+        if self.order is not None:
+            return self.order[::-1]
+        pool = np.flatnonzero(self.pool)
+        return pool[np.argsort(self.scores[pool], kind="stable")][::-1]
+
+    def with_channels(self, choice: Choice, more: np.ndarray) -> Choice:
+        """The choice, but for the ids `more`, which stay, and whatever else the limits ask for then."""
+        keep, last = choice.mask.keep.copy(), self.last_gone_first()
+        keep[more] = True
+        rank = np.full(len(keep), len(last))
+        rank[last] = np.arange(len(last), 0, -1)
+        complete(self.graph, rank, keep, self.limits)
+        return replace(choice, mask=replace(choice.mask, keep=keep, achieved=float((~keep).sum()) / max(len(last), 1)))
+
+    def price(self, choice: Choice) -> float:
+        """What the channels that go are worth together, each as it was when its turn came."""
+        return float(self.prices[~choice.mask.keep].sum())
 
     def block_scores(self, keep: np.ndarray) -> np.ndarray:
         """(blocks,) what is lost with the end of each block, by the criterion if that reads images. One that compares the

@@ -8,7 +8,7 @@ which have to be measured first, by utils.pruning.latency.LayerTimes.cost.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -101,18 +101,33 @@ MILLISECONDS = "ms"  # the cost that isn't in COSTS, as it has to be measured
 COSTS: dict[str, Callable[[Darknet, ChannelGraph, int], Cost]] = {"params": parameter_cost, "macs": mac_cost}
 
 
+class Removal(NamedTuple):
+    """order: (candidates,) their ids as they are to go. prices: (ids,) what each was worth when it went, at least 0; 0 for
+    those that stay."""
+
+    order: np.ndarray
+    prices: np.ndarray
+
+
 def removal_order(worth: Worth, pool: np.ndarray, cost: Cost | None, rounds: int = ROUNDS) -> np.ndarray:
+    """The order of `removal`."""
+    return removal(worth, pool, cost, rounds).order
+
+
+def removal(worth: Worth, pool: np.ndarray, cost: Cost | None, rounds: int = ROUNDS) -> Removal:
     """The ids that `pool`, (ids,) bool, allows, in the order in which they go: always those that are worth the least at that
     time, for what they save if there is a cost, a share of the pool a round."""
-    keep, order = np.ones(len(pool), dtype=bool), np.zeros(0, dtype=int)
+    keep, order, prices = np.ones(len(pool), dtype=bool), np.zeros(0, dtype=int), np.zeros(len(pool))
     share = max(1, -(-int(pool.sum()) // rounds))
     while (pool & keep).any():
         left = np.flatnonzero(pool & keep)
-        rates = worth(keep)[left]
+        worths = worth(keep)
+        rates = worths[left]
         if cost is not None:
             saved = cost(keep)[left]
             rates = np.divide(rates, saved, out=np.full(len(left), np.inf), where=saved > 0)
         ranked = left[np.argsort(rates, kind="stable")][:share]
         keep[ranked] = False
+        prices[ranked] = np.maximum(worths[ranked], 0)  # below is rounding
         order = np.concatenate([order, ranked])
-    return order
+    return Removal(order, prices)

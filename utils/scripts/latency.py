@@ -2,7 +2,8 @@
 
 import argparse
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from utils.core.errors import UserError
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.pruning.amounts import Milliseconds, axis
-from utils.pruning.budget import TOLERANCE, Trial, approach, nearest
+from utils.pruning.budget import TOLERANCE, Trial, approach, levels, nearest, sides
 from utils.pruning.latency import LayerTimes
-from utils.pruning.pruner import Amount, Pruner
+from utils.pruning.pruner import Amount, Choice, Pruner
+from utils.pruning.remainder import Filler
 from utils.runtimes.deployment import Deployment
 from utils.runtimes.layer_times import layer_times
 from utils.runtimes.registry import RUNTIMES
@@ -59,11 +61,12 @@ def deployment_of(options: LatencyOptions, *, wanted: str, device: str, precisio
 
 @dataclass
 class Clock:
-    """What the original takes as a whole, and its layers one by one, which are scaled so that they add up to the same."""
+    """What the original takes as a whole, and its layers one by one, which are scaled so that they add up to the same.
+    settled: what was measured of the network that `settle` chose."""
 
     bench: Bench
     times: LayerTimes
-    readings: dict[Amount, Reading] = field(default_factory=dict)  # of what was pruned as much
+    settled: Reading | None = None
 
     @classmethod
     def of(cls, deployment: Deployment, loaded: Loaded[Darknet], target: Milliseconds | None) -> "Clock":
@@ -80,30 +83,30 @@ class Clock:
         """What --json says of the original's milliseconds."""
         return self._figures(self.bench.reading)
 
-    def after(self, amount: Amount, small: Darknet) -> dict[str, Any]:
-        """The same of what the amount leaves."""
-        return self._figures(self.readings.get(amount) or self.bench.beside(small))
+    def after(self, small: Darknet) -> dict[str, Any]:
+        """The same of what pruning left."""
+        return self._figures(self.settled or self.bench.beside(small))
 
     def _figures(self, reading: Reading) -> dict[str, Any]:
         where = self.bench.deployment
         return {"latency_ms": reading.ms, "latency_quartiles_ms": [reading.low, reading.high], "runtime": where.runtime,
                 "threads": where.threads, "bits": where.bits}  # fmt: skip
 
-    def settle(self, pruner: Pruner, base: Amount, target: float, force: bool) -> Amount:
-        """The amount that leaves about `target` milliseconds. Raises UserError where every one leaves more;
-        with `force` the fastest is taken."""
+    def settle(self, pruner: Pruner, base: Amount, target: float, force: bool) -> Choice:
+        """What leaves about `target` milliseconds. Raises UserError where everything that may be chosen leaves more; with
+        `force` the fastest is taken."""
+        readings: dict[float, Reading] = {}
+        choose = functools.cache(Filler(pruner, axis(pruner, base, 0.001), functools.partial(self.foretell, pruner)).fill)
 
-        @functools.cache
-        def foretell(amount: Amount) -> float:
-            return self.times.total(pruner.defs(pruner.choose(amount)), self.bench.original.img_size)
-
-        def measure(amount: Amount) -> float:
-            reading = self.readings[amount] = self.bench.beside(pruner.compact(pruner.choose(amount)))
-            print(f"{amount}: {reading}, {foretell(amount):.2f} foretold")
+        def measure(level: float) -> float:
+            choice = choose(level)
+            reading = readings[level] = self.bench.beside(pruner.compact(choice))
+            print(f"{choice.mask.achieved:.1%} of the channels gone: {reading}, {self.foretell(pruner, choice):.2f} foretold")
             return reading.ms
 
         whole = self.bench.reading.ms
-        trials = approach(axis(pruner, base, 0.001), foretell, measure, target, Trial(Amount(0.0), whole, whole))
+        original = Trial(whole, whole, whole)
+        trials = approach(levels(whole), lambda level: self.foretell(pruner, choose(level)), measure, target, original)
         if not trials:
             raise UserError(
                 f"--target-ms {target:g}: nothing that {pruner.strategy} pruning may remove makes this network faster"
@@ -113,8 +116,13 @@ class Clock:
             raise UserError(f"--target-ms {target:g}: {best.ms:.3g} ms is the nearest that {pruner.strategy} pruning comes to "
                             "it here; --force takes that, or choose another strategy or smaller limits")  # fmt: skip
         if not best.is_near(target):
-            print(f"--target-ms {target:g}: {best.ms:.3g} ms is the nearest that could be found")
-        return best.amount
+            print(_told_nearest([original, *trials], target, best))
+        self.settled = readings[best.level]
+        return choose(best.level)
+
+    def foretell(self, pruner: Pruner, choice: Choice) -> float:
+        """Milliseconds of what a choice leaves, by the table."""
+        return self.times.total(pruner.defs(choice), self.bench.original.img_size)
 
     def correct(self, pruner: Pruner, rows: list[dict[str, Any]]) -> None:
         """Measure some networks of a sweep, rows with {percent, shortcuts, ms}, as a whole, and correct what the layers
@@ -134,3 +142,9 @@ class Clock:
         measured = ", ".join(str(Amount(row["percent"], row["shortcuts"])) for row in rows if row["ms_measured"])
         known = f"the original, {self.bench.reading}, and {measured}"
         return f"ms: on {self.bench.deployment}; measured: {known}; the others by their layers"
+
+
+def _told_nearest(trials: Sequence[Trial], target: float, best: Trial) -> str:
+    """What came near a budget that couldn't be met."""
+    found = " and ".join(f"{ms:.3g}" for ms in sides(trials, target) if ms is not None)
+    return f"--target-ms {target:g}: nothing is within {TOLERANCE:.0%} of it; nearest to it are {found} ms; {best.ms:.3g} taken"

@@ -159,10 +159,9 @@ def prune(options: PruneOptions) -> dict[str, Any]:
     before = evaluator.measure(loaded.model, "original") | (clock.before() if clock else {})
     goal = goal_of(options.goal, before)
     (pruner,), spend = ranked(options, evaluator, pruner, amount, goal)
-    if goal:
-        amount = settle(options, pruner, evaluator, amount, goal, clock)
+    choice = settle(options, pruner, evaluator, amount, goal, clock) if goal else pruner.choose(amount)
+    amount = choice.amount
     targets = output_paths(options, loaded.model, amount)
-    choice = pruner.choose(amount)
     say_choice(pruner, choice)
     masked = pruner.masked(choice)
     masked_figures = evaluator.accuracy(masked, "masked")
@@ -170,7 +169,7 @@ def prune(options: PruneOptions) -> dict[str, Any]:
     figures = {
         "strategy": options.strategy, **pruner.summary(choice), "goal": vars(goal) if goal else None, "spend": spend,
         "cfg": str(targets.cfg), "weights": str(targets.weights), "before": before, "masked": masked_figures,
-        "after": evaluator.measure(small, "compact") | (clock.after(amount, small) if clock else {}),
+        "after": evaluator.measure(small, "compact") | (clock.after(small) if clock else {}),
         "layers": pruner.layer_counts(choice),
         "max_abs_diff": max_difference(masked, small, loaded.img_size),
     }  # fmt: skip
@@ -249,19 +248,19 @@ def ranked(
 
 def settle(
     options: PruneOptions, pruner: Pruner, evaluator: Evaluator, base: Amount, goal: Goal, clock: Clock | None
-) -> Amount:  # fmt: skip
-    """The amount that reaches the goal; see utils.pruning.amounts and utils.pruning.budget."""
+) -> Choice:  # fmt: skip
+    """What reaches the goal; see utils.pruning.amounts and utils.pruning.budget."""
     if clock and goal.kind == MS:
         return clock.settle(pruner, base, goal.value, options.force)
     if goal.kind != "map50":
-        return smallest_amount(pruner, base, goal, evaluator.loaded.img_size, options.force)
+        return pruner.choose(smallest_amount(pruner, base, goal, evaluator.loaded.img_size, options.force))
 
     def accuracy(amount: Amount) -> float:
         found = evaluator.accuracy(mended(options.mending, evaluator, pruner, pruner.choose(amount)), str(amount))["map50"]
         print(f"{amount}: mAP@0.5 {found:.4f}")
         return found
 
-    return largest_amount(pruner, base, goal, accuracy, options.force)
+    return pruner.choose(largest_amount(pruner, base, goal, accuracy, options.force))
 
 
 def dry_run(
