@@ -10,7 +10,8 @@ from utils.data.batch import Batch
 from utils.detection.loss import DetectionLoss
 from utils.pruning.evidence import gather
 from utils.pruning.graph import ChannelGraph
-from utils.pruning.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores
+from utils.pruning.importance import CRITERIA, Evidence, Parts, RawChannels, TaylorTerms, channel_scores, gamma_scores
+from utils.pruning.masks import POLICIES, Limits, candidates, global_mask
 
 
 def loss_of(model) -> torch.Tensor:
@@ -60,6 +61,18 @@ def test_an_id_is_worth_the_sum_of_its_members(name):
     values = CRITERIA[name].parts(model, graph, Evidence()).values[0]
     expected = sum(values[graph.raw_out[i]] for i in (1, 3, 6))
     np.testing.assert_allclose(channel_scores(name, model, graph, Evidence())[graph.out[1]], expected)
+
+
+def test_uniform_takes_the_same_share_of_every_layer_its_weakest():
+    model = network(RESIDUAL)
+    graph = ChannelGraph(model.defs)
+    keep = global_mask(graph, channel_scores("uniform", model, graph, Evidence()), POLICIES["normal"], 0.5, Limits()).keep
+    scores, pool = gamma_scores(model, graph), candidates(graph, POLICIES["normal"])
+    free = [graph.out[i] for i in graph.convolutions() if pool[graph.out[i]].all()]
+    assert [len(ids) for ids in free] == [8, 6, 6]
+    for ids in free:
+        assert keep[ids].sum() == len(ids) // 2
+        assert scores[ids][keep[ids]].min() > scores[ids][~keep[ids]].max()
 
 
 def kernel(model, index: int) -> np.ndarray:

@@ -69,7 +69,9 @@ def test_what_cannot_be_had_is_refused(options, message):
 def test_an_unknown_name_ends_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         prune("slim", "--importance magic")
-    assert "magic: choose from auto, gamma, taylor, fisher, obd, obs, group-norm, fpgm, lamp" in capsys.readouterr().err
+    assert (
+        "magic: choose from auto, gamma, taylor, fisher, obd, obs, group-norm, fpgm, lamp, uniform" in capsys.readouterr().err
+    )
 
 
 def test_dry_run_compares_all_and_json_tells_them_apart(here, capsys):  # noqa: F811

@@ -5,7 +5,7 @@ shortcuts unite any; an id is worth the sum of its members' parts, and so is any
 such as the end of a residual block. `gamma` alone has rules of its own for ids with several members (see gamma_scores).
 
     >>> sorted(CRITERIA)
-    ['fisher', 'fpgm', 'gamma', 'group-norm', 'lamp', 'obd', 'obs', 'taylor']
+    ['fisher', 'fpgm', 'gamma', 'group-norm', 'lamp', 'obd', 'obs', 'taylor', 'uniform']
 """
 
 from collections.abc import Callable, Mapping
@@ -81,10 +81,7 @@ def gamma_scores(model: Darknet, graph: ChannelGraph, combine: str = "first") ->
     combine: an id that several convolutions make is scored by its "first" one or by the "largest" score.
     Ids without a gamma score 0; they are frozen.
     """
-    raw = np.full(len(graph.label), np.inf)
-    for index in graph.gammas():
-        gamma = model.module_list[index].BatchNorm2d.weight.detach().abs().double().cpu().numpy()
-        np.minimum.at(raw, graph.raw_out[index], gamma)
+    raw = raw_gammas(model, graph)
     scores = np.zeros(graph.count)
     known = np.flatnonzero(np.isfinite(raw))
     if combine == "largest":
@@ -92,6 +89,15 @@ def gamma_scores(model: Darknet, graph: ChannelGraph, combine: str = "first") ->
     else:
         scores[graph.label[known[::-1]]] = raw[known[::-1]]  # the lowest raw id, the first convolution, is written last
     return scores
+
+
+def raw_gammas(model: Darknet, graph: ChannelGraph) -> np.ndarray:
+    """(raw channels,) the smallest |gamma| on the way of each, infinite without one."""
+    raw = np.full(len(graph.label), np.inf)
+    for index in graph.gammas():
+        gamma = model.module_list[index].BatchNorm2d.weight.detach().abs().double().cpu().numpy()
+        np.minimum.at(raw, graph.raw_out[index], gamma)
+    return raw
 
 
 class Groups(Protocol):
@@ -210,6 +216,19 @@ def lamp(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
     return Parts(total[None])
 
 
+def uniform(model: Darknet, graph: ChannelGraph, evidence: Evidence) -> Parts:
+    """The place of a filter's |gamma| among those of its layer, 0..1, so that every layer loses the same share: the thinner
+    network of the same design (the width multiplier of Howard et al. 2017, "MobileNets"), with which a choice of layers can be
+    compared. A shared channel has the mean place of its members."""
+    gammas, places = raw_gammas(model, graph), np.zeros(len(graph.label))
+    members = np.bincount(graph.label, minlength=graph.count)
+    for index in graph.convolutions():
+        raw = graph.raw_out[index]
+        order = np.argsort(gammas[raw], kind="stable")
+        places[raw[order]] = (np.arange(len(raw)) + 1) / len(raw)
+    return Parts((places / members[graph.label])[None])
+
+
 def _kernel(model: Darknet, index: int) -> Tensor:
     """(filters, channels a group, height, width) float64 kernel of convolution `index`."""
     return model.module_list[index].conv.weight.detach().double().cpu()
@@ -233,4 +252,5 @@ CRITERIA = {
     "group-norm": Criterion(group_norm),
     "fpgm": Criterion(fpgm),
     "lamp": Criterion(lamp),
+    "uniform": Criterion(uniform),
 }
