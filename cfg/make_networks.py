@@ -13,7 +13,7 @@ from utils.network.architectures import ARCHITECTURES, SCALES, build
 from utils.scripts.cli import Parser, run
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [f"{family}/{family}{scale}" for family in ARCHITECTURES for scale in SCALES[family]]
+NAMES = [f"{family}/{family}{scale}" for family in SCALES for scale in SCALES[family]]
 
 
 def get_parser() -> ArgumentParser:

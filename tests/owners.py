@@ -1,5 +1,5 @@
-"""YOLOv5 and YOLOv8 as modules that compute by themselves, written for the tests from the architectures' description, and
-checkpoints of them as their owners' packages pickle theirs: an oracle for convert.py that needs no other package.
+"""YOLOv5, YOLOv5u and YOLOv8 as modules that compute by themselves, written for the tests from the architectures' description,
+and checkpoints of them as their owners' packages pickle theirs: an oracle for convert.py that needs no other package.
 
 >>> network = make("yolov5", width=8, repeats=1, classes=2)
 >>> network(torch.rand(1, 3, 64, 64)).shape         # boxes of three levels: cx cy w h in pixels, objectness, classes
@@ -162,7 +162,7 @@ class DetectionModel(nn.Module):
 
 def make(family: str, width: int = 8, repeats: int = 1, classes: int = 3, names: Any = None) -> DetectionModel:
     """A network whose first map has `width` channels, with random weights and statistics."""
-    modules = (_yolov5 if family == "yolov5" else _yolov8)(width, repeats, classes)
+    modules = {"yolov5": _yolov5, "yolov5u": _yolov5u, "yolov8": _yolov8}[family](width, repeats, classes)
     for number, (module, reads) in enumerate(modules):
         module.i, module.f, module.type = number, reads, type(module).__name__
     model = DetectionModel([m for m, _ in modules], names or {k: f"class {k}" for k in range(classes)})
@@ -193,6 +193,12 @@ def _yolov5(w: int, n: int, classes: int) -> list[tuple[nn.Module, Any]]:
     ]  # fmt: skip
 
 
+def _yolov5u(w: int, n: int, classes: int) -> list[tuple[nn.Module, Any]]:
+    """YOLOv5 with YOLOv8's head."""
+    *body, (_, sources) = _yolov5(w, n, classes)
+    return [*body, (DistributionDetect([4 * w, 8 * w, 16 * w], classes), sources)]
+
+
 def _yolov8(w: int, n: int, classes: int) -> list[tuple[nn.Module, Any]]:
     return [
         *_backbone(w, n, C2f, Conv(3, w, 3, 2)),
@@ -212,6 +218,7 @@ NAMES = {
     "yolov8": {cls: f"ultralytics.nn.modules.block.{cls.__name__}" for cls in LAYERS}
     | {DistributionDetect: "ultralytics.nn.modules.head.Detect", DetectionModel: "ultralytics.nn.tasks.DetectionModel"},
 }
+NAMES["yolov5u"] = NAMES["yolov8"]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""convert.py with the owners' checkpoints of YOLOv5 and YOLOv8: the same boxes; for any other network a line that names it."""
+"""convert.py with the owners' checkpoints of YOLOv5, YOLOv5u and YOLOv8: the same boxes; any other network is named in a line."""
 
 import copy
 import os
@@ -19,7 +19,7 @@ from utils.loading import load_model
 from utils.network.cfg import parse_cfg
 from utils.network.checkpoint import read_checkpoint
 
-LAYOUTS = ("half", "ema", "bare", "resumable", "legacy", "older", "state", "state in model", "state of a wrapper")
+LAYOUTS = ("half", "ema", "bare", "wrapped", "resumable", "legacy", "older", "state", "state in model", "state of a wrapper")
 BLOCKS, HEADS = "ultralytics.nn.modules.block.", "ultralytics.nn.modules.head."
 
 
@@ -44,7 +44,7 @@ def assert_same_boxes(model: nn.Module, path: Path) -> None:
         torch.testing.assert_close(ours(path, images), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(params=["yolov5", "yolov8"])
+@pytest.fixture(params=["yolov5", "yolov5u", "yolov8"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -85,7 +85,8 @@ def test_layouts_of_checkpoints(family, layout, tmp_path, capsys):
     state = half.state_dict()
     optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}
     contents: dict[str, Any] = dict.fromkeys(LAYOUTS, checkpoint(half)) | {
-        "ema": checkpoint(other, ema=half), "bare": half, "resumable": checkpoint(half, optimizer=optimizer),
+        "ema": checkpoint(other, ema=half), "bare": half, "wrapped": checkpoint(nn.DataParallel(half)),
+        "resumable": checkpoint(half, optimizer=optimizer),
         "state": state, "state in model": {"model": state, "epoch": 3},
         "state of a wrapper": {f"module.model.{k}": v for k, v in state.items()},
     }  # fmt: skip
@@ -98,6 +99,17 @@ def test_layouts_of_checkpoints(family, layout, tmp_path, capsys):
     loaded = load_model("", out)
     assert loaded.names == (["0", "1", "2"] if is_state else ["class 0", "class 1", "class 2"])
     assert loaded.img_size == (640 if is_state or layout == "bare" else 96)
+
+
+def test_variances_and_their_epsilon_have_the_same_sum_to_the_last_bit(tmp_path):
+    """Dozens of layers magnify a rounding; then not even the first seven digits of a random network's boxes are equal."""
+    model = make("yolov8")
+    loaded = load_model("", run("--weights", save(tmp_path / "a.pt", "yolov8", checkpoint(model))))
+    ours, theirs = (
+        torch.cat([m.running_var + m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)]).sort().values
+        for network in (loaded.model, model)
+    )
+    assert torch.equal(ours, theirs)
 
 
 def test_other_widths_activations_and_anchors_are_built_as_they_are(family, tmp_path):
@@ -185,7 +197,7 @@ OTHERS = {  # class of a YOLOv8's -> what it is called instead, and what the fil
     "YOLOv9": (C2f, f"{BLOCKS}RepNCSPELAN4", "is a YOLOv9 checkpoint"),
     "YOLOv10": (DistributionDetect, f"{HEADS}v10Detect", "is a YOLOv10 checkpoint"),
     "RT-DETR": (DistributionDetect, f"{HEADS}RTDETRDecoder", "is an RT-DETR checkpoint"),
-    "YOLOv5u": (C2f, f"{BLOCKS}C3", "is an Ultralytics YOLOv5u checkpoint"),
+    "YOLOv5u": (C2f, f"{BLOCKS}C3", "looks like a YOLOv5u, but has 23 modules, not 25, such as"),
     "YOLOv3u": (C2f, "ultralytics.nn.modules.Bottleneck", "is an Ultralytics YOLOv3u checkpoint"),
     "own block": (C2f, f"{BLOCKS}C3Ghost", r"is an Ultralytics .* with layers of its own yaml \(C3Ghost\)"),
     "own layer": (owners.SPPF, f"{BLOCKS}CBAM", r"is .* YOLOv8 checkpoint with layers of its own yaml \(CBAM\)"),

@@ -117,11 +117,12 @@ def _sizes(found: Foreign, tensors: dict[str, Tensor]) -> Found:
     """Widths, repeats, classes and anchors, from tensors' shapes; activations, from the modules."""
     kernels = {name.removesuffix(".weight").removesuffix(".conv"): t for name, t in tensors.items() if t.dim() == 4}
     filters = {name: len(kernel) for name, kernel in kernels.items()}
-    head = str(len(ARCHITECTURES[found.family]) - 1)
+    architecture = ARCHITECTURES[found.family]
+    head = str(len(architecture) - 1)
     biased = frozenset(name.removesuffix(".conv.bias") for name in tensors if name.endswith(".conv.bias"))
     activations = {name: _activation(found, name) for name, module in found.modules.items() if module.kind == "Conv"}
     try:
-        special, channels = _HEADS[found.family](head, filters, tensors), kernels["0"].shape[1]
+        special, channels = _HEADS[architecture[-1].kind](head, filters, tensors), kernels["0"].shape[1]
         return Found(filters, biased, activations, channels=channels, **special)
     except (LookupError, ValueError):
         raise _other(found, "its head or its first convolution aren't there, or of another shape") from None
@@ -153,13 +154,12 @@ def _anchor_free(head: str, filters: dict[str, int], tensors: dict[str, Tensor])
     return {"classes": filters[f"{head}.cv3.0.2"], "reg_max": len(bins)}
 
 
-_HEADS = {"yolov5": _anchored, "yolov8": _anchor_free}
+_HEADS = {"Anchors": _anchored, "Distributions": _anchor_free}
 
 
 def _img_size(found: Foreign, stride: int, assumed: list[str]) -> int:
     """Side of the images that it was trained on, as a multiple of the stride."""
-    held, own = found.facts[0], found.facts[-1]
-    settings = (attributes(s) for s in (held.get("train_args"), held.get("opt"), own.get("args")))
+    settings = [attributes(facts.get(key)) for key in ("train_args", "opt", "args") for facts in found.facts]
     told = next((s["imgsz"] for s in settings if "imgsz" in s), None)
     sides = told if isinstance(told, list | tuple) else [told]
     side = max((s for s in sides if type(s) is int), default=0)
@@ -201,7 +201,7 @@ def _layers(found: Foreign, network: Network, tensors: dict[str, Tensor]) -> dic
             sizes = {f"{module}.bias": kernel[:1]} | sizes
         values[index] = [_take(found, left, tensor, shape) for tensor, shape in sizes.items()]
         if d.batch_normalize:
-            values[index][3] += _epsilon(found, f"{name}.bn") - DARKNETS_EPSILON
+            values[index][3] = _with_darknets_epsilon(values[index][3], _epsilon(found, f"{name}.bn"))
     foreign = [name for name in left if not name.endswith(IMPLIED)]
     if foreign:
         raise _other(found, f"also has {foreign[0]} {tuple(left[foreign[0]].shape)}")
@@ -214,6 +214,12 @@ def _epsilon(found: Foreign, name: str) -> float:
     if type(epsilon) is not float or not 0 < epsilon < 1:
         raise _other(found, f"{name} has eps={_shown(epsilon)}")
     return epsilon
+
+
+def _with_darknets_epsilon(variance: Tensor, epsilon: float) -> Tensor:
+    """The variance to which Darknet's epsilon is added with the same sum, to the last bit of float32: dozens of layers would
+    magnify the rounding of a difference of both."""
+    return ((variance + epsilon).double() - DARKNETS_EPSILON).float()
 
 
 def _take(found: Foreign, left: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -71,7 +71,8 @@ YOLOV8 = (
     _down(512), Module("Concat", sources=(-1, 9)), _block("C2f", 1024, 3),
     Module("Distributions", sources=(15, 18, 21)),
 )  # fmt: skip
-ARCHITECTURES = {"yolov5": YOLOV5, "yolov8": YOLOV8}
+YOLOV5U = (*YOLOV5[:-1], Module("Distributions", sources=YOLOV5[-1].sources))  # with YOLOv8's head
+ARCHITECTURES = {"yolov5": YOLOV5, "yolov5u": YOLOV5U, "yolov8": YOLOV8}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from utils.core.commands import command
 from utils.core.errors import UserError
 from utils.network.pickled import Record, TorchFile, attributes, is_tensor, read_torch_file
 
-CAN_BE_CONVERTED = {"an Ultralytics YOLOv5": "yolov5", "an Ultralytics YOLOv8": "yolov8"}
-ONLY = "only YOLOv5 (6.0 and later) and YOLOv8 detection networks can be converted"
+CAN_BE_CONVERTED = {
+    "an Ultralytics YOLOv5": "yolov5", "an Ultralytics YOLOv5u": "yolov5u", "an Ultralytics YOLOv8": "yolov8",
+}  # fmt: skip
+ONLY = "only YOLOv5 (6.0 and later), YOLOv5u and YOLOv8 detection networks can be converted"
 # A layer that one architecture alone has -> what its checkpoints are; the first that is found counts.
 ARCHITECTURES = {
     "RTDETRDecoder": "an RT-DETR", "WorldDetect": "a YOLO-World", "YOLOEDetect": "a YOLOE", "YOLOESegment": "a YOLOE",
@@ -37,7 +39,8 @@ PARTS = {"Conv", "C3", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "DFL"}  
 NAMES = {
     r"\d+\.proto\.": "a segmentation network", r"\d+\.one2one_cv2\.": "a YOLOv10", r"\d+\.linear\.": "a classification network",
     r"\d+\.cv4\.": "a pose or rotated-box network", r"0\.conv\.conv\.": "a YOLOv5 (before 6.0)",
-    r"24\.m\.0\.weight": "an Ultralytics YOLOv5", r"22\.dfl\.conv\.weight": "an Ultralytics YOLOv8",
+    r"24\.m\.0\.weight": "an Ultralytics YOLOv5", r"24\.dfl\.conv\.weight": "an Ultralytics YOLOv5u",
+    r"22\.dfl\.conv\.weight": "an Ultralytics YOLOv8",
     r"\d+\.dfl\.": "a network with YOLOv8's head on another architecture",
 }  # fmt: skip
 # What Python's own library lends to pickles that hold nothing but data; getattr is how a method is pickled, by its name.
@@ -57,9 +60,9 @@ MOST_MODULES = 10_000  # of a network; a pickle with more refers to itself
 class Foreign:
     """A file of torch.save that another program wrote.
 
-    words: that it is a network of some kind, or holds something else; is_network: whether it is a network's; family: yolov5 or
-    yolov8 if convert.py can take it. modules and tensors: the network's, by names that begin with a module's number, such as
-    2.m.0.cv1.conv; facts: what else the checkpoint holds, and the attributes of the network's outermost module.
+    words: that it is a network of some kind, or holds something else; is_network: whether it is a network's; family: yolov5,
+    yolov5u or yolov8 if convert.py can take it. modules and tensors: the network's, by names that begin with a module's number,
+    such as 2.m.0.cv1.conv; facts: what else the checkpoint holds, and the attributes of the network's outermost modules.
     """
 
     file: TorchFile
@@ -110,7 +113,8 @@ class Foreign:
         if strange or task or name not in CAN_BE_CONVERTED:
             return cls(file, words, is_network=True)
         tensors = {f"{n}.{k}": t for n, module in modules.items() for k, t in _own_tensors(module)}
-        facts = [attributes(file.content), attributes(root)]
+        outer = (module for path, module in everything.items() if not NUMBERED.match(path))  # a wrapper's network is within it
+        facts = [attributes(file.content), *map(attributes, outer)]
         return cls(file, words, True, CAN_BE_CONVERTED[name], modules, tensors, facts)
 
     @classmethod
