@@ -1,4 +1,4 @@
-"""convert.py with the owners' checkpoints of YOLOv5, YOLOv5u and YOLOv8: the same boxes; any other network is named in a line."""
+"""convert.py with the owners' checkpoints of YOLOv5, YOLOv5u and YOLOv8: the same boxes; any other network is named."""
 
 import copy
 import os

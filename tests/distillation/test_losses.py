@@ -84,13 +84,31 @@ def test_8_asks_each_class_of_each_box_and_the_boxes_overlap():
     weights = [abs(t - s) for s, t in zip(mine, wanted, strict=True)]
     cross = [-t * math.log(s) - (1 - t) * math.log(1 - s) for s, t in zip(mine, wanted, strict=True)]
     width, shift = 8 * math.exp(S[2]), 16 * 0.25
-    iou = max(width - shift, 0) / (width + shift)
+    hull = width + shift  # as high as both boxes, so that 1 - GIoU = 1 - IoU + what of the hull neither covers
+    apart = 1 - max(width - shift, 0) / min(2 * width, hull) + max(hull - 2 * width, 0) / hull
     count = wanted[0] + other
     found = KDSTR[8](o)
     assert found["kd_cls"].item() == pytest.approx(
         5 * sum(w * c for w, c in zip(weights, cross, strict=True)) / count, rel=1e-4
     )
-    assert found["kd_box"].item() == pytest.approx(2 * max(weights) * (1 - iou) / count, rel=1e-4)
+    assert found["kd_box"].item() == pytest.approx(2 * 2 * max(weights) * apart / count, rel=1e-4)
+
+
+def test_8_has_a_gradient_through_the_weights_of_classes_but_not_of_boxes():
+    wanted = [[[[[*S[:4], 3.0, -1.0, -1.0], T]]]]
+    o = observed([[[[S, T]]]], wanted)
+    o.teacher[0][..., 0, 0] = math.log(3)
+    terms = KDSTR[8](o)
+    (cls,) = torch.autograd.grad(terms["kd_cls"], o.student, retain_graph=True)
+    (box,) = torch.autograd.grad(terms["kd_box"], o.student)
+    step = [0.0] * 5 + [1e-3, 0.0]
+    more, less = (
+        KDSTR[8](observed([[[[[s + sign * d for s, d in zip(S, step, strict=True)], T]]]], wanted))["kd_cls"].item()
+        for sign in (1, -1)
+    )
+    assert cls[0, 0, 0, 0, 5].item() == pytest.approx((more - less) / 2e-3, rel=1e-2)
+    assert not box[..., 4:].any()
+    assert box[0, 0, 0, 0, 0].item() < 0  # towards the teacher's box
 
 
 @pytest.mark.parametrize("student_worse", [True, False])

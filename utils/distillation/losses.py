@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
 from utils.core.distributed import mean_over_processes, mean_with_gradient
 from utils.detection.assignment import HeadGrid, Matches
-from utils.detection.boxes import paired_iou
 from utils.detection.loss import LOGIT_EPS
 from utils.network.decode import MAX_EXPONENT, MIN_SHARE, to_corners
 from utils.network.heads import Head, YoloHead
@@ -23,6 +23,7 @@ NEAR = 0.5  # psi of Wang et al.: share of a target's best overlap above which a
 # Weights of 1, of the boxes of 3 to 5, of the maps of 4 and 5, of 6 and of 7: as large a share of the loss as helped a
 # strongly pruned yolov3-tiny, or hurt it least (EXPERIMENTS.md): five times as much of 1 or 6 cost four and two points of mAP.
 VECTORS, BOXES, ATTENTION, CHANNELS, STANDARD = 0.6, 5.0, 5.0, 2.0, 1.0
+OVERLAPS = 2.0  # of the boxes of 8, by its paper
 SMALL, MEDIUM = 32**2, 96**2  # areas, in pixels, below which COCO calls objects small and medium
 TINY = 1e-12
 
@@ -271,24 +272,25 @@ def pearson(o: Observed) -> Terms:
 
 
 def binary_classification(o: Observed) -> Terms:
-    """8: BCKD, Yang et al. 2023 (arXiv 2308.14286), section 3: what heads of any kind have in common, scores and boxes. Each
-    class of each prediction is a question of its own: sum of w BCE(s, t) over predictions and classes, w = |t - s|; and the
-    boxes: sum of max w (1 - IoU) over predictions, the maximum over the classes. Both are divided by the sum of the teacher's
-    best scores, which the paper leaves to the detector, and weigh what their counterparts in the detection loss do, not what
-    the paper multiplies them with. That each class is a binary question with a weight of its own and that boxes are compared
-    by IoU is what its abstract and summaries say; its equations for w weren't at hand to compare these with. Where there is
-    objectness, which the paper's detectors lack, a score is its product with the class."""
+    """8: BCKD, Yang et al. 2023 (arXiv 2308.14286): what heads of any kind have in common, scores and boxes. Each class of each
+    prediction is a question of its own: sum of |t - s| BCE(s, t) over predictions and classes, with a gradient through |t - s|;
+    and the boxes: sum of max |t - s| (1 - GIoU) over predictions, the maximum, without a gradient, over the classes. Formulas
+    and weights (1 and 4, where the detection loss has 1 for classes and 2 for GIoU) as in its authors' program
+    (TinyTigerPan/BCKD). They divide by the number of matches, here it is the sum of the teacher's best scores, as the detection
+    loss of heads without anchors divides by the sum of labels. Where there is objectness, which the paper's detectors lack, a
+    score is its product with the class."""
     height = o.image_size[0]
     student, teacher = (
         torch.cat([head.decode(raw, height) for head, raw in zip(o.heads, raws, strict=True)], 1).flatten(0, 1)
         for raws in (o.student, o.teacher)
     )
     scores, wanted = (p[:, 4:5] * p[:, 5:] for p in (student, teacher))
-    weight = (wanted - scores).abs().detach()
-    cls = F.binary_cross_entropy(scores.clamp(LOGIT_EPS, 1 - LOGIT_EPS), wanted, weight, reduction="sum")
-    box = (weight.amax(1) * (1 - paired_iou(to_corners(student[:, :4]), to_corners(teacher[:, :4])))).sum()
+    apart = (wanted - scores).abs()
+    cls = (apart * F.binary_cross_entropy(scores.clamp(LOGIT_EPS, 1 - LOGIT_EPS), wanted, reduction="none")).sum()
+    overlap = generalized_box_iou_loss(to_corners(student[:, :4]), to_corners(teacher[:, :4]))
+    box = (apart.detach().amax(1) * overlap).sum()
     count = mean_over_processes(wanted.amax(1).sum()).clamp(min=1e-3)
-    return {"kd_cls": cls / count * o.weights["cls"], "kd_box": box / count * o.weights["box"]}
+    return {"kd_cls": cls / count * o.weights["cls"], "kd_box": OVERLAPS * box / count * o.weights["box"]}
 
 
 @dataclass(frozen=True)
