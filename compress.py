@@ -41,6 +41,9 @@ def get_parser() -> Parser:
     parser.add_argument("--refit", type=whole(0, 1_000_000), default=64, metavar="N",
                         help="training images on which what the cut broke is mended; 0: none")  # fmt: skip
     parser.add_argument("--teacher", action="store_true", help="finetuning is taught by the network that came (--KDstr 7)")
+    parser.add_argument("--baselines", choices=["train", "test", "none"], default=None,
+                        help="what the small network is compared with, the network that came at smaller images and a thinner "
+                        "one: finetuned as long (default with --hours, where they leave time), or as they are")  # fmt: skip
     parser.add_argument("--bits", type=int, choices=[8, 32], default=32, help="8: an integer network besides, by PTQ.py")
     parser.add_argument("--out", default="output/compress", metavar="DIR", help="folder of the results")
     parser.add_argument("--workers", type=WORKERS, default=2, help="processes that read images")

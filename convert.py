@@ -2,6 +2,7 @@
 
 python convert.py --cfg cfg/yolov3/yolov3.cfg --weights weights/yolov3.weights             # writes weights/yolov3.pt
 python convert.py --weights weights/best.pt --out best.weights
+python convert.py --cfg pruned.cfg --weights pruned.weights --like best.pt --out pruned.pt  # what only checkpoints carry
 python convert.py --weights yolov5n.pt              # its owners' checkpoint: yolov5n_darknet.cfg, .pt and .weights
 """
 
@@ -33,6 +34,8 @@ def get_parser() -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--cfg", default="", help="Darknet .cfg file; not needed with a .pt checkpoint that carries its own")
     parser.add_argument("--weights", required=True, help="file to convert; its content tells its format")
+    parser.add_argument("--like", default="", metavar="FILE.pt",
+                        help="take image size, preparation of images and class names from this checkpoint")  # fmt: skip
     parser.add_argument("--out", default="", help="file to write: NAME.weights or NAME.pt; default: the other format beside it")
     return parser
 
@@ -46,7 +49,7 @@ def main(args: argparse.Namespace) -> Path:
     out = target(args.weights, args.out, is_foreign=found is not None)
     if found is not None:
         return take_in(found, args.cfg, out)
-    loaded = load_model(args.cfg, args.weights)
+    loaded = like(args.like, args.cfg, args.weights) if args.like else load_model(args.cfg, args.weights)
     if loaded.report.message:
         print(loaded.report.message)
     if loaded.model.quantization:
@@ -105,6 +108,17 @@ def say_what_is_left(loaded: Loaded, cfg: str, out: Path) -> None:
         print(f"recommended confidence threshold, which a .weights doesn't carry: detect.py --conf-thres {loaded.conf_thres:g}")
     if loaded.flags:
         print(f"trained with {' '.join(loaded.flags)}, which a .weights file doesn't carry: give it to test.py and detect.py")
+
+
+def like(path: str, cfg: str, weights: str) -> Loaded[Darknet]:
+    """The network, with the image size, the preparation of images and the class names of the checkpoint `path`."""
+    if not is_checkpoint(path):
+        raise UserError(f"--like {path}: is no checkpoint (.pt), and nothing else carries settings")
+    other = load_model("", path)
+    loaded = load_model(cfg, weights, other.img_size)
+    if not loaded.checkpoint:
+        loaded.checkpoint = Checkpoint(names=other.checkpoint.names, settings=other.settings)
+    return loaded
 
 
 def target(weights: str, out: str, *, is_foreign: bool) -> Path:

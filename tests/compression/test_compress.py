@@ -78,6 +78,7 @@ class Page(HTMLParser):
         self.pictures: list[str] = []
         self.addresses: list[str] = []
         self.tags: list[str] = []
+        self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -90,6 +91,7 @@ class Page(HTMLParser):
             self.cells.append("")
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self.cells and self.get_starttag_text().startswith(("<td", "<th")):
             self.cells[-1] += data
 

@@ -1,15 +1,17 @@
 """compress.py --target-ms, on a runtime that takes a known number of milliseconds."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import compress
+import test
 from tests.compression.test_compress import Page, run
 from tests.compression.test_compress import calls as calls
 from tests.compression.test_compress import trained as trained
 from tests.scripts.test_latency import STEP, Runtime
-from utils.compression import outcome
+from utils.compression import times
 from utils.compression.aim import Aim
 from utils.compression.share import share_by_sweep
 from utils.core.errors import UserError
@@ -31,12 +33,12 @@ def test_to_the_report(calls, trained, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(deployments, "lanes", lambda: STEP)
     monkeypatch.setattr(layer_times, "measure_layers", fake.layers)
-    for module in (whole, outcome):
+    for module in (whole, times):
         monkeypatch.setattr(module, "written", fake.write)
         monkeypatch.setattr(module, "read_together", read)
     before = fake.whole(load_model("", "base.pt").model.defs)
     result = run(f"{COMMAND} --out {tmp_path}/out --target-ms {0.6 * before:.3f} --runtime torch --threads 1")
-    assert [words[0] for words in calls.words if "--runtime" in words] == ["slim_prune.py", "slim_prune.py"]
+    assert [words[0] for words in calls.words if "--runtime" in words] == ["slim_prune.py"] * 3
     assert result["is_kept"]
     assert result["before"]["latency_ms"] == pytest.approx(before)
     after = fake.whole(load_model("", f"{tmp_path}/out/network.pt").model.defs)
@@ -49,6 +51,33 @@ def test_to_the_report(calls, trained, monkeypatch, tmp_path):
     assert "1 thread, 32 bits" in text
     assert 'class="budget"' in text
     assert f"{after:.2f}" in Page(text).cells
+    check_baselines(result, fake, Page(text))
+
+
+def check_baselines(result: dict, fake: Runtime, page: Page) -> None:
+    """The network that came, of 64 px and a stride of 8, at the sizes that enclose the small one's milliseconds, and a thin
+    one: their milliseconds by the runtime, their accuracy by test.py."""
+    ms, original = result["after"]["ms"]["median"], load_model("", "base.pt").model.defs
+    fast, slow, thin = result["baselines"]
+    sizes = {size: fake.whole(original, size) for size in range(8, 65, 8)}
+    below = max(size for size in sizes if sizes[size] <= 1.03 * ms)
+    assert [fast["label"], slow["label"], thin["label"]] == [f"{below} px", f"{below + 8} px", "thinner"]
+    assert below + 8 < 64
+    for found, size in ((fast, below), (slow, below + 8)):
+        assert found["latency_ms"] == pytest.approx(sizes[size])
+        words = f"--data d.data --weights base.pt --img-size {size} --workers 0 --device cpu --json by-hand.json"
+        test.main(test.get_parser().parse_args(words.split()))
+        by_hand = json.loads(Path("by-hand.json").read_text())
+        for key in ("params", "macs", "map50", "map"):
+            assert found[key] == by_hand[key]
+    assert thin["latency_ms"] <= 1.03 * ms
+    assert thin["params"] < result["before"]["params"]
+    assert all(found["epochs"] == 0 for found in result["baselines"])
+    assert result["verdict"] in page.text
+    for found in result["baselines"]:
+        place = page.cells.index(found["title"])
+        assert page.cells[place + 1 : place + 3] == ["no", f"{found['latency_ms']:.2f}"]
+        assert page.cells[place + 5] == f"{found['map50']:.4f}"
 
 
 @pytest.mark.parametrize(("target", "share"), [(20.0, 0.0), (16.0, 0.2), (12.0, 0.35), (4.0, 0.95)])

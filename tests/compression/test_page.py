@@ -28,8 +28,12 @@ def written(tmp_path_factory) -> Path:
     before, after = (network(map50, share, NAME) for map50, share in ((0.88, 1.0), (0.87, 0.3)))
     sizes = {key: after[key] for key in ("params", "macs", "map50", "map", "latency_ms")}
     trials = [{"round": 1, "is_kept": True, **sizes}]
+    baselines = [{"title": f"the original at {side} px, {NAME}", "label": f"{side} px", "epochs": epochs, **sizes}
+                 for side, epochs in ((160, 0), (160, 20), (192, 0))]  # fmt: skip
     result = {
-        "title": "a network & its report", "outcome": "70 % is gone", "before": before, "after": after, "int8": None,
+        "title": "a network & its report", "outcome": "70 % is gone", "verdict": "it was worth it",
+        "baselines": baselines, "is_kept": True,
+        "before": before, "after": after, "int8": None,
         "aim": {"kind": "ms", "limit": 13.0, "max_drop": None, "text": "at most 13 milliseconds"}, "trials": trials,
         "layers": [{"index": i, "before": 512, "after": 100 + i} for i in range(70)], "turns": 7, "measured_on": "a runtime",
         "files": {"pt": f"/{'folder/' * 30}network.pt"}, "commands": [f"python train.py {'--flag value ' * 30}"] * 5,
@@ -49,7 +53,8 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(written, width):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     shown = json.loads(done.stdout.splitlines()[-1])
     assert shown["title"] == "a network & its report"
-    assert shown["sections"] == ["Before and after", "mAP by class", "What was tried", "Filters of each layer",
+    assert shown["sections"] == ["Before and after", "mAP by class", "Without compressing, at the same milliseconds",
+                                 "What was tried", "Filters of each layer",
                                  "The same images before and after", "Files", "Commands", "Made with"]  # fmt: skip
     assert (shown["charts"], shown["outside"]) == (2, [])
     assert shown["width"] == width

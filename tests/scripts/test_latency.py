@@ -35,8 +35,9 @@ class Runtime:
         self.written: list[Loaded] = []
         self.measured: list[int] = []
 
-    def whole(self, defs) -> float:
-        return self.overhead + self.factor * sum(layer_ms(layer.geometry, layer.widths) for layer in convolutions(defs, 64))
+    def whole(self, defs, img_size: int = 64) -> float:
+        layers = convolutions(defs, img_size)
+        return self.overhead + self.factor * sum(layer_ms(layer.geometry, layer.widths) for layer in layers)
 
     def write(self, deployment: Deployment, network: Loaded, folder) -> Request:
         self.written.append(network)
@@ -45,7 +46,8 @@ class Runtime:
     def read(self, deployment: Deployment, requests: list[Request]) -> list[list[float]]:
         self.pace *= self.slows
         numbers = [int(request.weights) for request in requests]
-        return [[self.pace * self.whole(self.written[n].model.defs) * noise for noise in (0.99, 1.0, 1.01)] for n in numbers]
+        found = [self.written[n] for n in numbers]
+        return [[self.pace * self.whole(n.model.defs, n.img_size) * noise for noise in (0.99, 1.0, 1.01)] for n in found]
 
     def layers(self, deployment: Deployment, wanted: dict) -> Iterator[tuple[Geometry, dict]]:
         for geometry, points in wanted.items():

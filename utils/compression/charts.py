@@ -7,6 +7,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 66, 26, 16, 44  # around the axes, for numbers and titles
 TICKS = 5
+RIVAL = "rival"  # the kind of points that others are compared with
 
 
 class Point(NamedTuple):
@@ -17,7 +18,8 @@ class Point(NamedTuple):
 
 
 def curve(points: Sequence[Point], titles: tuple[str, str], limit_x: float | None, limit_y: float | None) -> str:
-    """Points over 0..1, joined in their order along x; titles: of the axes; limit_x, limit_y: where the budget lies."""
+    """Points over 0..1, joined in their order along x but for rivals; titles: of the axes; limit_x, limit_y: where the budget
+    lies."""
     heights = [p.y for p in points] + ([limit_y] if limit_y is not None else [])
     low, high = min(heights), max(heights)
     margin = max(0.15 * (high - low), 0.02)
@@ -35,7 +37,7 @@ def curve(points: Sequence[Point], titles: tuple[str, str], limit_x: float | Non
         (x0, y), (x1, _) = place(0, limit_y), place(1, limit_y)
         parts.append(f'<line class="budget" x1="{x0:.1f}" y1="{y:.1f}" x2="{x1:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(x0 + 4, y + 14, "least that is allowed", "start"))
-    ordered = [place(p.x, p.y) for p in sorted(points)]
+    ordered = [place(p.x, p.y) for p in sorted(points) if p.kind != RIVAL]
     parts.append(f'<polyline class="joined" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in ordered)}"/>')
     for point in points:
         x, y = place(point.x, point.y)

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.compression.aim import Aim
+from utils.compression.baselines import SMALL, compare, verdict
 from utils.compression.intake import Intake
 from utils.compression.job import Job
 from utils.compression.options import CompressOptions
-from utils.compression.outcome import TURNS, filters, machine, measure, some_pictures, versions
+from utils.compression.outcome import filters, machine, some_pictures, versions
 from utils.compression.page import page
 from utils.compression.plan import Plan, command_of
 from utils.compression.search import Trial
 from utils.compression.state import State, lock
+from utils.compression.times import FIRST, TURNS, Network, Times
 from utils.core.commands import typed
 from utils.core.files import write_text
 from utils.core.tables import write_json
@@ -51,14 +53,20 @@ def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any],
     files = job.deliver(weights)
     pictures = some_pictures(job.plan.data.source("valid"))
     shown = [job.show(name, each, pictures) for name, each in (("pictures-before", job.weights), ("pictures-after", weights))]
-    costs = state.result.get("costs") or measure({"before": job.weights, "after": weights}, options.device, job.plan.deployment)
+    times = Times(state, options.device, job.plan.deployment, job.anchor if aim.kind == MILLISECONDS else None)
+    baselines = compare(job, aim, best, times) if best else []
+    times.measure({FIRST: Network(job.weights)})
+    costs = {when: times.known[name] for when, name in (("before", FIRST), ("after", SMALL if best else FIRST))}
     after = state.stages[best.figures]["figures"] | {"latency_ms": best.latency_ms} if best else before
     int8 = state.stages["int8"]["figures"].get("quantized") if options.bits == 8 else None
-    models = [load_model("", each).model for each in (job.weights, weights)]
+    networks = [load_model("", each) for each in (job.weights, weights)]
+    models = [network.model for network in networks]
+    told = verdict(after | {"latency_ms": costs["after"]["ms"]["median"]}, networks[1].img_size, baselines)
     report = state.folder / "report.html"
     result = {
         "title": f"{Path(options.network).name}, compressed", "outcome": outcome_line(aim, before, after, best),
-        "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": costs,
+        "verdict": told, "baselines": [dataclasses.asdict(baseline) for baseline in baselines],
+        "aim": dataclasses.asdict(aim) | {"text": str(aim)}, "is_kept": best is not None, "costs": times.known,
         "before": before | costs["before"], "after": after | costs["after"], "int8": int8, "trials": job.record(),
         "layers": filters(*models), "files": files | {"report": str(report)}, "turns": TURNS,
         "measured_on": str(job.plan.deployment or "PyTorch"),
@@ -70,7 +78,7 @@ def finish(options: CompressOptions, job: Job, aim: Aim, before: dict[str, Any],
     write_text(report, page(result, pairs))
     state.result = result
     state.save()
-    print(f"\n{result['outcome']}")
+    print("\n" + "\n".join(filter(None, (result["outcome"], result["verdict"]))))
     for kind, path in result["files"].items():
         print(f"{kind + ':':12}{path}")
     return result

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,19 @@ class Job:
                 print("no time is left for another round")
                 break
             self.trials.append(self.round(aim, before, target))
+            before, aim = before | {"latency_ms": self.anchor}, self.measured(aim, self.anchor)
             print(f"\n{trials_table(before, self.trials, aim)}")
         return aim, before, best_of(aim, self.trials)
+
+    @property
+    def anchor(self) -> float:
+        """Milliseconds of the network that came as they were when it was pruned: those that all others are told in."""
+        return self.state.stages["round1-prune"]["figures"]["before"]["latency_ms"]
+
+    def measured(self, aim: Aim, ms: float) -> Aim:
+        """The aim for a network that came with so many milliseconds: of which a budget may be a share."""
+        target = self.options.aim.target_ms
+        return dataclasses.replace(aim, limit=target.of(ms)) if target else aim
 
     def take_in(self) -> None:
         """Weights from elsewhere, and Darknet's, become a checkpoint, which carries its own cfg."""
@@ -95,8 +107,9 @@ class Job:
             raise UserError(f"{data}: {found['error']} findings of check.py would break training or make its figures wrong; "
                             f"{command('check.py', '--fix', data=data)} mends what can be")  # fmt: skip
 
-    def test(self, name: str, weights: str) -> dict[str, Any]:
-        return self.stages.run(Stage(name, ["test.py", "--data", self.options.data, "--weights", weights, *self.machine()]))
+    def test(self, name: str, weights: str, more: Sequence[str] = ()) -> dict[str, Any]:
+        words = ["test.py", "--data", self.options.data, "--weights", weights, *more, *self.machine()]
+        return self.stages.run(Stage(name, words))
 
     def milliseconds(self) -> dict[str, Any]:
         """With --target-ms, {latency_ms} of the network that came; the sweep is kept for `share`."""
@@ -160,29 +173,47 @@ class Job:
             more = ["--weights", start, "--prune", str(STRATEGIES[strategy]), "--sparse-target", f"{share:g}"]
             more += ["--max-drop", f"{aim.max_drop:g}"] if aim.max_drop and aim.max_drop > 0.02 else []
             sparse = self.train(f"{title}-sparse", more, self.plan.epochs.sparse, SPARSE * part, "last")
-        pruned = self.prune(f"{title}-prune", sparse or start, aim, target)
+        pruned = self.prune(f"{title}-prune", sparse or start, aim, self.amount(target))
+        aim = self.measured(aim, pruned["before"]["latency_ms"])
         more = ["--weights", pruned["weights"], "--cfg", pruned["cfg"], "-pt", "--finetune", *flags]
         more += ["--t_weights", self.weights, "--KDstr", "7"] if self.options.teacher else []
         part = part if sparse is None else part * (1 - SPARSE) / (1 - SPARSE * part)
         tuned = self.train(f"{title}-finetune", more, self.plan.epochs.finetune, part, "best")
         tuned = tuned or self.as_checkpoint(f"{title}-convert", pruned)
-        after = self.test(f"{title}-test", tuned) | {
-            "latency_ms": pruned["after"]["latency_ms"]
-        }  # finetuning doesn't change it
+        after = self.test(f"{title}-test", tuned)
+        after["latency_ms"] = pruned["after"]["latency_ms"]  # finetuning doesn't change it
         sizes = {k: after[k] for k in ("params", "macs", "latency_ms", "map50", "map")}
-        return Trial(number, target, **sizes, is_kept=aim.is_kept(before, after), weights=tuned, figures=f"{title}-test")
+        return Trial(number, target, **sizes, is_kept=aim.is_kept(before, after), weights=tuned, figures=f"{title}-test",
+                     epochs=self.epochs_of(title) + (kept.epochs if kept else 0))  # fmt: skip
 
-    def prune(self, name: str, weights: str, aim: Aim, target: float) -> dict[str, Any]:
-        amount = f"{target:g}" if aim.kind == MILLISECONDS else f"{target:.0f}"
-        words = [f"{self.options.strategy}_prune.py", "--data", self.options.data, "--weights", weights, f"--target-{aim.kind}",
-                 amount, "--refit", str(self.options.refit), "--save-dir", str(self.work / name), *self.machine()]  # fmt: skip
+    def epochs_of(self, title: str) -> int:
+        """Those of a round's trainings."""
+        stages = (self.state.stages.get(f"{title}-{part}") for part in ("sparse", "finetune"))
+        return sum(int(stage["words"][stage["words"].index("--epochs") + 1]) for stage in stages if stage)
+
+    def amount(self, target: float) -> str:
+        """What is to be left, for a prune script: milliseconds as the user asked for them, as it measures them itself."""
+        return str(self.options.aim.target_ms or f"{target:.0f}")
+
+    def prune(self, name: str, weights: str, aim: Aim, amount: str, more: Sequence[str] = ()) -> dict[str, Any]:
+        script = f"{self.options.strategy}_prune.py"
+        words = [script, "--data", self.options.data, "--weights", weights, f"--target-{aim.kind}", amount, "--refit",
+                 str(self.options.refit), *more, "--save-dir", str(self.work / name), *self.machine()]  # fmt: skip
         words += self.options.place() if aim.kind == MILLISECONDS else []
-        return self.stages.run(Stage(name, words + ([] if aim.limit else ["--force"])))
+        return self.stages.run(Stage(name, words + (["--force"] if more or aim.limit is None else [])))
+
+    def train_baseline(self, name: str, weights: str, epochs: int, share: float, more: Sequence[str]) -> str | None:
+        """What the compressed network is compared with, finetuned for as many epochs; None where there is no time for all."""
+        if not self.options.trains_baselines or not epochs:
+            return None
+        if self.clock.epochs(epochs, share) < epochs and not self.is_known(name):
+            return None
+        return self.train(name, ["--weights", weights, "--finetune", *more], epochs, share, "best")
 
     def as_checkpoint(self, name: str, pruned: dict[str, Any]) -> str:
         """A pruned network that there was no time to finetune."""
         out = str(self.work / f"{name}.pt")
-        words = ["convert.py", "--cfg", pruned["cfg"], "--weights", pruned["weights"], "--out", out]
+        words = ["convert.py", "--cfg", pruned["cfg"], "--weights", pruned["weights"], "--like", self.weights, "--out", out]
         self.stages.run(Stage(name, words, measures=False))
         return out
 

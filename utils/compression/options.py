@@ -24,6 +24,7 @@ class CompressOptions:
     strategy: str
     refit: int
     teacher: bool
+    baselines: str | None
     bits: int
     runtime: str
     threads: int | None
@@ -37,6 +38,11 @@ class CompressOptions:
     def network(self) -> str:
         """The file that the network comes from."""
         return self.weights or self.cfg or str(NETWORK)
+
+    @property
+    def trains_baselines(self) -> bool:
+        """Whether baselines are finetuned, where there is time: also with --hours, which says how much there is."""
+        return self.baselines == "train" or (self.baselines is None and self.hours is not None)
 
     def deployment(self) -> Deployment | None:
         """Where the milliseconds of --target-ms are measured, None without it. Raises UserError where the runtime isn't named

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from utils.compression.aim import KINDS
-from utils.compression.charts import Point, bars, curve
+from utils.compression.charts import RIVAL, Point, bars, curve
 from utils.pruning.spend import MILLISECONDS
 
 SIDE = 480  # pixels of an image's longer side
@@ -28,7 +28,8 @@ th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2
 svg { width: 100%; max-width: 760px; height: auto; display: block; } svg text { font-size: 12px; fill: #424a53; }
 .grid { stroke: #e4e8ec; } .joined { fill: none; stroke: #8c959f; stroke-width: 1.5; }
 .budget { stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 6 4; }
-.came { fill: #57606a; } .kept { fill: #1a7f37; } .broken { fill: #fff; stroke: #cf222e; stroke-width: 2; }
+.came { fill: #57606a; } .kept { fill: #1a7f37; } .rival { fill: #bf8700; }
+.broken { fill: #fff; stroke: #cf222e; stroke-width: 2; }
 rect.before { fill: #d0d7de; } rect.after { fill: #0969da; }
 .pairs { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
 figure { margin: 0; break-inside: avoid; } figure img { width: 100%; display: block; }
@@ -48,6 +49,7 @@ def page(result: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray, np.nd
     sections = [
         ("Before and after", figures_table(result)),
         ("mAP by class", classes_table(result)),
+        ("Without compressing, at the same milliseconds", baselines_table(result)),
         ("What was tried", _tried(result)),
         ("Filters of each layer", _layers(result["layers"])),
         ("The same images before and after", _pairs(pictures)),
@@ -55,12 +57,13 @@ def page(result: dict[str, Any], pictures: Sequence[tuple[str, np.ndarray, np.nd
         ("Commands", f"<pre>{escape(chr(10).join(result['commands']))}</pre>"),
         ("Made with", _made_with(result)),
     ]
+    lead = "".join(f'<p class="lead">{escape(line)}</p>' for line in (result["outcome"], result["verdict"]) if line)
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>" for title, content in sections if content)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(result['title'])}</title><style>{STYLE}</style></head>"
-        f'<body><h1>{escape(result["title"])}</h1><p class="lead">{escape(result["outcome"])}</p>{body}</body></html>\n'
+        f"<body><h1>{escape(result['title'])}</h1>{lead}{body}</body></html>\n"
     )
 
 
@@ -84,8 +87,11 @@ def figures_table(result: dict[str, Any]) -> str:
         extra = {"mAP@0.5": f"{result['int8']['map50']:.4f}", "mAP@0.5:0.95": f"{result['int8']['map']:.4f}"}
         rows = [[*row, extra.get(row[0], "")] for row in rows]
     note = (
-        f"Milliseconds: median (least to most) of {result['turns']} turns of both networks, one image, {result['measured_on']}."
+        f"Milliseconds: median (least to most) of {result['turns']} turns of all networks, one image, {result['measured_on']}."
     )
+    if result["aim"]["kind"] == MILLISECONDS and result["is_kept"]:
+        note += (" Told in those of the network that came as they were when it was pruned. Pruning went by "
+                 f"{after['latency_ms']:.2f} of the small network; here it is measured again, beside the others.")  # fmt: skip
     return table(header, rows) + f'<p class="small">{escape(note)}</p>'
 
 
@@ -96,6 +102,24 @@ def classes_table(result: dict[str, Any]) -> str:
         for old, new in pairs
     ]
     return table(["class", "boxes", "mAP@0.5 before", "after", "mAP@0.5:0.95 before", "after"], rows)
+
+
+def baselines_table(result: dict[str, Any]) -> str:
+    """The small network beside what is as fast without having been compressed; "" where nothing was compared."""
+    if not result["baselines"]:
+        return ""
+    after = result["after"] | {"latency_ms": result["after"]["ms"]["median"], "title": "compressed"}
+    rows = [
+        [b["title"], {None: "", 0: "no"}.get(b.get("epochs"), f"{b.get('epochs')} epochs"), f"{b['latency_ms']:.2f}",
+         f"{b['params']:,}", f"{b['macs']:,}", f"{b['map50']:.4f}", f"{b['map']:.4f}"]
+        for b in (after, *result["baselines"])
+    ]  # fmt: skip
+    header = ["", "finetuned as it is", "milliseconds", "parameters", "MACs", "mAP@0.5", "mAP@0.5:0.95"]
+    note = (
+        "Milliseconds are measured by turns with the others' above. A baseline that wasn't finetuned may become better by it: "
+        "--baselines train finetunes each for as many epochs as the compressed network was trained."
+    )
+    return table(header, rows) + f'<p class="small">{escape(note)}</p>'
 
 
 def _change(old: float, new: float) -> str:
@@ -112,6 +136,10 @@ def _tried(result: dict[str, Any]) -> str:
     points = [Point(1.0, before["map50"], "as it came", "came")]
     points += [Point(t[figure] / before[figure], t["map50"], f"round {t['round']}", "kept" if t["is_kept"] else "broken")
                for t in result["trials"]]  # fmt: skip
+    points += [
+        Point(b[figure] / before[figure], b["map50"], b["label"] + ", finetuned" * bool(b["epochs"]), RIVAL)
+        for b in result["baselines"]
+    ]
     limit_x = aim["limit"] / before[figure] if aim["limit"] is not None else None
     limit_y = before["map50"] - aim["max_drop"] if aim["max_drop"] is not None else None
     timed = aim["kind"] == MILLISECONDS

@@ -24,7 +24,7 @@ from utils.runtimes.deployment import Deployment
 LEAST_PICTURES = 2  # to train on, and to measure on
 STRATEGIES = {"slim": 1, "normal": 0, "regular": 0, "shortcut": 1}  # name -> train.py --prune
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-OF_THIS_CALL = ("out", "device", "workers", "json")  # may differ when a command goes on
+OF_THIS_CALL = ("out", "device", "workers", "json", "baselines")  # may differ when a command goes on
 
 
 class Epochs(NamedTuple):
@@ -109,12 +109,27 @@ class Plan:
         ]
         if rounds > 1:
             rows.append(["", f"the last four again with less or more, up to {rounds} rounds, until the aim is enclosed"])
+        rows += self._baselines(options)
         rows += [["PTQ.py", "8 bits by calibration"]] if options.bits == 8 else []
         rows.append(["convert.py", "network.cfg, .weights, .pt"])
         rows.append(["export.py", "network.onnx" if self.has_onnx else f"left out: {', '.join(ONNX)} aren't all installed"])
         rows += [["detect.py", "the same images before and after"], ["", "report.html"]]
         width = max(len(step) for step, _ in rows)
         return format_table(["plan"], [[f"{n:2}  {step:<{width}}  {what}"] for n, (step, what) in enumerate(rows, 1)])
+
+    def _baselines(self, options: CompressOptions) -> list[list[str]]:
+        """What the comparison with networks that aren't compressed costs."""
+        if options.baselines == "none":
+            return []
+        epochs = (
+            f"both baselines for as many epochs as the small network had, {self.epochs.sparse + self.epochs.finetune} a round"
+        )
+        after = ", where --hours leaves time" if options.hours else ", which takes about as long again"
+        rows = [
+            ["test.py --img-size", "the network as it came at the two image sizes that take as long as the small one"],
+            [f"{options.strategy}_prune.py --importance uniform", "a thinner one, as costly; 3 evaluations"],
+        ]
+        return rows + ([["train.py --finetune", epochs + after]] if options.trains_baselines else [])
 
 
 def check_network(options: CompressOptions, data: DataConfig) -> None:

@@ -12,7 +12,8 @@ CLOSE = 0.9  # what is kept and what is not are so near that another round isn't
 
 @dataclass(frozen=True)
 class Trial:
-    """A pruned and finetuned network. target: what it was pruned to; weights: its checkpoint."""
+    """A pruned and finetuned network. target: what it was pruned to; weights: its checkpoint; epochs: for which it was trained
+    since it came, sparsely and after pruning."""
 
     round: int
     target: float
@@ -23,7 +24,8 @@ class Trial:
     is_kept: bool
     weights: str
     figures: str  # the stage that measured it
-    latency_ms: float | None = None  # on the runtime of --target-ms, else of PyTorch
+    epochs: int = 0
+    latency_ms: float = math.nan  # on the runtime of --target-ms, else of PyTorch
 
 
 def best_of(aim: Aim, trials: list[Trial]) -> Trial | None:
