@@ -46,6 +46,21 @@ def test_there_and_back_is_byte_identical(name, tmp_path, capsys):
     assert parse_cfg((tmp_path / "b.cfg").read_text()) == parse_cfg(TOPOLOGIES[name])
 
 
+def test_what_weights_files_lack_is_taken_from_a_checkpoint(tmp_path):
+    (tmp_path / "net.cfg").write_text(RESIDUAL)
+    model = network(RESIDUAL)
+    save_weights(model, tmp_path / "a.weights")
+    settings = {"img_size": 96, "gray": False, "maxabs": False, "stretch": True}
+    whole = {"model": model.state_dict(), "cfg": RESIDUAL, "names": ["cat", "dog"], "settings": settings}
+    save_checkpoint(tmp_path / "like.pt", whole)
+    words = ("--cfg", tmp_path / "net.cfg", "--weights", tmp_path / "a.weights")
+    loaded = load_model("", run(*words, "--like", tmp_path / "like.pt", "--out", tmp_path / "b.pt"))
+    assert (loaded.img_size, loaded.settings, loaded.names) == (96, settings, ["cat", "dog"])
+    assert same_tensors(loaded.model, model)
+    with pytest.raises(UserError, match=r"--like .*a.weights: is no checkpoint \(.pt\), and nothing else carries settings"):
+        run(*words, "--like", tmp_path / "a.weights")
+
+
 def test_out_decides_the_format_and_content_the_source(tmp_path):
     (tmp_path / "net.cfg").write_text(RESIDUAL)
     save_weights(network(RESIDUAL), tmp_path / "a.bin")
