@@ -133,7 +133,8 @@ def test_the_least_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("runtime", "bits", "said"), [
-    ("torch", 8, r"--runtime torch --bits 8: it computes quantized networks in float.*onnxruntime"),
+    ("torch", 8, r"--runtime torch --bits 8: it computes no network in 8-bit integers here; leave --bits out, or name .*onnxruntime"),
+    ("ncnn", 8, r"--runtime ncnn --bits 8: it computes no network in 8-bit integers here; .* that does: onnxruntime, .*opencv"),
 ])  # fmt: skip
 def test_deployments_that_say_nothing(runtime: str, bits: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -144,7 +145,10 @@ def test_runtimes_that_are_missing_or_cannot_be_asked(monkeypatch: pytest.Monkey
     monkeypatch.setitem(RUNTIMES["ncnn"].packages, "no_such_module", "no-such-package")
     with pytest.raises(UserError, match="--runtime ncnn needs .*no-such-package, which isn't installed"):
         Deployment.of("ncnn", 1, 32, "cpu", "auto")
-    monkeypatch.setattr(type(RUNTIMES["ncnn"]), "packages", {"json": "json"})
+    monkeypatch.setattr(type(RUNTIMES["torch"]), "writing", {"no_converter": "no-converter"})
+    with pytest.raises(UserError, match="--runtime torch needs no-converter, which isn't installed"):
+        Deployment.of("torch", 1, 32, "cpu", "auto")
+    monkeypatch.setattr(type(RUNTIMES["ncnn"]), "bits", ())
     with pytest.raises(UserError, match="--runtime ncnn: its layers can't be timed"):
         Deployment.of("ncnn", 1, 32, "cpu", "auto")
 

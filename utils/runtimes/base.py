@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -38,11 +38,12 @@ class Runtime(Protocol):
     """One program that computes networks. An adapter reads a file and gives the network; all that has to do with images,
     boxes and their judgement stays outside of it.
 
-    packages: that it needs, by the name that is imported -> that is installed; the first has its version. bits: of
-    networks that it computes as fast as it can, () where `write` and `layers` are missing.
+    packages: that it needs, by the name that is imported -> that is installed; the first has its version; writing: those that
+    `write` and `layers` need besides. bits: of networks that it computes as fast as it can, () where these two are missing.
     """
 
     packages: ClassVar[dict[str, str]]
+    writing: ClassVar[dict[str, str]]
     bits: ClassVar[tuple[int, ...]]
 
     def load(self, request: Request) -> Loaded[DetectionModel]:
@@ -62,7 +63,7 @@ class Runtime(Protocol):
         """What makes single convolutions ready to be computed, once a call."""
 
 
-def check_installed(name: str, packages: dict[str, str]) -> None:
+def check_installed(name: str, packages: Mapping[str, str]) -> None:
     """UserError with the command that installs what --runtime `name` lacks."""
     missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:

@@ -25,13 +25,13 @@ class Deployment:
     def of(cls, runtime: str, threads: int | None, bits: int, device: str, precision: str) -> "Deployment":
         """What the command line asks for; UserError for what isn't installed, and for bits that say nothing there."""
         adapter = RUNTIMES[runtime]
-        check_installed(runtime, adapter.packages)
         if not adapter.bits:
             raise UserError(f"--runtime {runtime}: its layers can't be timed one by one here; name another one")
         if bits not in adapter.bits:
             able = ", ".join(name for name, other in RUNTIMES.items() if bits in other.bits)
-            raise UserError(f"--runtime {runtime} --bits {bits}: it computes quantized networks in float, slower than they "
-                            f"are; name the runtime that the file is for: {able}")  # fmt: skip
+            raise UserError(f"--runtime {runtime} --bits {bits}: it computes no network in {bits}-bit integers here; leave --bits "
+                            f"out, or name a runtime that does: {able}")  # fmt: skip
+        check_installed(runtime, {**adapter.packages, **adapter.writing})
         return cls(runtime, threads or torch.get_num_threads(), bits, device, precision)
 
     @property

@@ -1,6 +1,7 @@
 """--runtime ncnn: folders that export.py --target ncnn writes, and whatever PyTorch loads, converted on the way."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,9 @@ from utils.export.ncnn.files import BIN, METADATA_FILE, PARAM
 from utils.export.onnx.model import OnnxModel, load_onnx
 from utils.export.targets import TARGETS
 from utils.loading import Loaded, load_model
+from utils.network.darknet import Darknet
 from utils.network.file_kind import is_onnx
+from utils.pruning.latency import Geometry, Widths
 from utils.runtimes.base import Request, check_installed
 from utils.runtimes.onnx_files import check_outputs, refused
 
@@ -44,7 +47,7 @@ class NcnnSession:
         with openable(path) as readable, libraries_silenced():
             for file, read in ((PARAM, self.net.load_param), (BIN, self.net.load_model)):
                 if not (Path(readable) / file).is_file() or read(str(Path(readable) / file)):
-                    raise self._refused(f"{file} can't be read")
+                    raise self.refused(f"{file} can't be read")
         self.names = self.net.input_names()[0], self.net.output_names()
 
     @property
@@ -66,10 +69,10 @@ class NcnnSession:
             failed = failed or status
             maps.append(np.array(found)[None])
         if failed:
-            raise self._refused(f"status {failed}")
+            raise self.refused(f"status {failed}")
         return maps
 
-    def _refused(self, reason: str) -> UserError:
+    def refused(self, reason: str) -> UserError:
         return refused(self.path, f"ncnn {self.ncnn.__version__}", RuntimeError(reason))
 
 
@@ -77,7 +80,8 @@ class Ncnn:
     """--runtime ncnn."""
 
     packages: ClassVar = {"ncnn": "ncnn"}
-    bits: ClassVar = ()  # pnnx would take minutes for a network's layers
+    bits: ClassVar = (32,)  # files hold float networks
+    writing: ClassVar = CONVERTER
 
     def load(self, request: Request) -> Loaded[OnnxModel]:
         if is_folder(request.weights):
@@ -94,18 +98,41 @@ class Ncnn:
     def threads(self, network: OnnxModel) -> int:
         return network.threads
 
+    def write(self, loaded: Loaded[Darknet], bits: int, folder: Path) -> Path:
+        """The folder that export.py --target ncnn makes, unchecked."""
+        from utils.export.ncnn.convert import write
+        from utils.export.onnx.trace import GraphPlan
+
+        plan = GraphPlan(loaded.shape, dynamic=False, batch=1, outputs=TARGET.outputs[0])
+        write(folder, loaded, plan, loaded.preparation(Preparation()), half=False)
+        return folder
+
+    def layers(self, bits: int, device: torch.device, precision: str) -> Callable[[Geometry, Widths], Callable[[], object]]:
+        """Each as two files of its own."""
+        from utils.runtimes.ncnn_layers import LayerFiles, between_layers
+
+        files = LayerFiles()
+
+        def make(geometry: Geometry, widths: Widths) -> Callable[[], object]:
+            with tempfile.TemporaryDirectory() as place:
+                files.write(geometry, widths, Path(place))
+                session = NcnnSession(place, device, NcnnSession.precisions[0] if precision == "auto" else precision)
+            shape = widths[0], geometry.height, geometry.width
+            compute = between_layers(session.ncnn, session.net, np.random.default_rng(0).random(shape, np.float32))
+            if compute()[0]:
+                raise session.refused(f"a convolution {geometry} of {widths[1]} filters")
+            return compute
+
+        return make
+
 
 def _converted(request: Request) -> Loaded[OnnxModel]:
     """What PyTorch loads, in ncnn: a folder is made for it that lasts as long as the network."""
     loaded = load_model(**request.arguments())
     TARGET.check_network(request.weights or request.cfg, loaded.model.quantization)
     check_installed("ncnn", CONVERTER)
-    from utils.export.ncnn.convert import write
-    from utils.export.onnx.trace import GraphPlan
-
     folder = tempfile.TemporaryDirectory(prefix="darkedge_ncnn")
-    plan = GraphPlan(loaded.shape, dynamic=False, batch=1, outputs=TARGET.outputs[0])
-    write(Path(folder.name), loaded, plan, loaded.preparation(Preparation()), half=False)
+    Ncnn().write(loaded, 32, Path(folder.name))
     network = load_onnx("", folder.name, start=NcnnSession)
     network.model.folder = folder
     return Loaded(network.model, loaded.names, loaded.img_size, loaded.checkpoint, loaded.report, network.fixed_size)

@@ -14,7 +14,7 @@ from utils.core.errors import UserError
 from utils.core.preparation import Preparation
 from utils.data.images import openable
 from utils.export.onnx.header import read_header
-from utils.export.onnx.model import OnnxModel, RuntimeSession, load_onnx, need
+from utils.export.onnx.model import OnnxModel, RuntimeSession, load_onnx
 from utils.export.targets import TARGETS
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
@@ -25,18 +25,16 @@ from utils.quantized.settings import Settings
 from utils.quantized.transform import quantize
 from utils.runtimes.base import Request
 
-EXPORTS = ("onnx", "onnxscript")  # packages that write graphs
-
 
 class WritesOnnx:
     """How the runtimes that read ONNX files get those whose time is taken. start: the session of a file."""
 
     start: Any
     bits: ClassVar = (32, 8)
+    writing: ClassVar = {"onnx_ir": "onnx-ir", "onnxscript": "onnxscript"}
 
     def write(self, loaded: Loaded[Darknet], bits: int, folder: Path) -> Path:
         """As export.py writes it for one image of one size, unchecked."""
-        need(*EXPORTS)
         import onnx_ir
 
         from utils.export.onnx.trace import GraphPlan, build, finish
@@ -54,7 +52,6 @@ class WritesOnnx:
 
     def layers(self, bits: int, device: torch.device, precision: str) -> Callable[[Geometry, Widths], Callable[[], object]]:
         """Each as a graph of its own."""
-        need(*EXPORTS)
         from utils.runtimes.single_layer import LayerGraphs
 
         graphs = LayerGraphs(bits)

@@ -19,6 +19,7 @@ from utils.runtimes.base import Request
 
 class PyTorch:
     packages: ClassVar = {"torch": "torch"}
+    writing: ClassVar = {}
     bits: ClassVar = (32,)  # it computes quantized networks with their roundings, in float
 
     def load(self, request: Request) -> Loaded[Darknet]:

@@ -51,8 +51,8 @@ class LayerGraphs:
     def write(self, geometry: Geometry, widths: Widths, path: Path) -> np.ndarray:
         """Write the graph; gives an input for it: float images, or integers as the layer before would give them."""
         bits = 32 if widths[0] <= PICTURE_CHANNELS else self.bits
-        old = TRACED if geometry.groups == 1 else (TRACED[0],) * 2 if geometry.groups == DEPTHWISE else widths
-        key = (replace(geometry, height=SIDE, width=SIDE), old, bits)
+        kind, old = traced_as(geometry, widths)
+        key = (kind, old, bits)
         if key not in self.traced:
             self.traced[key] = _trace(*key)
         model = ir.from_proto(ir.to_proto(self.traced[key]))
@@ -63,6 +63,13 @@ class LayerGraphs:
         ir.save(model, path)
         noise = np.random.default_rng(0).random(shape, np.float32)
         return noise if bits == 32 else (255 * noise).astype(np.uint8)
+
+
+def traced_as(geometry: Geometry, widths: Widths) -> tuple[Geometry, Widths]:
+    """What is exported for a layer, and then widened: one of its kind in few channels. Layers of several groups stay as they
+    are."""
+    old = TRACED if geometry.groups == 1 else (TRACED[0],) * 2 if geometry.groups == DEPTHWISE else widths
+    return replace(geometry, height=SIDE, width=SIDE), old
 
 
 def _trace(geometry: Geometry, widths: Widths, bits: int) -> ir.Model:

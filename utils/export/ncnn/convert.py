@@ -18,6 +18,7 @@ from utils.export.onnx.trace import GraphPlan, build, metadata
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 
+HEAD = 2  # lines of a .param file before the first layer: `7767517`, and numbers of layers and maps
 NAMES = ".:"  # in a layer's kind where pnnx found nothing in ncnn that computes it: torch.roll, aten::roll
 
 
@@ -30,7 +31,7 @@ def write(folder: Path, loaded: Loaded[Darknet], plan: GraphPlan, prepared: Prep
         graph = Path(place) / "graph.onnx"
         ir.save(build(loaded.model, plan), graph)
         shape = [plan.batch, loaded.model.defs.net.channels, *plan.size]
-        _run_pnnx(graph, folder, shape, half)
+        run_pnnx(graph, folder, shape, half)
     unknown = [kind for kind in layer_kinds(folder / PARAM) if set(kind) & set(NAMES)]
     if unknown:
         raise UserError(
@@ -40,8 +41,9 @@ def write(folder: Path, loaded: Loaded[Darknet], plan: GraphPlan, prepared: Prep
     write_text(folder / METADATA_FILE, json.dumps(facts, indent=1))
 
 
-def _run_pnnx(graph: Path, folder: Path, shape: list[int | None], half: bool) -> None:
-    """What it writes besides stays beside the graph."""
+def run_pnnx(graph: Path, folder: Path, shape: list[int | None], half: bool) -> None:
+    """Convert a graph to both files in `folder`; what pnnx writes besides stays beside the graph. Raises UserError where it
+    can't."""
     import pnnx
 
     wanted = [f"ncnnparam={folder / PARAM}", f"ncnnbin={folder / BIN}", f"fp16={int(half)}"]
@@ -56,5 +58,5 @@ def _run_pnnx(graph: Path, folder: Path, shape: list[int | None], half: bool) ->
 
 
 def layer_kinds(path: Path) -> list[str]:
-    """Kinds of the layers of a .param file, in its order: `7767517`, then numbers of layers and maps, then a layer a line."""
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()[2:] if line.strip()]
+    """Kinds of the layers of a .param file, in its order: a layer is a line."""
+    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()[HEAD:] if line.strip()]
