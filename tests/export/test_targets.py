@@ -117,10 +117,17 @@ def test_ncnn_gets_a_folder_that_it_has_tried(half: bool, weights: Path, tmp_pat
         export.main(parsed(*asked, "--weights", weights))
 
 
-@pytest.mark.parametrize("name", ["ncnn", "rknn", "tensorrt"])
+@pytest.mark.parametrize("name", ["ncnn", "rknn"])
 def test_quantized_networks_for_those_that_quantize_by_themselves(name: str) -> None:
     settings = quantize(network(CSP), Settings(1)).quantization
     with pytest.raises(UserError, match="are made of float networks, which its own tools quantize; name the float weights"):
         TARGETS[name].check_network("x.pt", settings)
     TARGETS[name].check_network("x.pt", None)
     TARGETS["openvino"].check_network("x.pt", settings)
+
+
+def test_quantized_networks_for_tensorrt_lie_around_0() -> None:
+    with pytest.raises(UserError, match=r"x.pt: is quantized .*, but TensorRT reads only integers that .* --symmetric"):
+        TARGETS["tensorrt"].check_network("x.pt", Settings(1))
+    for settings in (None, Settings(1, symmetric=True), Settings(1, fpga=True)):
+        TARGETS["tensorrt"].check_network("x.pt", settings)

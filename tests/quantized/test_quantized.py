@@ -1,6 +1,7 @@
 """Rounding, observers, FakeQuantize and settings, against hand-worked numbers and torch's own fake quantization."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -220,6 +221,8 @@ def test_settings_survive_a_checkpoint():
     assert Settings.from_dict(settings.to_dict()) == settings
     assert all(type(v) in (int, bool, str) for v in settings.to_dict().values())
     assert Settings(1) == Settings(1, observer="mse") != Settings(1, a_bit=4)
+    assert Settings.from_dict({"fpga": True}) == Settings(1, fpga=True, symmetric=True)
+    assert Settings(1) != Settings(1, symmetric=True) == Settings.from_dict(Settings(1, symmetric=True).to_dict())
     assert Settings(1, fpga=True).shortcut_way == 1
     with pytest.raises(UserError, match="not known here .colour"):
         Settings.from_dict({"colour": 3})
@@ -254,6 +257,10 @@ def test_strategies_differ_in_their_configs_only():
         assert config.symmetric
         assert not config.per_channel
         assert not config.odd
+    symmetric = Settings(1, observer="mse", symmetric=True)
+    assert symmetric.kernel(False) == replace(google.kernel(False), observer="mse")
+    assert (symmetric.activation(), symmetric.image()) == (QuantizerConfig(8, observer="mse"), QuantizerConfig(8))
+    assert fpga.symmetric
     few = Settings(1, a_bit=4, w_bit=4)
     assert (few.kernel(False).bits, few.kernel(True).bits, few.activation().bits, few.image().bits) == (4, 8, 4, 8)
     assert few.kernel(False).observer == few.activation().observer == "mse"

@@ -1,9 +1,9 @@
 """What each runtime expects of a file, in one place: export.py --target writes by it, and the adapters in utils.runtimes check
 what they are given by it.
 
-The last two are written by their owners' documentation and not run here. Both get float networks, which their own tools
-quantize: TensorRT reads symmetric integers only (zero point 0, equal scales at Add and Concat), which ours are not. RKNN wants
-maps before any decoding, one output a branch.
+The last two are written by their owners' documentation and not run here, so files for them are searched for what these ask
+(`rules`, of utils.export.onnx.rules). TensorRT reads integers around 0 alone. RKNN gets float networks, which its own tool
+quantizes, with maps before any decoding, one output a branch.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from utils.core.errors import UserError
 from utils.export.options import OnnxOptions
+from utils.quantized.settings import Settings
 
 DECODED, RAW, MAPS = "decoded", "raw", "maps"  # kinds of outputs, see utils.export.onnx.trace.OUTPUTS
 THEIRS = ("yolov5", "yolov8")  # what --layout ultralytics gives
@@ -23,18 +24,21 @@ class Target:
 
     title: of the runtime; outputs: kinds that it computes, the first unless another is asked for (decoded: inside the graph, in
     float; raw and maps: decoding is left to the caller); fixed: one size of one image; integers: whether quantized networks
-    may lie in it; filters: its kernels are fast where this divides the numbers of filters;
-    opset: the newest that it reads; folder: whether it is one, of the runtime's own format, instead of a .onnx; runtime: the
-    name by which it runs here, "" where it doesn't.
+    may lie in it; symmetric: only those whose integers lie around 0; filters: its kernels are fast where this divides the
+    numbers of filters; opset: the newest that it reads; folder: whether it is one, of the runtime's own format, instead of a
+    .onnx; rules: what is looked for in a written file, where no runtime does; runtime: the name by which it runs here, "" where
+    it doesn't.
     """
 
     title: str
     outputs: tuple[str, ...]
     fixed: bool = False
     integers: bool = True
+    symmetric: bool = False
     filters: int = 1
     opset: int = 23
     folder: bool = False
+    rules: tuple[str, ...] = ()
     runtime: str = ""
 
     def check(self, path: object, outputs: str) -> None:
@@ -43,9 +47,14 @@ class Target:
             wanted = f"--target {self.runtime}" if self.runtime else self.title
             raise UserError(f"{path}: gives {outputs}, which {self.title} doesn't compute here; export it with {wanted}")
 
-    def check_network(self, name: object, quantization: object) -> None:
-        """UserError for a quantized network (quantization: its settings, None for a float one) where files hold none."""
-        if quantization is not None and not self.integers:
+    def check_network(self, name: object, quantization: Settings | None) -> None:
+        """UserError for a quantized network that files don't hold. quantization: its settings, None for a float one."""
+        if quantization is None:
+            return
+        if self.symmetric and not quantization.symmetric:
+            raise UserError(f"{name}: is quantized ({quantization}), but {self.title} reads only integers that lie around 0; "
+                            "quantize the float weights again, with --symmetric")  # fmt: skip
+        if not self.integers:
             raise UserError(f"{name}: is quantized ({quantization}), but files for {self.title} are made of float networks, "
                             "which its own tools quantize; name the float weights")  # fmt: skip
 
@@ -55,8 +64,15 @@ TARGETS = {
     "openvino": Target("OpenVINO", (DECODED, RAW, MAPS, "nms", *THEIRS), runtime="openvino"),
     "opencv": Target("OpenCV", (DECODED, RAW, MAPS, *THEIRS), fixed=True, runtime="opencv"),
     "ncnn": Target("ncnn", (MAPS,), fixed=True, integers=False, filters=4, folder=True, runtime="ncnn"),
-    "tensorrt": Target("TensorRT", (DECODED, RAW, MAPS, *THEIRS), fixed=True, integers=False, filters=8),
-    "rknn": Target("RKNN", (MAPS,), fixed=True, integers=False, opset=19),
+    "tensorrt": Target(
+        "TensorRT",
+        (DECODED, RAW, MAPS, *THEIRS),
+        fixed=True,
+        symmetric=True,
+        filters=8,
+        rules=("fixed", "zeros", "scales", "pairs", "whole", "biases"),
+    ),
+    "rknn": Target("RKNN", (MAPS,), fixed=True, integers=False, opset=19, rules=("fixed", "float", "ends")),
 }
 
 

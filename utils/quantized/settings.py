@@ -56,7 +56,8 @@ class Settings:
     strategy: a key of SCHEMES; a_bit, w_bit: bits of maps and kernels; keep_first_last: the first convolution, those
     that feed heads and the maps that these read have 8 bits at least; shortcut_way: maps that a shortcut adds
     share the smaller (1) or the larger (2) of their scales, 0: each keeps its own; observer: of maps, "" for the
-    strategy's own. Settings that differ in the observer alone are equal: they describe the same network.
+    strategy's own; symmetric: 0 is the integer 0 in maps, too, as always with fpga. Settings that differ in the observer alone
+    are equal: they describe the same network.
     Raises UserError for values that can't be.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     keep_first_last: bool = False
     shortcut_way: int = 0
     observer: str = field(default="", compare=False)
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         for flag, bits in (("--a-bit", self.a_bit), ("--w-bit", self.w_bit)):
@@ -82,6 +84,7 @@ class Settings:
             raise UserError(f"--shortcut_way {self.shortcut_way}: can be 1 (the smaller scale) or 2 (the larger)")
         if self.fpga and not self.shortcut_way:
             object.__setattr__(self, "shortcut_way", 1)  # sums of integers need one exponent; the smaller scale is exact
+        object.__setattr__(self, "symmetric", self.symmetric or self.fpga)
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint stores."""
@@ -101,6 +104,7 @@ class Settings:
         extras = [f"{self.w_bit}-bit kernels, {self.a_bit}-bit maps"]
         extras += ["first and last at 8 bits"] if self.keep_first_last else []
         extras += [f"shortcut way {self.shortcut_way}"] if self.shortcut_way else []
+        extras += ["symmetric"] if self.symmetric and not self.fpga else []
         return ", ".join([self.plan.title, *extras])
 
     @property
@@ -108,6 +112,7 @@ class Settings:
         """The strategy with these settings in its configs, but for the bits."""
         strategy = SCHEMES[self.strategy]
         strategy = on_fpga(strategy) if self.fpga else strategy
+        strategy = replace(strategy, activation=replace(strategy.activation, symmetric=self.symmetric))
         if not self.observer:
             return strategy
         kernel = strategy.kernel if self.observer != "mse" else replace(strategy.kernel, observer="mse")
@@ -142,12 +147,14 @@ class QuantizationOptions:
     FPGA: bool = False
     keep_first_last: bool = False
     shortcut_way: int | None = None
+    symmetric: bool = False
 
 
 def settings_of(options: QuantizationOptions, strategy: int, observer: str = "") -> Settings:
     """The settings that the flags ask for."""
     bits = options.a_bit or 8, options.w_bit or 8
-    return Settings(strategy, options.FPGA, *bits, options.keep_first_last, options.shortcut_way or 0, observer)
+    way = options.shortcut_way or 0
+    return Settings(strategy, options.FPGA, *bits, options.keep_first_last, way, observer, options.symmetric)
 
 
 def requested(options: QuantizationOptions, strategy: int, observer: str) -> Settings | None:
@@ -156,7 +163,7 @@ def requested(options: QuantizationOptions, strategy: int, observer: str) -> Set
         return settings_of(options, strategy, observer)
     given = {"--FPGA": options.FPGA, "--a-bit": options.a_bit, "--w-bit": options.w_bit,
              "--keep-first-last": options.keep_first_last, "--shortcut_way": options.shortcut_way,
-             "--observer": observer}  # fmt: skip
+             "--symmetric": options.symmetric, "--observer": observer}  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
     if flags:
         raise UserError(f"{' '.join(flags)} needs --quantized: {', '.join(f'{n} {s.title}' for n, s in SCHEMES.items())}")

@@ -19,3 +19,5 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shortcut_way", type=int, choices=[1, 2], default=None,
                         help="quantized: maps that a shortcut adds share the smaller (1) or the larger (2) of their scales; "
                         "if not given each keeps its own, with --FPGA 1")  # fmt: skip
+    parser.add_argument("--symmetric", action="store_true",
+                        help="quantized: maps have 0 at the integer 0, too, as TensorRT asks; so with --FPGA")  # fmt: skip

@@ -1,4 +1,4 @@
-"""From a traced quantized network to a graph that ONNX Runtime computes in integers.
+"""From a traced quantized network to a graph that a runtime computes in integers.
 
 What is traced rounds maps and kernels (QuantizeLinear, then DequantizeLinear: a pair). ONNX Runtime makes an integer kernel
 of `DequantizeLinear -> operator -> QuantizeLinear` only, so here
@@ -9,6 +9,10 @@ of `DequantizeLinear -> operator -> QuantizeLinear` only, so here
     stay_on_grid     what moves values without changing them (pooling, upsampling, routes) gets a pair of its own
     round_in_float   the convolution of the image stays a float one, which is faster
     store_integers   the other kernels become int8 and biases int32 initialisers
+
+TensorRT takes signed integers around 0 alone, and no integer biases, so for it only kernels are stored, on the grids of maps
+
+    center           the integer that stands for 0 becomes 0: unsigned bytes become signed ones
 
 Each step leaves every value as it was, but for biases, which are rounded to the 32-bit accumulator's step.
 """
@@ -26,6 +30,7 @@ MOVES = frozenset({"Concat", "MaxPool", "Reshape", "Resize", "Slice", "Split", "
 RISING = frozenset({"LeakyRelu", "Relu", "Clip", "Sigmoid", "Tanh"})  # so the largest of a window stays the largest
 SAME_STEP = 1e-6  # relative difference of two scales that are meant to be one
 BIAS_LIMIT = 2.0**30
+MIDDLE = 128  # the unsigned byte that stands for 0 in maps with as many integers below it as above
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,10 @@ class Pair:
         return self.scale.item(), self.zero_point, self.limits
 
 
-def to_integers(model: ir.Model) -> ir.Model:
-    """All steps, in place."""
-    for step in (absorb_limits, ask_behind, pool_early, stay_on_grid, round_in_float, store_integers):
+def to_integers(model: ir.Model, signed: bool) -> ir.Model:
+    """All steps, in place; signed: those for runtimes that take signed integers around 0 alone."""
+    unsigned = absorb_limits, ask_behind, pool_early, stay_on_grid, round_in_float, store_integers
+    for step in (stay_on_grid, store_kernels, center) if signed else unsigned:
         step(model.graph)
     clean(model)
     return model
@@ -220,13 +226,29 @@ def _is_255ths(pair: Pair) -> bool:
     return pair.zero_point == 0 and pair.limits == (0, 255) and abs(255 * pair.scale.item() - 1) < SAME_STEP
 
 
-def store_integers(graph: ir.Graph) -> None:
+def store_kernels(graph: ir.Graph) -> None:
+    """Store each rounded kernel as int8."""
+    store_integers(graph, biases=False)
+
+
+def center(graph: ir.Graph) -> None:
+    """Let signed bytes with 0 for 0 stand for maps of unsigned ones that have 128 for it, of which none is cut off elsewhere
+    than at the ends."""
+    for node in [n for n in graph if n.op_type in ("QuantizeLinear", "DequantizeLinear")]:
+        zero = value_of(node.inputs[2])
+        if zero.dtype == np.uint8 and (zero == MIDDLE).all():
+            node.replace_input_with(2, constant(graph, np.zeros(zero.shape, np.int8), "zero"))
+            if node.op_type == "QuantizeLinear":
+                node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+
+
+def store_integers(graph: ir.Graph, biases: bool = True) -> None:
     """Store each rounded kernel as int8 and, where a convolution's input lies on a grid, its bias as int32."""
     for node in [n for n in graph if n.op_type in WEIGHTED and pair_at(n.inputs[1])]:
         kernel, pair = pair_at(node.inputs[1]), pair_at(node.inputs[0])
         values, scale = value_of(kernel.source), np.atleast_1d(kernel.scale)
         bias = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
-        if pair is not None and bias is not None:
+        if biases and pair is not None and bias is not None:
             # in filters so faint that their bias would not fit the accumulator, larger steps
             scale = np.maximum(scale, np.abs(bias) / (BIAS_LIMIT * pair.scale)).astype(np.float32)
             step = scale.astype(np.float64) * pair.scale

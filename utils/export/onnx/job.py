@@ -16,10 +16,12 @@ from utils.detection.threshold import choose_threshold
 from utils.export.inputs import input_size
 from utils.export.onnx import check as check
 from utils.export.onnx.model import OnnxModel, open_session
+from utils.export.onnx.rules import check_rules
 from utils.export.onnx.trace import OPSETS, OUTPUTS, GraphPlan, build, finish
 from utils.export.onnx.verdict import TOLERANCE, Goal, Trial, compare, in_runtime, refuse_far, without_quantizers
 from utils.export.onnx.verdict import lines as verdict
 from utils.export.options import ExportOptions, OnnxOptions
+from utils.export.targets import TARGETS
 from utils.loading import Loaded
 from utils.network.darknet import Darknet
 from utils.network.definitions import Convolutional
@@ -42,11 +44,13 @@ def export(options: OnnxOptions, loaded: Loaded[Darknet], data: DataConfig | Non
         for precision, path in reversed(paths.items()):  # what is asked for first: it may be impossible
             model = loaded.model if precision == trial.precision else trial.reference
             ir.save(finish(build(model, plan), loaded, plan, prepared, precision), path)
+        rules = check_rules(temporary, goal.target) if goal is not None else []
         figures = {"format": "onnx", "file": str(out), "precision": trial.precision} | describe(temporary, plan)
         figures |= agreement(temporary, trial)
         figures |= {"map50": accuracy(temporary, trial)} if data is not None else {}
         if goal is not None:
-            figures["target"] = in_runtime(temporary, trial, goal, figures.get("map50", {}).get("float"))
+            found = in_runtime(temporary, trial, goal, figures.get("map50", {}).get("float"))
+            figures["target"] = found | {"rules": rules}
         figures |= speed(paths, trial) | {"file_bytes": {name: path.stat().st_size for name, path in paths.items()}}
         figures["uneven"] = uneven(loaded.model, goal.target.filters if goal else EVEN)
     print(report(figures, goal))
@@ -63,7 +67,8 @@ def make_plan(options: OnnxOptions, loaded: Loaded[Darknet]) -> GraphPlan:
     if options.outputs == "nms":
         nms["conf_thres"] = choose_threshold(options.conf_thres, loaded.conf_thres, "checkpoint")
     size = input_size(options.source.img_size, loaded)
-    return GraphPlan(size, not options.static, options.batch, options.opset, outputs(options, loaded), **nms)
+    signed = bool(options.target) and TARGETS[options.target].symmetric
+    return GraphPlan(size, not options.static, options.batch, options.opset, outputs(options, loaded), signed, **nms)
 
 
 def outputs(options: OnnxOptions, loaded: Loaded[Darknet]) -> str:

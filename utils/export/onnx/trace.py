@@ -40,7 +40,8 @@ class GraphPlan:
     """What the graph should take and give.
 
     size: (height, width) in pixels, also where any other size will do (dynamic); batch: None for any.
-    outputs: see OUTPUTS. conf_thres, iou_thres, max_det: of the NMS in the graph.
+    outputs: see OUTPUTS. signed: of a quantized network, see utils.export.onnx.int8. conf_thres, iou_thres, max_det: of the
+    NMS in the graph.
     """
 
     size: tuple[int, int]
@@ -48,6 +49,7 @@ class GraphPlan:
     batch: int | None = None
     opset: int = OPSETS[0]
     outputs: str = "decoded"
+    signed: bool = False
     conf_thres: float = USUAL
     iou_thres: float = 0.6
     max_det: int = 300
@@ -150,7 +152,7 @@ def build(model: Darknet, plan: GraphPlan) -> ir.Model:
     """The graph of a network, its batch normalisations folded, without metadata and NMS: in float, or in integers if it is
     quantized (and its quantizers are switched on)."""
     graph = tidy(trace(copy.deepcopy(model).eval().requires_grad_(False).fuse(), plan))
-    return to_integers(graph) if model.quantization else graph
+    return to_integers(graph, plan.signed) if model.quantization else graph
 
 
 def trace(model: nn.Module, plan: GraphPlan) -> ir.Model:

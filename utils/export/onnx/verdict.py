@@ -67,9 +67,9 @@ class Trial:
         return check.pictures(self.plan, model.max_stride, channels, self.prepared.maxabs, dataset)
 
     def map50(self, network: DetectionModel, what: str) -> float:
-        """mAP@0.5 on the valid= images, in squares, which every graph takes; with the thresholds of a graph's own NMS."""
+        """mAP@0.5 on the valid= images, in the graph's size, which every one takes; with the thresholds of its own NMS."""
         loader = evaluation_loader(
-            self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, rect=False, workers=self.workers
+            self.data, self.prepared, img_size=max(self.plan.size), batch_size=16, shape=self.plan.size, workers=self.workers
         )
         own = {"conf_thres": self.plan.conf_thres, "iou_thres": self.plan.iou_thres} if self.plan.outputs == "nms" else {}
         return evaluate(network, loader, self.loaded.names, device=check.CPU, precision="fp32",
@@ -149,7 +149,10 @@ def lines(goal: Goal, figures: dict[str, Any], before: float | None) -> list[str
     """What a user reads of it."""
     title, runtime = goal.target.title, goal.target.runtime
     if not runtime:
-        return [f"{title} doesn't run here: the file keeps to its documented rules, and was tried in ONNX Runtime only"]
+        rules = "; ".join(figures["rules"])
+        return [
+            f"{title} doesn't run here: the file keeps to its documented rules ({rules}), and was tried in ONNX Runtime only"
+        ]
     if goal.opened is None:
         return [f"not tried in {title}, which isn't installed: pip install {runtime}"]
     said = [] if figures["difference"] is None else [f"boxes differ from PyTorch's by {figures['difference']:.2g} at most"]
