@@ -30,6 +30,7 @@ from utils.quantized.transform import quantize
 from utils.runtimes import opencv
 from utils.runtimes.base import Request
 from utils.runtimes.measure import RUNS, Job, Timing, measure
+from utils.runtimes.ncnn_files import outputs_of
 from utils.runtimes.registry import RUNTIMES, choose, installed, load
 from utils.scripts import compare_runtimes
 
@@ -70,6 +71,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(model, folder / "x.onnx", dynamic=False, batch=1)
     write(model, folder / "any.onnx")
     save(network(DFL), folder / "dfl.pt")
+    write(network(DFL), folder / "dfl.onnx", dynamic=False, batch=1)
     quantized = network(CSP)
     quantize(quantized, Settings(1))
     save(quantized, folder / "quantized.pt")
@@ -103,9 +105,27 @@ def test_computes_what_pytorch_does(name: str, kind: str, files: Path) -> None:
     with torch.inference_mode():
         expected = network(SPP)(images)[0]
         found = loaded.model.inference_copy(CPU, "fp32")(images)[0]
-    tolerance = 1e-3 if name == "ncnn" or (name, kind) == ("opencv", "pt") else 1e-4  # it adds another epsilon to the variance
+    tolerance = 1e-3 if name == "ncnn" else 1e-4
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert (loaded.names, loaded.shape) == (["red", "blue"], (64, 64))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ncnn", "pt"), ("onnxruntime", "onnx"), ("openvino", "onnx"), ("opencv", "onnx")])
+def test_heads_without_anchors(name: str, kind: str, files: Path) -> None:
+    """Halves of maps that nothing reads are no outputs, and sums over bins become distances, in each of them."""
+    if name not in installed():
+        pytest.skip(f"{name} isn't installed")
+    if name == "ncnn":
+        pytest.importorskip("pnnx")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = network(DFL)(images)[0]
+        found = load(name, None, Request(weights=str(files / f"dfl.{kind}"))).model(images)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_outputs_of_ncnn() -> None:
+    assert outputs_of(["9", "out10", "out2", "190", "out0", "about"]) == ["out0", "out2", "out10"]
 
 
 def test_measured_in_processes_of_their_own_with_the_threads_wanted(files: Path) -> None:
@@ -135,7 +155,7 @@ def test_a_process_that_dies_is_one_line(files: Path) -> None:
     ("openvino", "x.pt", r"--runtime openvino: .*x.pt: it reads ONNX files; make one: python export.py --weights .*x.pt"),
     ("openvino", "damaged.onnx", r"damaged.onnx: OpenVINO .* can't run this file \("),
     ("opencv", "damaged.onnx", r"damaged.onnx: OpenCV .* can't run this file \("),
-    ("opencv", "dfl.pt", r"--runtime opencv: .*dfl.pt: OpenCV doesn't know \[dfl\]; take another runtime"),
+    ("opencv", "dfl.pt", r"--runtime opencv: .*dfl.pt: Darknet's files have no \[dfl\] in OpenCV; export it"),
     ("opencv", "quantized.pt", r"--runtime opencv: .*quantized.pt: is a quantized network, which Darknet's files can't hold"),
     ("opencv", "no.pt", r"no.pt: these weights do not exist"),
     ("opencv", "nms.onnx", r"nms.onnx: gives nms, which OpenCV doesn't compute here; export it with --target opencv"),
@@ -157,6 +177,20 @@ def test_opencv_5_reads_no_darknet_files(files: Path, monkeypatch: pytest.Monkey
     monkeypatch.delattr(cv2.dnn, "readNetFromDarknet", raising=False)
     with pytest.raises(UserError, match=r"x.pt: OpenCV .* no longer reads Darknet's files; export it and name the .onnx"):
         load("opencv", None, Request(weights=str(files / "x.pt")))
+
+
+@pytest.mark.skipif(not READS_DARKNET, reason="OpenCV 5 doesn't read Darknet's files")
+def test_opencv_of_channels_that_hardly_vary(tmp_path: Path) -> None:
+    """Trained networks have variances that PyTorch's epsilon counts beside: OpenCV's is another."""
+    model = network(SPP)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1e-4)
+            module.weight.data *= 0.01
+    save(model, tmp_path / "x.pt")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = load("opencv", None, Request(weights=str(tmp_path / "x.pt"))).model(images)[0]
+    torch.testing.assert_close(found, model(images)[0].detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not READS_DARKNET, reason="OpenCV 5 doesn't read Darknet's files")
@@ -235,9 +269,9 @@ def test_scripts_run_through_it(name: str, file: str, data: Path, capsys: pytest
         wanted = ["--data", str(data), "--workers", "0", *fixed, *more]
         return test_script.main(test_script.get_parser().parse_args(wanted)).map
 
-    expected = evaluated("--weights", str(data.parent / "x.pt"))
+    expected = evaluated("--weights", str(data.parent / "x.pt"), *(["--square"] if (name, file) != ("opencv", "x.pt") else []))
     weights = ["--weights", str(data.parent / file), "--runtime", name, "--threads", "1"]
-    assert evaluated(*weights) == pytest.approx(expected, abs=0.003)
+    assert evaluated(*weights) == pytest.approx(expected, abs=1e-4)
     assert 0.2 < expected < 0.99
     assert {"opencv": "OpenCV", "openvino": "OpenVINO", "ncnn": "ncnn on the CPU"}[name] in capsys.readouterr().out
     source = ["--source", str(data.parent / "images" / "100.png"), "--output", str(data.parent / "out")]
@@ -263,7 +297,7 @@ def test_one_table_of_runtimes_and_files(data: Path, monkeypatch: pytest.MonkeyP
     found = compared(data, monkeypatch, *asked, "--data", str(data), "--img-size", "64", "--json", str(folder / "r.json"))
     rows = found["rows"]
     assert [(r["runtime"], Path(r["file"]).name, r["ms"]) for r in rows] == [("torch", "x.pt", 1), ("onnxruntime", "x.onnx", 2)]
-    assert rows[0]["map50"] == pytest.approx(rows[1]["map50"], abs=0.003)
+    assert rows[0]["map50"] == pytest.approx(rows[1]["map50"], abs=1e-4)
     assert rows[1]["bytes"] == (folder / "x.onnx").stat().st_size
     assert [r["file"] for r in found["refused"]] == [broken]
     assert json.loads((folder / "r.json").read_text()) == json.loads(json.dumps(found))

@@ -16,7 +16,8 @@ from torch import Tensor
 def side_distances(logits: Tensor, reg_max: int) -> Tensor:
     """(..., 4 * reg_max), left, top, right, bottom one after another -> (..., 4) distances in cells."""
     bins = torch.arange(reg_max, dtype=logits.dtype, device=logits.device)
-    return logits.unflatten(-1, (4, reg_max)).softmax(-1) @ bins
+    shares = logits.unflatten(-1, (4, reg_max)).softmax(-1)
+    return (shares @ bins[:, None])[..., 0]  # a column: OpenCV takes the product with a vector for another shape
 
 
 def cell_centres(ny: int, nx: int, device: torch.device) -> Tensor:

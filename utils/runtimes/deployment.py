@@ -29,8 +29,8 @@ class Deployment:
             raise UserError(f"--runtime {runtime}: its layers can't be timed one by one here; name another one")
         if bits not in adapter.bits:
             able = ", ".join(name for name, other in RUNTIMES.items() if bits in other.bits)
-            raise UserError(f"--runtime {runtime} --bits {bits}: it computes no network in {bits}-bit integers here; leave --bits "
-                            f"out, or name a runtime that does: {able}")  # fmt: skip
+            raise UserError(f"--runtime {runtime} --bits {bits}: it computes no network in {bits}-bit integers here; leave "
+                            f"--bits out, or name a runtime that does: {able}")  # fmt: skip
         check_installed(runtime, {**adapter.packages, **adapter.writing})
         return cls(runtime, threads or torch.get_num_threads(), bits, device, precision)
 

@@ -1,5 +1,6 @@
 """--runtime ncnn: folders that export.py --target ncnn writes, and whatever PyTorch loads, converted on the way."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,13 @@ def is_folder(path: str | Path) -> bool:
     return bool(path) and (Path(path) / METADATA_FILE).is_file()
 
 
+def outputs_of(names: list[str]) -> list[str]:
+    """Those that pnnx named `out0`, `out1` and so on, in this order, of all maps that nothing reads: halves that a network
+    leaves out are among them."""
+    numbers = sorted(int(match[1]) for match in map(re.compile(r"out(\d+)").fullmatch, names) if match)
+    return [f"out{number}" for number in numbers]
+
+
 class NcnnSession:
     """A network in ncnn on the CPU. Its own usual is to keep and compute maps in 16 bits where the processor can (ARM); here
     that is what --precision fp16 asks for, and otherwise everything is float32."""
@@ -48,7 +56,7 @@ class NcnnSession:
             for file, read in ((PARAM, self.net.load_param), (BIN, self.net.load_model)):
                 if not (Path(readable) / file).is_file() or read(str(Path(readable) / file)):
                     raise self.refused(f"{file} can't be read")
-        self.names = self.net.input_names()[0], self.net.output_names()
+        self.names = self.net.input_names()[0], outputs_of(self.net.output_names())
 
     @property
     def threads(self) -> int:

@@ -1,8 +1,9 @@
 """Single convolutions as ncnn's two files, with which it is asked how long a layer takes in it.
 
-pnnx takes seconds for a file, so each kind of convolution is converted once, in few channels, and its text then gets the numbers
-of other widths. A line of it is a layer: kind, name, how many maps it reads and makes, their names, and arguments `number=value`,
-of which a convolution's are documented by ncnn (docs/developer-guide/operators.md). Sizes of maps aren't among them.
+pnnx takes seconds for a file, so each kind of convolution is converted once, in few channels, and its text then gets the
+numbers of other widths. A line of it is a layer: kind, name, how many maps it reads and makes, their names, and arguments
+`number=value`, of which a convolution's are documented by ncnn (docs/developer-guide/operators.md). Sizes of maps aren't among
+them.
 """
 
 import tempfile
@@ -76,7 +77,8 @@ def between_layers(ncnn: Any, net: Any, noise: np.ndarray) -> Callable[[], objec
     """What computes a layer as it stands within a network: its map comes packed as the layer before left it, and goes the same
     way. noise: (channels, height, width)."""
     pack = next((pack for pack in PACKS if len(noise) % pack == 0), 1)
-    image, read, made = ncnn.convert_packing(ncnn.Mat(noise).clone(), pack, net.opt), *net.input_names(), *net.output_names()
+    image = ncnn.convert_packing(ncnn.Mat(noise).clone(), pack, net.opt)
+    read, made = net.input_names()[0], net.output_names()[0]
 
     def compute() -> object:
         extractor = net.create_extractor()

@@ -1,5 +1,6 @@
 """--runtime opencv: Darknet's own files where it is OpenCV 4, ONNX files in 4 and 5."""
 
+import copy
 import dataclasses
 import re
 import tempfile
@@ -9,7 +10,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.core.errors import UserError
 from utils.data.images import libraries_silenced, openable
@@ -24,6 +25,7 @@ from utils.runtimes.base import Request
 from utils.runtimes.onnx_files import WritesOnnx, check_outputs, refused
 
 NAME = f"OpenCV {cv2.__version__}"
+EPSILON = 1e-6  # that it adds to variances of Darknet's files, as measured
 AGREEMENT = 1e-3  # with PyTorch's raw maps, of a value or of 1 if that is more: OpenCV's Winograd is off by less
 
 
@@ -57,7 +59,7 @@ class OpenCVSession:
             raise self._refused(error) from None
 
     def _refused(self, error: cv2.error) -> UserError:
-        return refused(self.path, NAME, error, "; OpenCV 4 wants one size: export.py --target opencv, and can't compute [dfl]")
+        return refused(self.path, NAME, error, "; export it with --target opencv")
 
 
 class OpenCVDarknet:
@@ -74,7 +76,7 @@ class OpenCVDarknet:
         self.heads, self.sources = model.heads, [model.defs.sources(i)[0] for i in model.defs.head_indices()]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "x.weights"
-            save_weights(model, file)
+            save_weights(_with_its_epsilon(model), file)
             self.weights = np.fromfile(file, np.uint8)
         self.nets: dict[tuple[int, int], cv2.dnn.Net] = {}
         cv2.setNumThreads(torch.get_num_threads())
@@ -125,6 +127,15 @@ class OpenCVDarknet:
                                 f"{error:.2g}); export it and name the .onnx")  # fmt: skip
 
 
+def _with_its_epsilon(model: Darknet) -> Darknet:
+    """A copy with variances that OpenCV makes the same standard deviations of: it adds less to them than PyTorch."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var += module.eps - EPSILON
+    return copied
+
+
 class OpenCV(WritesOnnx):
     packages: ClassVar = {"cv2": "opencv-python"}
     start = OpenCVSession
@@ -139,8 +150,8 @@ class OpenCV(WritesOnnx):
         if not hasattr(cv2.dnn, "readNetFromDarknet"):
             raise UserError(f"--runtime opencv: {name}: {NAME} no longer reads Darknet's files; export it and name the .onnx")
         if any(isinstance(d, Dfl) for d in loaded.model.defs):
-            raise UserError(f"--runtime opencv: {name}: OpenCV doesn't know [dfl]; take another runtime, with the .onnx that "
-                            "export.py makes")  # fmt: skip
+            raise UserError(f"--runtime opencv: {name}: Darknet's files have no [dfl] in OpenCV; export it for it "
+                            "(--target opencv) and name the .onnx")  # fmt: skip
         if loaded.model.quantization:
             raise UserError(f"--runtime opencv: {name}: is a quantized network, which Darknet's files can't hold; export it "
                             "and name the .onnx")  # fmt: skip
