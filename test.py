@@ -51,6 +51,9 @@ def get_parser() -> Parser:
     parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="images a batch")
     parser.add_argument("--conf-thres", type=SHARE, default=0.001, help="detections below this confidence don't count")
     parser.add_argument("--iou-thres", type=SHARE, default=0.6, help="NMS drops boxes that overlap a better one by more")
+    parser.add_argument("--square", action="store_true",
+                        help="letterbox images into squares instead of rectangles that suit them: what a file of one size gets "
+                        "in any case, so compare with it by this")  # fmt: skip
     parser.add_argument("--task", choices=["test", "benchmark"], default="test", help="benchmark: over several image sizes")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: mirrored and at two smaller scales")
     parser.add_argument("--save-json", action="store_true", help=f"write detections in COCO's format to {DETECTIONS}")
@@ -74,6 +77,7 @@ class TestOptions:
     iou_thres: float
     task: str
     augment: bool
+    square: bool
     save_json: bool
     json: str
 
@@ -105,8 +109,9 @@ def measure(options: TestOptions, loaded: Loaded, data: DataConfig, img_size: in
     asked = options.evaluation
     prepared = loaded.preparation(asked.images)
     loader = evaluation_loader(
-        data, prepared, img_size=img_size, batch_size=asked.batch_size, stride=loaded.model.max_stride, workers=asked.workers
-    )
+        data, prepared, img_size=img_size, batch_size=asked.batch_size, stride=loaded.model.max_stride, workers=asked.workers,
+        shape=loaded.fixed_size or ((img_size, img_size) if options.square else None),
+    )  # fmt: skip
     truth = json_ground_truth(data, loader.dataset)
     result = evaluate(
         loaded.model, loader, loaded.names, device=select_device(asked.device), precision=asked.precision,

@@ -272,6 +272,14 @@ def test_rect_batches_go_by_aspect_ratio(tmp_path):
     assert torch.allclose(batches[0].targets[0], torch.tensor([0, 0, 0.5, 26.4 / 64, 0.2, 0.3 * 51 / 64]))
 
 
+def test_images_of_one_shape(tmp_path):
+    source = make_set(tmp_path, [(100, 50), (50, 100), (100, 40)])
+    (batch,) = loader(source, shape=(64, 128), img_size=128)
+    assert tuple(batch.images.shape) == (3, 3, 64, 128)
+    # (100, 50) in (64, 128): 32 columns and 48 of gray at the left
+    assert torch.allclose(batch.targets[0], torch.tensor([0, 0, 0.5, 0.4, 0.2 * 32 / 128, 0.3]))
+
+
 @pytest.mark.parametrize("where", ["ram", "disk"])
 def test_cache_changes_nothing_but_the_reading(tmp_path, where):
     source = make_set(tmp_path, [(100, 50), (50, 100), (70, 70)])

@@ -243,13 +243,22 @@ class BatchPlan(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, dataset: DetectionDataset, batch_size: int, *, rect: bool, stride: int, rank: int, world_size: int
+        self,
+        dataset: DetectionDataset,
+        batch_size: int,
+        *,
+        rect: bool,
+        stride: int,
+        rank: int,
+        world_size: int,
+        shape: Size | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
         if dataset.training and batch_size % world_size:
             raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes, {world_size}")
         self.dataset, self.rect, self.stride = dataset, rect and not dataset.stretch, stride
+        self.shape = shape or (dataset.img_size, dataset.img_size)
         self.rank, self.world_size = rank, world_size
         self.batch_size = batch_size if dataset.training else math.ceil(batch_size / world_size)
 
@@ -261,9 +270,7 @@ class BatchPlan(Sampler[list[Draw]]):
         dataset = self.dataset
         epoch, mosaic = dataset.epoch, dataset.mosaic and not self.rect
         for first, indices in self._batches():
-            size = (dataset.img_size, dataset.img_size)
-            if self.rect:
-                size = rect_size(dataset.shapes[indices], dataset.img_size, self.stride)
+            size = rect_size(dataset.shapes[indices], dataset.img_size, self.stride) if self.rect else self.shape
             partners = self._partners(epoch, first, len(indices))
             draws = [Draw(int(i), first + k, epoch, mosaic, size, partners[k]) for k, i in enumerate(indices)]
             yield draws[self.rank :: self.world_size] if dataset.training else draws
@@ -305,6 +312,7 @@ def create_loader(
     hyp: Hyp | None = None,
     stride: int = 32,
     rect: bool = False,
+    shape: Size | None = None,
     stretch: bool = False,
     gray: bool = False,
     cache_images: str | None = NONE,
@@ -318,7 +326,8 @@ def create_loader(
     `batch_size` counts the images of all `world_size` processes together; a training loader gives each process its equal
     part of every batch. `training` shuffles and augments (call `loader.dataset.set_epoch(e)` before each epoch; set
     `loader.dataset.mosaic = False` to close mosaic); otherwise every image comes once, letterboxed. `rect` gives each
-    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off. `cache_images`: where
+    batch the smallest shape, in multiples of `stride`, that holds its images, and turns mosaic off; without it all have
+    `shape`, a square if not given. `cache_images`: where
     decoded images are kept, see DetectionDataset.fill_cache. Raises UserError as scan; what was mended is said once, on rank 0.
     """
     if workers < 0:
@@ -335,7 +344,7 @@ def create_loader(
             tqdm.write(f"--cache-images {cache_images}: {line}; reading the image files instead", file=sys.stderr)
         elif rank == 0 and cache_images == DISK:
             tqdm.write(f"{source}: {line}", file=sys.stderr)
-    plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size)
+    plan = BatchPlan(dataset, batch_size, rect=rect, stride=stride, rank=rank, world_size=world_size, shape=shape)
     return Loader(
         dataset, workers=workers, batch_sampler=plan, pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
         generator=torch.Generator(),
@@ -350,11 +359,12 @@ def validation_dataset(data: DataConfig, prepared: Preparation, img_size: int) -
 
 
 def evaluation_loader(
-    data: DataConfig, prepared: Preparation, *, split: str = "valid", rect: bool = True, **options: Any
+    data: DataConfig, prepared: Preparation, *, split: str = "valid", shape: Size | None = None, **options: Any
 ) -> Loader:
     """Every image of a line (`valid` or `train`) of the .data file once, without augmentation, prepared as the network sees
-    them. rect: letterboxed into rectangles, which stretching needs none of. options: of create_loader."""
+    them. shape: (height, width) that all are letterboxed into; if not given each batch has the rectangle that suits it, which
+    stretching needs none of. options: of create_loader."""
     return create_loader(
         data.source(split), classes=data.classes, label_classes=data.label_classes, training=False,
-        rect=rect and not prepared.stretch, stretch=prepared.stretch, gray=prepared.gray, **options,
+        rect=shape is None and not prepared.stretch, shape=shape, stretch=prepared.stretch, gray=prepared.gray, **options,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """benchmark.py --runtimes: the same network in several runtimes and files, side by side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ def make_jobs(options: CompareOptions, img_size: int | None) -> list[Job]:
 
 
 def accuracy(options: CompareOptions, job: Job) -> float | UserError:
-    """mAP@0.5 on the valid= images, as test.py measures it; or why the runtime can't compute the file."""
+    """mAP@0.5 on the valid= images, all in one size, as files of one size want them; or why the runtime can't compute the
+    file."""
     try:
         loaded = load(job.runtime, job.threads, job.request)
         own = EvaluationOptions(job.device, job.precision, options.batch_size, options.workers, Preparation())
-        evaluator = Evaluator(own, job.request.data, loaded)
+        evaluator = Evaluator(own, job.request.data, replace(loaded, fixed_size=loaded.shape))
         return evaluator.accuracy(loaded.model, f"{job.runtime} {Path(job.request.weights).name}")["map50"]
     except UserError as error:
         return error

@@ -58,7 +58,7 @@ class Evaluator:
         """The images of `key` in the .data file, prepared as the network was trained to see them."""
         return evaluation_loader(
             self.data, self.prepared, split=key, img_size=self.loaded.img_size, batch_size=self.options.batch_size,
-            stride=self.loaded.model.max_stride, workers=self.options.workers,
+            stride=self.loaded.model.max_stride, shape=self.loaded.fixed_size, workers=self.options.workers,
         )  # fmt: skip
 
     @property
