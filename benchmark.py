@@ -3,9 +3,11 @@
 Plain: float32, NCHW, batch normalisation unfused, freed memory returned to the system (glibc's default). The suite's:
 what train.py -mpt, test.py and detect.py really run.
 Both take turns, so that a machine that is busy with other things slows both; medians are printed.
+--profile says where a training step spends its time on the CPU, and how fast its convolutions could be alone.
 --runtimes measures a network of yours instead, in every runtime that is installed, in each file that is named.
 
 python benchmark.py --cfg cfg/yolov3/yolov3-tiny.cfg
+python benchmark.py --profile --cfg cfg/yolov3/yolov3-tiny.cfg --threads 1
 python benchmark.py --runtimes --weights x.pt --onnx x.onnx --onnx-int8 y.onnx --data my.data --threads 1
 """
 
@@ -45,10 +47,12 @@ from utils.runtimes.registry import RUNTIMES
 from utils.scripts.cli import Parser, add_device_arguments, add_threads_argument, run
 from utils.scripts.compare_runtimes import CompareOptions, compare_runtimes
 from utils.training.epoch import memory_gib
+from utils.training.profile import profile_step, report_profile
 from utils.training.run import Plan, Run
 
-OF_WAYS = {"parts", "seed", "images"}  # arguments that --runtimes has no use for
+OF_WAYS = {"parts", "seed", "images", "profile"}  # arguments that --runtimes has no use for
 OF_RUNTIMES = {"weights", "onnx", "onnx_int8", "ncnn", "precision", "data"}  # and those that only it has
+OF_TURNS = {"parts", "images", "workers"}  # and those that --profile has none for
 PARTS = ("training", "inference", "peak", "pipeline")
 BOXES = 8  # an image
 KEPT = {NONE: "from image files", RAM: "decoded in memory", DISK: "decoded on a disk"}  # ways of the pipeline
@@ -65,6 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=whole(1, 1_000_000), default=64, help="of the data set that the image pipeline reads")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and boxes")
+    parser.add_argument("--profile", action="store_true", help="measure what a training step on the CPU consists of")
     parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=None,
                         help="measure a network's files in these runtimes; without a name: in all that are there")  # fmt: skip
     parser.add_argument("--weights", default="", help="--runtimes: .pt or .weights file")
@@ -85,7 +90,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.runtimes is not None:
         figures = compare_runtimes(options_of(CompareOptions, vars(args)), args.img_size if "img_size" in args.given else None)
     else:
-        figures = compare_ways(args)
+        figures = profile(args) if args.profile else compare_ways(args)
     write_json(args.json, figures)
     return figures
 
@@ -96,19 +101,42 @@ def check_arguments(args: argparse.Namespace) -> None:
     if foreign:
         which = "doesn't go with --runtimes" if args.runtimes is not None else "is about --runtimes, which is missing"
         raise UserError(f"--{foreign[0].replace('_', '-')} {which}")
+    unused = sorted(args.given & OF_TURNS) if args.profile else []
+    if unused:
+        raise UserError(f"--{unused[0]} doesn't go with --profile")
     if args.runtimes is not None and not args.weights:
         raise UserError("--runtimes: name the network with --weights FILE, its ONNX files with --onnx and --onnx-int8")
     if args.runtimes is None and not args.cfg:
         raise UserError("name the network with --cfg FILE")
 
 
-def compare_ways(args: argparse.Namespace) -> dict[str, Any]:
-    """The suite's way against the plain one."""
+def prepare(args: argparse.Namespace) -> tuple[Darknet, torch.device]:
+    """The network with random weights, and where it is measured."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    device = select_device(args.device)
-    model = Darknet(parse_cfg(args.cfg), args.img_size)
+    return Darknet(parse_cfg(args.cfg), args.img_size), select_device(args.device)
+
+
+def profile(args: argparse.Namespace) -> dict[str, Any]:
+    """What a training step of the suite consists of. UserError on a GPU, where operators only queue their work."""
+    model, device = prepare(args)
+    if device.type != "cpu":
+        raise UserError(f"--profile measures on the CPU, not on {device}; add --device cpu")
+    reuse_memory()
+    training, batch = suite_run(model, device, args), random_batch(model.defs.net.channels, args)
+    dtype = training.dtype or torch.float32
+    found = profile_step(training, lambda: normalise(batch.images, device, dtype), batch.targets, args.steps)
+    threads = torch.get_num_threads()
+    head = f"{args.cfg} at {args.img_size}, batch {args.batch_size}, {threads} threads, {dtype}".replace("torch.", "")
+    print(head, report_profile(found, args.batch_size), f"peak memory: {memory_gib(device):.2f} GiB", sep="\n")
+    shape = {"cfg": args.cfg, "img_size": args.img_size, "batch_size": args.batch_size, "threads": threads}
+    return shape | {"profile": vars(found), "peak_memory_gib": memory_gib(device)}
+
+
+def compare_ways(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite's way against the plain one."""
+    model, device = prepare(args)
     gflop = 2e-9 * sum(layer_macs(model, args.img_size, args.img_size))
     figures: dict[str, Any] = {
         "cfg": args.cfg, "img_size": args.img_size, "batch_size": args.batch_size, "device": str(device),
@@ -150,9 +178,8 @@ def random_batch(channels: int, args: argparse.Namespace) -> Batch:
 
 def measure_training(model: Darknet, device: torch.device, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of a training step (forward, loss, backward, optimizer, averaging) both ways; memory of the suite's."""
-    batch, hyp = random_batch(model.defs.net.channels, args), Hyp()
-    plan = Plan(epochs=1, batch_size=args.batch_size, batches=100, img_size=args.img_size, accumulate=1)
-    suite = Run(copy.deepcopy(model), hyp, plan, device, training_dtype(device), World())
+    batch = random_batch(model.defs.net.channels, args)
+    suite = suite_run(copy.deepcopy(model), device, args)
 
     def suite_step() -> None:
         images = normalise(batch.images, device, suite.dtype or torch.float32)
@@ -161,13 +188,19 @@ def measure_training(model: Darknet, device: torch.device, args: argparse.Namesp
     for _ in range(2):
         suite_step()
     memory = memory_gib(device)  # before the plain way has added its own
-    plain = Run(copy.deepcopy(model), hyp, plan, device, None, World())
+    plain = Run(copy.deepcopy(model), suite.hyp, suite.plan, device, None, World())
     plain.model.to(memory_format=torch.contiguous_format)
 
     def plain_step() -> None:
         train_step(plain, batch.images.to(device).contiguous().float() / 255, batch.targets.to(device))
 
     return compare(plain_step, suite_step, args.steps, device) | {"peak_memory_gib": memory}
+
+
+def suite_run(model: Darknet, device: torch.device, args: argparse.Namespace) -> Run:
+    """A training as train.py -mpt makes it."""
+    plan = Plan(epochs=1, batch_size=args.batch_size, batches=100, img_size=args.img_size, accumulate=1)
+    return Run(model, Hyp(), plan, device, training_dtype(device), World())
 
 
 def train_step(training: Run, images: Tensor, targets: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 
 import benchmark
 from tests.tiny import RESIDUAL
+from utils.core.errors import UserError
 
 
 def run(tmp_path: Path, *arguments: str) -> dict:
@@ -48,3 +49,17 @@ def test_both_ways_take_turns_and_warm_ups_do_not_count(monkeypatch: pytest.Monk
     found = benchmark.compare(lambda: order.append("a"), lambda: order.append("b"), 3, torch.device("cpu"))
     assert found == {"plain_s": 2, "suite_s": 20, "ratio": 0.1}
     assert "".join(order) == "ab" * 5
+
+
+def test_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    figures = run(tmp_path, "--profile", "--batch-size", "2", "--threads", "1", "--json", str(tmp_path / "figures.json"))
+    assert figures["profile"]["whole"] > 0
+    assert json.loads((tmp_path / "figures.json").read_text())["profile"]["best"].keys() == figures["profile"]["best"].keys()
+    out = capsys.readouterr().out
+    for text in ("batch 2, 1 threads", "convolutions, forward", "a whole step", "peak memory"):
+        assert text in out
+
+
+def test_a_profile_has_no_turns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--workers doesn't go with --profile$"):
+        run(tmp_path, "--profile", "--workers", "0")
