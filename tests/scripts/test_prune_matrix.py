@@ -23,7 +23,7 @@ from utils.pruning.pruner import STRATEGIES, Amount, Pruner
 from utils.pruning.residual_blocks import residual_blocks
 
 NETWORKS = networks(FOLDER)
-QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco"}
+QUICK = {"cfg/yolov3-tiny", "cfg/yolov4-tiny", "cfg/yolov3tiny-mobilenet-small-coco", "cfg/yolov5n", "cfg/yolov8n"}
 # What OpenCV's importer doesn't read: layers of the MobileNet dialect, reorg3d, and the anchor-free head.
 DIALECT = (SqueezeExcite, Depthwise, Reorg3d, Dfl)
 # What constants behind a multiplication by data cost (see utils.pruning.absorb): up to 0.08 of the largest output in the two
