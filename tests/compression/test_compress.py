@@ -141,6 +141,8 @@ def check_page(text: str, result: dict) -> None:
         ("--weights base.pt", "name the dataset with --data: its .data file, or its folder"),
         ("--data d.data --cfg none.cfg", "none.cfg: this cfg does not exist"),
         ("--data d.data --weights none.pt", "none.pt: these weights do not exist"),
+        ("--data d.data --weights d.data --out new", "d.data: carries no cfg; name the one it belongs to with --cfg"),
+        ("--data d.data --weights base.pt --out new --device 63", "--device 63: this machine has"),
         ("--data novalid.data --weights base.pt", "novalid.data: needs a line `valid=`"),
         ("--data one.data --weights base.pt", "one.txt: has 1 image to train on"),
         ("--data three.data --weights base.pt", "layers have classes=2, but three.data has 3"),
@@ -162,6 +164,7 @@ def test_what_can_not_be_done_is_told_in_a_line(command, told, calls, trained):
     assert told in str(error.value)
     assert "\n" not in str(error.value)
     assert not [words for words in calls.words if words[0] not in ("check.py", "test.py")]
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize(

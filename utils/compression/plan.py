@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from utils.compression.aim import KINDS, MAX_DROP, asked
 from utils.compression.clock import FIRST, SPARSE
 from utils.compression.options import CompressOptions
+from utils.core.devices import select_device
 from utils.core.errors import UserError
 from utils.core.options import flags_of
 from utils.core.tables import format_table
@@ -64,6 +65,7 @@ class Plan:
         if not options.data:
             raise UserError("name the dataset with --data: its .data file, or its folder")
         deployment = options.deployment()
+        select_device(options.device)  # refuses one that isn't there
         data = read_data(options.data)
         pictures = {key: len(image_paths(data.source(key), Problems())) for key in ("train", "valid")}
         for key, number in pictures.items():
@@ -74,8 +76,10 @@ class Plan:
         if trains:
             parse_cfg(options.network)
         else:
-            takes_in = not is_checkpoint(options.weights) or convertible(options.weights) is not None
-            if not takes_in or options.cfg:
+            is_ours = is_checkpoint(options.weights)
+            is_foreign = is_ours and convertible(options.weights) is not None
+            takes_in = is_foreign or not is_ours
+            if options.cfg or not is_foreign:
                 check_network(options, data)
         epochs = Epochs.of(pictures["train"], options.epochs)
         has_onnx = all(importlib.util.find_spec(name) is not None for name in ONNX)
