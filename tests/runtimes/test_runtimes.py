@@ -157,6 +157,8 @@ def test_a_process_that_dies_is_one_line(files: Path) -> None:
     ("opencv", "damaged.onnx", r"damaged.onnx: OpenCV .* can't run this file \("),
     ("opencv", "dfl.pt", r"--runtime opencv: .*dfl.pt: Darknet's files have no \[dfl\] in OpenCV; export it"),
     ("opencv", "quantized.pt", r"--runtime opencv: .*quantized.pt: is a quantized network, which Darknet's files can't hold"),
+    ("torch", "empty", r"--runtime torch: .*empty is a folder for ncnn; name the weights that it comes from, or"),
+    ("openvino", "empty", r"--runtime openvino: .*empty is a folder for ncnn"),
     ("opencv", "no.pt", r"no.pt: these weights do not exist"),
     ("opencv", "nms.onnx", r"nms.onnx: gives nms, which OpenCV doesn't compute here; export it with --target opencv"),
     ("ncnn", "x.onnx", r"--runtime ncnn: .*x.onnx is an ONNX file; name the .pt or .weights that it comes from"),
@@ -171,6 +173,19 @@ def test_files_that_a_runtime_cannot_read(name: str, file: str, said: str, files
     with pytest.raises(UserError, match=said) as caught:
         load(name, None, Request(weights=str(files / file)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("outputs", ["raw", "maps"])
+def test_a_graph_with_the_metadata_of_another_network(outputs: str, files: Path, tmp_path: Path) -> None:
+    """They say other numbers of heads or channels."""
+    for name, cfg in (("x", SPP), ("other", DFL if outputs == "maps" else CELLS)):
+        write(network(cfg), tmp_path / f"{name}.onnx", dynamic=False, batch=1, outputs=outputs)
+    graph = ir.load(tmp_path / "x.onnx")
+    graph.metadata_props.update(ir.load(tmp_path / "other.onnx").metadata_props)
+    ir.save(graph, tmp_path / "mixed.onnx")
+    network_of = load("onnxruntime", None, Request(weights=str(tmp_path / "mixed.onnx"))).model
+    with pytest.raises(UserError, match=r"mixed.onnx: gives .*, which isn't what its metadata say: it is another network's"):
+        network_of(torch.rand(1, 3, 64, 64))
 
 
 def test_opencv_5_reads_no_darknet_files(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

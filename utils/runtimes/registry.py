@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from utils.core.errors import UserError
 from utils.loading import Loaded
 from utils.network.detection_model import DetectionModel
 from utils.network.file_kind import is_onnx
@@ -46,6 +47,9 @@ def load(name: str, threads: int | None, request: Request) -> Loaded[DetectionMo
     """
     runtime = RUNTIMES[name]
     check_installed(name, runtime.packages)
+    if name != "ncnn" and is_folder(request.weights):
+        raise UserError(f"--runtime {name}: {request.weights} is a folder for ncnn; name the weights that it comes from, or "
+                        "--runtime ncnn")  # fmt: skip
     if threads is not None:
         torch.set_num_threads(threads)  # the other runtimes take PyTorch's number
     return runtime.load(request)

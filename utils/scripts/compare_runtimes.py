@@ -54,7 +54,7 @@ def compare_runtimes(options: CompareOptions, img_size: int | None) -> dict[str,
             refused.append(name | {"reason": str(outcome)})
     if not rows:
         raise UserError(refused[0]["reason"])
-    print(report(rows, refused, options.steps))
+    print(report(rows, refused, options.steps, options.runtimes))
     return {"rows": rows, "refused": refused}
 
 
@@ -102,8 +102,8 @@ def figures(job: Job, timing: Timing, map50: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(rows: list[dict[str, Any]], refused: list[dict[str, str]], turns: int) -> str:
-    """What a user reads."""
+def report(rows: list[dict[str, Any]], refused: list[dict[str, str]], turns: int, asked: list[str]) -> str:
+    """What a user reads. asked: names of the runtimes that were asked for, [] for all that are installed."""
     cells = []
     for row in rows:
         low, high = row["ms_quartiles"]
@@ -114,5 +114,10 @@ def report(rows: list[dict[str, Any]], refused: list[dict[str, str]], turns: int
     lines = [format_table(HEADER, cells)]
     lines.append(f"ms: median of {turns * RUNS} warm runs at batch 1, {' and '.join(sizes)}, boxes decoded; each row in a "
                  "process of its own, taking turns")  # fmt: skip
+    if any(row["map50"] is not None for row in rows):
+        lines.append("mAP@0.5: images letterboxed into the network's whole size, as test.py --square does it")
+    here = set(installed())
+    lines += [f"{name}: not installed: pip install {' '.join(RUNTIMES[name].packages.values())}"
+              for name in RUNTIMES if not asked and name not in here]  # fmt: skip
     lines += [f"{entry['runtime']}: {entry['reason']}" for entry in refused]
     return "\n".join(lines)

@@ -227,12 +227,21 @@ class OnnxModel:
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]), value=gray)
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Decoded predictions of images of a size that the graph takes."""
+        """Decoded predictions of images of a size that the graph takes. Raises UserError for a graph that gives something else
+        than its metadata say."""
         arrays = images.float().cpu().contiguous().numpy()
         step = self.fixed_batch or len(arrays)
         parts = [self._run(arrays[first : first + step]) for first in range(0, len(arrays), step)]
         outputs = [torch.from_numpy(np.concatenate(part)).to(images.device) for part in zip(*parts, strict=True)]
-        return self._readings[self.outputs](self, outputs, images)
+        try:
+            found = self._readings[self.outputs](self, outputs, images)
+        except (ValueError, RuntimeError, IndexError):  # other numbers of maps or channels than the heads'
+            found = images[:0]
+        if found.dim() != 3 or len(found) != len(images) or found.shape[2] != 5 + len(self.names):
+            shapes = ", ".join("x".join(map(str, output.shape)) for output in outputs)
+            raise UserError(f"{self.path}: gives {shapes}, which isn't what its metadata say: it is another network's, or "
+                            "damaged; export it again")  # fmt: skip
+        return found
 
     def _run(self, arrays: np.ndarray) -> list[np.ndarray]:
         """The graph's outputs for at most as many images as it takes."""
