@@ -48,7 +48,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     command("train.py", "--data", DATA, "--cfg", CFG, "--weights", WEIGHTS, "-pt", "--finetune", "--epochs", epochs[0],
             "--name", "baseline", "--weights-dir", str(out), "--results-dir", str(out), "--logdir", f"{out}/runs")  # fmt: skip
     command("compress.py", "--data", DATA, "--weights", str(baseline), "--target-ms", args.target_ms, "--runtime", runtime(),
-            "--threads", "1", "--epochs", epochs[1], "--out", str(compressed), "--json", str(figures))  # fmt: skip
+            "--threads", "1", "--epochs", epochs[1], "--baselines", "none",
+            "--out", str(compressed), "--json", str(figures))  # fmt: skip
     report = json.loads(figures.read_text())
     small, valid = report["files"]["pt"], Path(DATA).with_name("valid.txt")
     command("detect.py", "--weights", small, "--source", str(valid), "--output", f"{out}/detections")
