@@ -53,7 +53,7 @@ def test_the_verdict(ours, judged):
 
 
 def test_what_is_slower_does_not_count():
-    slower = replace(THIN, latency_ms=12.37)
+    slower = replace(THIN, latency_ms=12.73)
     assert "thinner" not in verdict({"map50": 0.865, "latency_ms": 12.0}, 416, [SMALL, slower])
     assert verdict({"map50": 0.884, "latency_ms": 12.0}, 416, [slower]) == (
         "Nothing that it was compared with is as fast as 12.00 ms; the compressed network at 416 px 0.884."
