@@ -14,6 +14,7 @@ from utils.core.hyp import Hyp
 from utils.detection.assignment import HeadGrid, Matches, RatioAssigner
 from utils.detection.boxes import paired_iou
 from utils.detection.head_loss import HeadLoss, pixel_boxes
+from utils.detection.picked import Picked
 from utils.detection.task_aligned import Pairs, alignment
 from utils.network.decode import decode_boxes, decode_map, to_corners
 from utils.network.heads import YoloHead
@@ -40,13 +41,14 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Fit:
     """What one head makes of its n matches.
 
-    predicted, wanted: corners (n, 4) of the prediction's and the target's box, overlap (n,) their IoU; scores
-    (n, 1 + classes): logits of objectness and classes; labels (n,): the target's class. weight (n,): what a match counts in
-    boxes and classes; quality (n,): the label of its objectness.
+    objectness (batch, anchors, ny, nx): logits of the whole map; predicted, wanted: corners (n, 4) of the prediction's and the
+    target's box, overlap (n,) their IoU; scores (n, 1 + classes): logits of objectness and classes; labels (n,): the target's
+    class. weight (n,): what a match counts in boxes and classes; quality (n,): the label of its objectness.
     """
 
     grid: HeadGrid
     matches: Matches
+    objectness: Tensor
     predicted: Tensor
     wanted: Tensor
     scores: Tensor
@@ -131,7 +133,7 @@ class DetectionLoss(HeadLoss):
 
     def _objectness_loss(self, head: YoloHead, raw: Tensor, fit: Fit, images: Tensor, boxes: Tensor) -> Tensor:
         """Mean over the map."""
-        logits = _logits(head, raw[..., 4])
+        logits = fit.objectness
         wanted, flat = torch.zeros_like(logits), fit.matches.flat(logits.shape)
         wanted.view(-1).scatter_reduce_(0, flat, fit.quality, "amax")  # where two targets meet, the better fit counts
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -164,11 +166,12 @@ class DetectionLoss(HeadLoss):
 
 def _fit(head: YoloHead, raw: Tensor, grid: HeadGrid, m: Matches, boxes: Tensor, labels: Tensor) -> Fit:
     """boxes (n, 4), labels (n,): of the matches' targets."""
-    found, cells, anchors = raw[m.where], torch.stack((m.column, m.row), 1), grid.anchors[m.anchor]
+    (found, objectness), cells, anchors = Picked.apply(raw, *m.where), torch.stack((m.column, m.row), 1), grid.anchors[m.anchor]
     decoded = decode_boxes(found, cells, anchors, grid.stride, head.scale_x_y, head.new_coords, bounded=True)
     predicted, wanted = to_corners(decoded), to_corners(boxes)
     overlap = paired_iou(predicted.detach(), wanted)
-    return Fit(grid, m, predicted, wanted, _logits(head, found[..., 4:]), overlap, labels, torch.ones_like(overlap), overlap)
+    scores, logits, one = _logits(head, found[..., 4:]), _logits(head, objectness), torch.ones_like(overlap)
+    return Fit(grid, m, logits, predicted, wanted, scores, overlap, labels, one, overlap)
 
 
 def _logits(head: YoloHead, scores: Tensor) -> Tensor:
