@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.compression.page import page
+from utils.compression.page import baselines_table, page
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "x" * 60 + "<b>.jpg"  # long, and no tag
@@ -23,14 +23,14 @@ def network(map50: float, share: float, name: str) -> dict[str, Any]:
     return {"map50": map50, "map": map50 / 2, "ms": ms, "latency_ms": ms["median"], "per_class": [each] * 3, **sizes}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
+def made_up() -> dict[str, Any]:
+    """A result of compress.py, with long names."""
     before, after = (network(map50, share, NAME) for map50, share in ((0.88, 1.0), (0.87, 0.3)))
     sizes = {key: after[key] for key in ("params", "macs", "map50", "map", "latency_ms")}
     trials = [{"round": 1, "is_kept": True, **sizes}]
     baselines = [{"title": f"the original at {side} px, {NAME}", "label": f"{side} px", "epochs": epochs, **sizes}
                  for side, epochs in ((160, 0), (160, 20), (192, 0))]  # fmt: skip
-    result = {
+    return {
         "title": "a network & its report", "outcome": "70 % is gone", "verdict": "it was worth it",
         "baselines": baselines, "is_kept": True,
         "before": before, "after": after, "int8": None,
@@ -39,11 +39,22 @@ def written(tmp_path_factory) -> Path:
         "files": {"pt": f"/{'folder/' * 30}network.pt"}, "commands": [f"python train.py {'--flag value ' * 30}"] * 5,
         "versions": {"Python": "3"}, "seed": 0, "machine": "a computer", "training_seconds": 60.0, "seconds": 90.0,
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     pairs = [(NAME, *rng.integers(0, 255, (2, 300, 200, 3), np.uint8)) for _ in range(6)]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page(result, pairs))
+    path.write_text(page(made_up(), pairs))
     return path
+
+
+def test_milliseconds_of_8_bits_beside_accuracies_of_floats_are_told():
+    result = made_up()
+    told = "Milliseconds are those of 8 bits, mAP is that of the float networks."
+    assert told not in baselines_table(result)
+    assert told in baselines_table(result | {"int8": result["after"]})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("PySide6") is None, reason="needs a browser: pip install pyside6")

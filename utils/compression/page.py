@@ -119,6 +119,8 @@ def baselines_table(result: dict[str, Any]) -> str:
         "Milliseconds are measured by turns with the others' above. A baseline that wasn't finetuned may become better by it: "
         "--baselines train finetunes each for as many epochs as the compressed network was trained."
     )
+    if result["int8"] and result["aim"]["kind"] == MILLISECONDS:
+        note += " Milliseconds are those of 8 bits, mAP is that of the float networks."
     return table(header, rows) + f'<p class="small">{escape(note)}</p>'
 
 
