@@ -39,6 +39,11 @@ def test_a_network_of_the_least_size_has_no_smaller_image():
     assert enclosing({32: 10.0}, 5.0) == (None, 32)
 
 
+@pytest.mark.parametrize("share", [0.98, 1.0, 1.2])
+def test_a_network_that_became_no_faster_is_compared_at_no_smaller_image(share):
+    assert sizes_to_measure({416: 10.0}, 32, share * 10.0) == []
+
+
 @pytest.mark.parametrize(
     ("ours", "judged"),
     [(0.884, "the compressed one is better"), (0.875, "a network uniformly thinner is as good"),

@@ -43,7 +43,8 @@ class Baseline:
 
 
 def sizes_to_measure(known: Mapping[int, float], stride: int, target: float) -> list[int]:
-    """Image sizes whose milliseconds say more about which takes `target`; [] once two neighbours, or an end, enclose it.
+    """Image sizes whose milliseconds say more about which takes `target`; [] once two neighbours, or an end, enclose it, and where
+    all that were measured are fast enough.
 
     known: {size: milliseconds} of those that were measured, the network's own among them. Between them milliseconds are taken
     to grow with the number of pixels.
@@ -51,6 +52,8 @@ def sizes_to_measure(known: Mapping[int, float], stride: int, target: float) -> 
     >>> sizes_to_measure({416: 40.0}, 32, 20.0)
     [256, 288, 320]
     """
+    if max(known.values()) <= (1 + TOLERANCE) * target:
+        return []
     below, above = enclosing(known, target)
     least = below if below is not None else 0
     if above - least <= stride:
@@ -77,7 +80,7 @@ def compare(job: Job, aim: Aim, best: Trial, times: Times) -> list[Baseline]:
     thin = _thin(job, aim, best)
     first = load_model("", job.weights)
     size, stride = first.img_size, first.model.max_stride
-    wanted = sizes_to_measure({size: 1.0}, stride, best.latency_ms / job.anchor) if best.latency_ms < job.anchor else []
+    wanted = sizes_to_measure({size: 1.0}, stride, best.latency_ms / job.anchor)
     networks |= {"thin": Network(thin)} | _at(job.weights, wanted)
     times.measure(networks)
     target, known = times.ms(SMALL), {size: times.ms(FIRST)}
