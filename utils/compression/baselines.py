@@ -43,8 +43,8 @@ class Baseline:
 
 
 def sizes_to_measure(known: Mapping[int, float], stride: int, target: float) -> list[int]:
-    """Image sizes whose milliseconds say more about which takes `target`; [] once two neighbours, or an end, enclose it, and where
-    all that were measured are fast enough.
+    """Image sizes whose milliseconds say more about which takes `target`; [] once two neighbours, or an end, enclose it, and
+    where all that were measured are fast enough.
 
     known: {size: milliseconds} of those that were measured, the network's own among them. Between them milliseconds are taken
     to grow with the number of pixels.
