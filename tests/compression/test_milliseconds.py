@@ -94,7 +94,7 @@ def test_out_of_reach():
     ("--target-ms 3", "--target-ms: name the runtime of the milliseconds with --runtime"),
     ("--runtime torch", "--runtime: is about milliseconds; add --target-ms T, or leave it out"),
     ("--threads 2 --target-macs 0.5", "--threads: is about milliseconds"),
-    ("--target-ms 3 --runtime torch --bits 8", "--runtime torch --bits 8: it computes no network in 8-bit integers here; leave --bits out"),
+    ("--target-ms 3 --runtime torch --bits 8", "--runtime torch --bits 8: it computes no network in 8-bit"),
 ])  # fmt: skip
 def test_budgets_that_cannot_be(words, said):
     args = compress.get_parser().parse_args(words.split())
