@@ -165,7 +165,7 @@ def test_a_share_of_the_milliseconds(runtime, here):
     (ON, "--runtime: is about milliseconds; add --target-ms T, --spend ms or --dry-run"),
     ("--bits 8", "--bits: is about milliseconds"),
     (f"{ON} --target-macs 0.5", "--runtime: is about milliseconds"),
-    (f"{ON} --bits 8 --target-ms 3", "--runtime torch --bits 8: it computes quantized networks in float"),
+    (f"{ON} --bits 8 --target-ms 3", "--runtime torch --bits 8: it computes no network in 8-bit"),
     (f"{ON} --target-ms 3 --dry-run", "--dry-run shows what every amount leaves"),
 ])  # fmt: skip
 def test_budgets_that_cannot_be(runtime, here, options, said):
