@@ -165,7 +165,7 @@ def test_darknet_weights_teach_with_their_cfg(tmp_path):
     ("student", "message"),
     [
         (ONE_HEAD, r"compares outputs, but the teacher has 2 heads of stride 8, 16, the student 1 head of stride 16; "
-                   r"--KDstr 6 and 7, which compare feature maps only, can"),
+                   r"--KDstr 6 and 7 can"),
         (CFG.replace("classes=2", "classes=3").replace("filters=7", "filters=8"), "has 2 classes, the student 3; --KDstr 6"),
         (CFG.replace("20,16", "30,16"), "the anchors at stride 16 differ; --KDstr 6 and 7"),
         (CFG.replace("num=2", "num=2\nnew_coords=1"), "new_coords at stride 16 differ"),
@@ -223,6 +223,15 @@ def test_what_needs_objectness_is_refused_for_anchor_free_heads(tmp_path, number
     with pytest.raises(UserError, match=said) as error:
         load_teacher(arguments(number, path), network(DFL), False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [3, 8])
+def test_what_is_named_instead_can_be_used_with_heads_of_another_kind(tmp_path, number):
+    anchored = network(NET + conv(8, stride=2) + head() + "[route]\nlayers=0\n" + conv(8, stride=2) + head())
+    path = save(anchored, tmp_path / "t.pt")
+    with pytest.raises(UserError, match="; --KDstr 6 and 7 can$"):
+        load_teacher(arguments(number, path), network(DFL), False)
+    assert load_teacher(arguments(6, path), network(DFL), False).links
 
 
 def test_what_a_teacher_cannot_see_is_refused(tmp_path):

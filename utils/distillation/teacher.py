@@ -1,26 +1,26 @@
 """The teacher of a distillation: read, and compared with its student, before any training."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from utils.core.errors import UserError
 from utils.distillation.links import Link, links
-from utils.distillation.losses import KDSTR, KDStrategy
+from utils.distillation.losses import KDSTR
 from utils.loading import Loaded, load_model
 from utils.network.darknet import Darknet
 from utils.network.file_kind import NoCfgError, is_checkpoint
 from utils.network.shapes import output_shapes
 
 
-def _numbers(chosen: Callable[[KDStrategy], bool]) -> str:
-    """Those of the strategies, in words."""
-    *most, last = (str(n) for n, strategy in KDSTR.items() if chosen(strategy))
-    return f"{', '.join(most)} and {last}"
-
-
-FEATURES_ONLY = _numbers(lambda strategy: not strategy.outputs)
-OUTPUTS_ONLY = _numbers(lambda strategy: not strategy.maps)
-WITHOUT_ANCHORS = _numbers(lambda strategy: not strategy.anchored)
+def _able(anchors: bool, outputs: bool, maps: bool) -> str:
+    """Which strategies can be used, in words. anchors: whether the student has anchors; outputs, maps: whether outputs can be
+    compared, and feature maps."""
+    able = [str(number) for number, strategy in KDSTR.items()
+            if (anchors or not strategy.anchored) and (outputs or not strategy.outputs)
+            and (maps or not strategy.maps)]  # fmt: skip
+    if not able:
+        return "no other --KDstr can either"
+    *most, last = able
+    return f"--KDstr {', '.join(most)}{' and ' if most else ''}{last} can"
 
 
 @dataclass
@@ -66,18 +66,19 @@ def load_teacher(options: DistillationOptions, student: Darknet, gray: bool) -> 
     _check_inputs(student, loaded, name)
     size = 32 * student.max_stride
     shared = links(student.defs, model.defs, size)
-    if strategy.anchored and student.defs.yolo_indices() != student.defs.head_indices():
-        kinds = student.defs.heads_named()
-        raise UserError(f"{name}: --KDstr {options.KDstr} is about objectness and anchors, which {kinds} heads do without; "
-                        f"--KDstr {WITHOUT_ANCHORS} can")  # fmt: skip
+    anchors = student.defs.yolo_indices() == student.defs.head_indices()
     reason, heads = _match_heads(student, model, size)
+    able = _able(anchors, not reason, bool(shared))
+    if strategy.anchored and not anchors:
+        kinds = student.defs.heads_named()
+        raise UserError(
+            f"{name}: --KDstr {options.KDstr} is about objectness and anchors, which {kinds} heads do without; {able}"
+        )
     if strategy.outputs and reason:
-        others = f"--KDstr {FEATURES_ONLY}, which compare feature maps only, can" if shared else "no other --KDstr can either"
-        raise UserError(f"{name}: --KDstr {options.KDstr} compares outputs, but {reason}; {others}")
+        raise UserError(f"{name}: --KDstr {options.KDstr} compares outputs, but {reason}; {able}")
     if strategy.maps and not shared:
-        others = f"--KDstr {OUTPUTS_ONLY}, which compare outputs only, can" if not reason else "no other --KDstr can either"
         raise UserError(f"{name}: --KDstr {options.KDstr} compares feature maps, but teacher and student have none of the same "
-                        f"stride; {others}")  # fmt: skip
+                        f"stride; {able}")  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
     return Teacher(model, heads, shared if strategy.maps else [], loaded.settings.get("maxabs"), parameters)
 
